@@ -1,0 +1,46 @@
+"""A base model with its adapter and gradient engine, loaded once in a process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from peft import PeftModel
+from torch import Tensor
+
+from lalora_flwr.config import LoraSettings, ModelSettings, Settings
+from lalora_flwr.data.records import dataset
+from lalora_flwr.lora.adapter import adapter_state, attach_adapter
+from lalora_flwr.lora.per_sample import PerSampleGradients
+from lalora_flwr.lora.self_check import self_check
+from lalora_flwr.models import load_base_model
+from lalora_flwr.models.base import BaseModel
+from lalora_flwr.privacy.randomness import derive_seed
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """``initial``: the adapter as drawn from the run's seed, the same in every process."""
+
+    base: BaseModel
+    model: PeftModel
+    engine: PerSampleGradients
+    initial: dict[str, Tensor]
+
+
+def adapted_model(settings: Settings) -> Adapted:
+    """The run's model, checked and ready to train. Shared by all callers in the process: load an adapter before use.
+
+    Raises:
+        ConfigError: the model cannot be used (no target matched, BatchNorm, records that are not independent, …).
+    """
+    return _load(settings.model, settings.lora, settings.data.name, settings.seed)
+
+
+@lru_cache(maxsize=1)
+def _load(model_settings: ModelSettings, lora: LoraSettings, data: str, seed: int) -> Adapted:
+    base = load_base_model(model_settings, dataset(data))
+    model = attach_adapter(base, lora, derive_seed(seed, "adapter"))
+    engine = PerSampleGradients(model)
+    self_check(base, model, engine)
+    return Adapted(base, model, engine, adapter_state(model))

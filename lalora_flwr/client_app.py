@@ -1,0 +1,52 @@
+"""The ClientApp: parse, call, reply. What fails on a site reaches the server only as a fixed reason."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from lalora_flwr.errors import ConfigError, SiteRefusal
+from lalora_flwr.messages import IDENTITY
+
+log = logging.getLogger("lalora_flwr.site")
+APP_ERROR = 2  # Flower's code for an exception in a ClientApp
+
+app = ClientApp()
+
+
+def answer(work: Callable[[RecordDict, Context], RecordDict], message: Message, context: Context) -> Message:
+    """Reply with the result of ``work``, or with a fixed reason; never with an exception's text, which may quote data.
+
+    The error is returned, not raised: Flower keeps the site's state only if the handler returns, and the steps taken
+    before the failure must stay counted.
+    """
+    try:
+        return Message(work(message.content, context), reply_to=message)
+    except SiteRefusal as refusal:
+        reason = str(refusal)
+    except ConfigError:
+        log.exception("the site cannot use this configuration")
+        reason = "configuration: the site cannot use it; its own log says why"
+    except Exception:
+        log.exception("the site failed")
+        reason = "failure: the site's own log says why"
+    return Message(Error(code=APP_ERROR, reason=reason), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Serve one training round."""
+    from lalora_flwr import site  # heavy imports only when there is work
+
+    return answer(site.train, message, context)
+
+
+@app.query("identity")
+def identity(message: Message, context: Context) -> Message:
+    """Tell the virtual site's number and how many there are; -1 for a real site, which its node id identifies."""
+    number = int(context.node_config.get("partition-id", -1))
+    count = int(context.node_config.get("num-partitions", -1))
+    return Message(RecordDict({IDENTITY: MetricRecord({"site": number, "sites": count})}), reply_to=message)

@@ -1,0 +1,294 @@
+"""Run configuration: the documented keys, their defaults, and the checks they pass before any data is touched.
+
+The key of a field is its name in kebab-case behind the name of its group: ``settings.privacy.clip_norm`` is
+``privacy.clip-norm``. Flower hands the keys over flat (``context.run_config``); a TOML file may nest them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from lalora_flwr.errors import ConfigError
+
+Value = bool | int | float | str
+
+
+def _key(default: Value, doc: str, allowed: str = "", check: Callable[[Any], bool] = lambda _: True) -> Any:
+    """A config key: its default, one line of documentation, what is allowed in words, and the same as a test."""
+    return field(default=default, metadata={"doc": doc, "allowed": allowed, "check": check})
+
+
+def _choice(default: str, doc: str, *values: str) -> Any:
+    return _key(default, doc, "one of " + ", ".join(values), lambda v: v in values)
+
+
+def _at_least(low: int, default: int, doc: str) -> Any:
+    return _key(default, doc, f"a whole number of at least {low}", lambda v: v >= low)
+
+
+def _positive(default: float, doc: str) -> Any:
+    return _key(default, doc, "a finite number above 0", lambda v: v > 0 and math.isfinite(v))
+
+
+def _non_negative(default: float, doc: str) -> Any:
+    return _key(default, doc, "a finite number of at least 0", lambda v: v >= 0 and math.isfinite(v))
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The frozen base model."""
+
+    name: str = _key("embedded/vit-digits", "embedded/vit-digits, or timm/<name> for any timm image classifier")
+    pretrained: bool = _key(True, "load timm's published weights (needs the hub once); false starts from random weights")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter."""
+
+    rank: int = _at_least(1, 8, "rank r of every adapter")
+    alpha: float = _positive(8.0, "the adapter's output is scaled by alpha / rank")
+    targets: str = _key("auto", "comma-separated module names that get an adapter; auto takes the model's usual ones")
+    dropout: float = _key(0.0, "dropout on the adapter's input", "a number in [0, 1)", lambda v: 0 <= v < 1)
+    head: str = _choice("frozen", "classification head: frozen, or trained at every step inside the same joint clip",
+                        "frozen", "trained")
+    schedule: str = _key("auto", "which factor trains when: auto (the strategy's own), both, B, step:BA, step:BBA, round:BA, …")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The private records and how virtual sites share them."""
+
+    name: str = _key("digits", "digits: scikit-learn's handwritten digits, rotated, embedded in the package")
+    partition: str = _choice("iid", "how virtual sites share the records: iid (equal parts) or dirichlet (by label)",
+                             "iid", "dirichlet")
+    beta: float = _positive(1.0, "Dirichlet concentration: the smaller, the more the sites differ")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Local training on a site."""
+
+    local_steps: int = _at_least(1, 10, "noisy steps K a site takes in a round")
+    batch_size: int = _at_least(1, 40, "expected records in a Poisson batch; a site of n records samples at rate batch-size / n")
+    optimizer: str = _choice("sgd", "local optimizer, made afresh each round", "sgd", "adamw")
+    lr: float = _positive(1.0, "learning rate")
+    momentum: float = _key(0.0, "SGD momentum", "a number in [0, 1)", lambda v: 0 <= v < 1)
+    weight_decay: float = _non_negative(0.0, "weight decay of the optimizer")
+    max_physical_batch: int = _at_least(0, 0, "records processed at once; 0 takes the whole batch (same result, more memory)")
+    num_threads: int = _at_least(1, 1, "CPU threads a site computes with; Ray reserves as many CPUs for it")
+
+
+@dataclass(frozen=True)
+class PrivacySettings:
+    """The record-level guarantee. Nothing here may be chosen by looking at private records."""
+
+    epsilon: float = _key(8.0, "largest ε any site may spend in the run; inf trains without privacy",
+                          "a number above 0, or inf", lambda v: v > 0)
+    delta: float = _key(1e-4, "δ of the guarantee; choose it well below 1 / records of a site",
+                        "a number between 0 and 1, both excluded", lambda v: 0 < v < 1)
+    clip_norm: float = _positive(1.0, "L2 bound C on what one record adds to a step, over all tensors of the step together")
+    accountant: str = _choice("prv", "accountant that calibrates the noise and reports ε (rdp: looser, more noise)", "prv", "rdp")
+    max_rounds: int = _at_least(0, 0, "rounds any one site may serve; the noise is calibrated for them; 0: all rounds")
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """What happens to a gradient after the noise (free under differential privacy)."""
+
+    name: str = _choice("auto", "auto (the strategy's own), none, or gauss5 (5-tap binomial along the features)",
+                        "auto", "none", "gauss5")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every run-config key, validated. Build it with `settings_from`."""
+
+    strategy: str = _key("la-lora", "la-lora, dp-lora, ffa-lora or rolora")
+    num_rounds: int = _at_least(1, 15, "communication rounds")
+    num_supernodes: int = _at_least(1, 4, "sites the run waits for (virtual sites in a simulation)")
+    fraction_train: float = _key(1.0, "share of the sites drawn each round", "a number in (0, 1]", lambda v: 0 < v <= 1)
+    max_failures: int = _at_least(0, 1, "sites a round may lose before the run stops")
+    seed: int = _at_least(0, 0, "seed of the initial adapter, the partition and, in simulation only, of noise and sampling")
+    output_dir: str = _key("runs", "folder under which the run's own folder is made")
+    run_name: str = _key("", "name of the run's folder; empty: strategy, ε, seed and time")
+    model: ModelSettings = field(default_factory=ModelSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    filter: FilterSettings = field(default_factory=FilterSettings)
+
+    @property
+    def private(self) -> bool:
+        """Whether the run clips and adds noise (finite ε)."""
+        return math.isfinite(self.privacy.epsilon)
+
+    @property
+    def rounds_per_site(self) -> int:
+        """Most rounds any one site may serve; the noise is calibrated for them."""
+        return min(self.privacy.max_rounds or self.num_rounds, self.num_rounds)
+
+    @property
+    def steps_per_site(self) -> int:
+        """Most noisy steps any one site may take in the run."""
+        return self.rounds_per_site * self.train.local_steps
+
+
+@dataclass(frozen=True)
+class Key:
+    """One documented run-config key."""
+
+    name: str
+    default: Value
+    doc: str
+    allowed: str
+    check: Callable[[Any], bool]
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _walk(cls: type, prefix: str = "") -> list[Key]:
+    keys: list[Key] = []
+    for f in fields(cls):
+        if f.metadata:
+            keys.append(Key(prefix + _kebab(f.name), f.default, f.metadata["doc"], f.metadata["allowed"], f.metadata["check"]))
+        else:
+            keys += _walk(f.default_factory, f"{prefix}{_kebab(f.name)}.")  # type: ignore[arg-type]
+    return keys
+
+
+KEYS: dict[str, Key] = {k.name: k for k in _walk(Settings)}
+
+
+def _typed(key: Key, value: Any) -> Value:
+    want = type(key.default)
+    if want is float and type(value) is int:
+        value = float(value)
+    if type(value) is not want:
+        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[want]
+        raise ConfigError(f"{key.name} = {value!r}: must be {kind}")
+    if not key.check(value):  # NaN fails every comparison and ends here too
+        raise ConfigError(f"{key.name} = {value!r}: must be {key.allowed}")
+    return value
+
+
+def check_values(flat: Mapping[str, Any]) -> dict[str, Value]:
+    """Check names, types and ranges of flat run-config values.
+
+    Raises:
+        ConfigError: one line naming the key, the value and what is allowed; for an unknown key the nearest known one.
+    """
+    checked: dict[str, Value] = {}
+    for name, value in flat.items():
+        if name not in KEYS:
+            near = difflib.get_close_matches(name, KEYS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`lalora keys` lists all keys"
+            raise ConfigError(f"{name}: unknown key; {hint}")
+        checked[name] = _typed(KEYS[name], value)
+    return checked
+
+
+def _build(cls: type, values: Mapping[str, Value], prefix: str = "") -> Any:
+    arguments = {}
+    for f in fields(cls):
+        name = prefix + _kebab(f.name)
+        if not f.metadata:
+            arguments[f.name] = _build(f.default_factory, values, name + ".")  # type: ignore[arg-type]
+        elif name in values:
+            arguments[f.name] = values[name]
+    return cls(**arguments)
+
+
+def settings_from(flat: Mapping[str, Any]) -> Settings:
+    """Typed settings from flat run-config values; what is not named keeps its default.
+
+    Raises:
+        ConfigError: for the first key that cannot be used, or for two keys that cannot go together.
+    """
+    settings: Settings = _build(Settings, check_values(flat))
+    _check_together(settings)
+    return settings
+
+
+def _check_together(settings: Settings) -> None:
+    """Checks that need more than one key, or a registry that this module must not import at load time."""
+    from lalora_flwr.lora.schedule import parse_schedule
+    from lalora_flwr.strategies import METHODS
+
+    if settings.strategy not in METHODS:
+        near = difflib.get_close_matches(settings.strategy, METHODS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"strategy = {settings.strategy!r}: must be one of {', '.join(METHODS)}{hint}")
+    if settings.lora.schedule != "auto":
+        parse_schedule(settings.lora.schedule)
+    if settings.train.optimizer == "adamw" and settings.train.momentum:
+        raise ConfigError(f"train.momentum = {settings.train.momentum}: only for train.optimizer = 'sgd'; adamw has its own moments")
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, Value]:
+    """All keys of the settings with their resolved values, flat."""
+    flat: dict[str, Value] = {}
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        name = prefix + _kebab(f.name)
+        flat.update(flatten(value, name + ".") if is_dataclass(value) else {name: value})
+    return flat
+
+
+def _flatten_toml(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat.update(_flatten_toml(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Flat values of a TOML experiment file (nested tables and dotted keys alike).
+
+    Raises:
+        ConfigError: if the file is missing or is not TOML.
+    """
+    try:
+        return _flatten_toml(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or 'cannot be read'}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not valid TOML: {error}") from None
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Flat values of one ``-c`` argument: ``key=value`` pairs, separated by spaces, values as in TOML or bare words.
+
+    Raises:
+        ConfigError: if a part is not ``key=value``.
+    """
+    values: dict[str, Any] = {}
+    for pair in _split_pairs(text):
+        name, found, raw = pair.partition("=")
+        if not found or not name:
+            raise ConfigError(f"-c {pair}: must be key=value")
+        try:
+            values[name.strip()] = tomllib.loads(f"v = {raw}")["v"]
+        except tomllib.TOMLDecodeError:
+            values[name.strip()] = raw  # a bare word: strategy=ffa-lora
+    return values
+
+
+def _split_pairs(text: str) -> list[str]:
+    import shlex
+
+    lexer = shlex.shlex(text, posix=False)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    try:
+        return list(lexer)
+    except ValueError:
+        raise ConfigError(f"-c {text}: a quote is not closed") from None

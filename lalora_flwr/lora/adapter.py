@@ -1,0 +1,152 @@
+"""LoRA factors in and out of a model, through PEFT.
+
+Tensor names on the wire and in an adapter folder are PEFT's own (``…blocks.0.attn.qkv.lora_A.weight``), so what a run
+sends, checkpoints and saves is one naming.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lalora_flwr.config import LoraSettings
+from lalora_flwr.errors import ConfigError
+from lalora_flwr.lora.schedule import BOTH, Factors
+from lalora_flwr.models.base import BaseModel
+
+HEAD = "head"
+
+
+def _short(names: Iterable[str], limit: int = 8) -> str:
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _suffixes(model: nn.Module) -> list[str]:
+    """The distinct last parts of the names of the linear layers, the form in which targets are given."""
+    return list(dict.fromkeys(n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)))
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)  # PEFT's rule for a list of target modules
+
+
+def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
+    """The module names to adapt, each checked against the model.
+
+    Raises:
+        ConfigError: if a target matches no linear layer, listing those the model has.
+    """
+    targets = list(base.targets) if lora.targets == "auto" else [t.strip() for t in lora.targets.split(",") if t.strip()]
+    linear = [name for name, module in base.module.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets or [""]:
+        if not any(_matches(name, target) for name in linear):
+            raise ConfigError(
+                f"lora.targets = {lora.targets!r}: {target!r} matches no linear layer of {base.name}; it has "
+                f"{_short(_suffixes(base.module), 20)}"
+            )
+    return targets
+
+
+def _refuse_batch_norm(base: BaseModel) -> None:
+    mixing = [name for name, module in base.module.named_modules() if isinstance(module, _BatchNorm)]
+    if mixing:
+        raise ConfigError(
+            f"model.name = {base.name!r}: BatchNorm ({_short(mixing, 3)}) mixes the records of a batch, so no record's "
+            "gradient is its own; choose a model without BatchNorm"
+        )
+
+
+def attach_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> PeftModel:
+    """Put an adapter on a frozen base model: A Kaiming-uniform from the seed, B zero, everything else frozen.
+
+    With ``lora.head = "trained"`` the classification head is trained too and belongs to the adapter.
+
+    Raises:
+        ConfigError: no target matched, or the model has BatchNorm.
+    """
+    _refuse_batch_norm(base)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; a float is fine
+        target_modules=resolve_targets(base, lora),
+        lora_dropout=lora.dropout,
+        modules_to_save=[base.head] if lora.head == "trained" else None,
+    )
+    with torch.random.fork_rng(devices=[]):  # PEFT draws A from the global generator
+        torch.manual_seed(seed)
+        return get_peft_model(base.module, config)
+
+
+def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The adapter's tensors under PEFT's names, in a fixed order, as copies."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: state[name].detach().clone() for name in sorted(state)}
+
+
+def load_adapter_state(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
+    """Put tensors (all of the adapter's, or some of them) into the model.
+
+    Raises:
+        KeyError: if a name is not one of the adapter's: PEFT alone would ignore it without a word.
+    """
+    unknown = set(state) - set(adapter_state(model))
+    if unknown:
+        raise KeyError(f"not part of this adapter: {_short(sorted(unknown))}")
+    set_peft_model_state_dict(model, dict(state))
+
+
+def factor_of(name: str) -> str:
+    """``A``, ``B`` or ``head``: which part of the adapter a tensor or parameter belongs to, by its name."""
+    if ".lora_A." in name:
+        return "A"
+    if ".lora_B." in name:
+        return "B"
+    return HEAD
+
+
+def select(names: Iterable[str], factors: Factors) -> list[str]:
+    """The names whose factor is among ``factors``; a trained head goes with every selection."""
+    return [n for n in names if factor_of(n) in factors or factor_of(n) == HEAD]
+
+
+def set_active(model: nn.Module, factors: Factors) -> dict[str, nn.Parameter]:
+    """Let exactly the given factors (and a trained head) require gradients; clear the gradients of all the rest.
+
+    A parameter without a gradient is skipped by torch's optimizers altogether: no step, no momentum, no weight decay.
+
+    Returns:
+        The active parameters by name.
+    """
+    active = {}
+    for name, parameter in adapter_parameters(model).items():
+        parameter.requires_grad_(factor_of(name) in factors or factor_of(name) == HEAD)
+        parameter.grad = None
+        if parameter.requires_grad:
+            active[name] = parameter
+    return active
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters (factors and, if trained, the head) by their names in the model."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name or ".modules_to_save." in name
+    }
+
+
+def digest(state: Mapping[str, torch.Tensor], factors: Factors = BOTH) -> str:
+    """SHA-256 over names, shapes and bytes of the given factors: equal on two sites only if the tensors are identical."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        if factor_of(name) in factors:
+            tensor = state[name].detach().cpu().contiguous()
+            sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            sha.update(tensor.numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,110 @@
+"""Per-sample gradients of linear layers without hooks.
+
+Each record gets its own stride-0 view of the weight, ``weight.expand(records, out, in)``; one batched product with the
+views, and autograd returns the gradient of every record by itself. No second backward pass, nothing kept in ``.grad``,
+and a layer whose parameters are frozen runs as an ordinary linear layer. Records must lie outermost in the first axis
+of a layer's input; Swin's windows do (image by image), and are folded into their record here. Why this engine and not
+Opacus hooks or ghost clipping: they cannot switch between A and B, and on Swin they take a window for a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lalora_flwr.errors import ConfigError
+
+
+class _Pass:
+    """The per-record views of one forward pass; ``records`` is 0 outside of one."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.views: dict[int, Tensor] = {}
+
+    def view(self, parameter: nn.Parameter) -> Tensor:
+        """(records, *shape), one view a pass even if the layer runs twice: its gradients then add up, as they must."""
+        key = id(parameter)
+        if key not in self.views:
+            self.views[key] = parameter.detach().expand(self.records, *parameter.shape).requires_grad_()
+        return self.views[key]
+
+
+class PerSampleLinear(nn.Linear):
+    """A linear layer that, inside `PerSampleGradients`, uses one view of its trainable parameters for each record."""
+
+    _pass: _Pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        records = self._pass.records
+        if not records or not (self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)):
+            return F.linear(x, self.weight, self.bias)
+        if x.shape[0] % records:
+            raise RuntimeError(f"a layer got {x.shape[0]} rows for {records} records: its record axis cannot be told")
+        rows = x.reshape(records, -1, x.shape[-1])  # (records, tokens, in)
+        if self.weight.requires_grad:
+            y = torch.bmm(rows, self._pass.view(self.weight).transpose(1, 2))  # (records, tokens, out)
+        else:
+            y = F.linear(rows, self.weight)
+        if self.bias is not None:
+            y = y + (self._pass.view(self.bias).unsqueeze(1) if self.bias.requires_grad else self.bias)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+class PerSampleGradients:
+    """Per-sample gradients of a model whose trainable parameters all sit in ``nn.Linear`` layers.
+
+    Guarantee: entry j of every returned tensor is the gradient of record j's loss alone, provided that the model does
+    not let records of a batch interact; `lalora_flwr.lora.self_check` tests that on each site before training.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Prepare the layers that own a trainable parameter now (which of them train may change later).
+
+        Raises:
+            ConfigError: if a trainable parameter sits in a layer that has no per-sample rule.
+        """
+        self._pass = _Pass()
+        self._model = model
+        for name, module in model.named_modules():
+            own = [n for n, p in module.named_parameters(recurse=False) if p.requires_grad]
+            if own and type(module) not in (nn.Linear, PerSampleLinear):
+                raise ConfigError(f"{name}.{own[0]}: no per-sample gradient for a {type(module).__name__}; adapt linear layers")
+            if own:
+                module.__class__ = PerSampleLinear
+                module._pass = self._pass  # type: ignore[assignment]
+
+    def __call__(self, records: int, losses: Callable[[], Tensor]) -> dict[str, Tensor]:
+        """Gradients of each record's loss.
+
+        Args:
+            records: how many records the batch holds, at least 1.
+            losses: runs the model forward once and returns the loss of each record, shape (records,).
+
+        Returns:
+            For every parameter that requires a gradient, by name, a tensor of shape (records, *parameter.shape).
+
+        Raises:
+            RuntimeError: if the losses are not one a record, or a trainable parameter took no part in the forward pass
+                (its gradient would be missing from the clipped norm).
+        """
+        trainable = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        self._pass.records, self._pass.views = records, {}
+        try:
+            values = losses()
+            if values.shape != (records,):
+                raise RuntimeError(f"losses of shape {tuple(values.shape)} for {records} records")
+            unused = [name for name, p in trainable.items() if id(p) not in self._pass.views]
+            if unused:
+                raise RuntimeError(f"{unused[0]} took no part in the forward pass: its per-sample gradient cannot be told")
+            views = [self._pass.views[id(p)] for p in trainable.values()]
+            gradients = torch.autograd.grad(values.sum(), views, allow_unused=True)
+        finally:
+            self._pass.records, self._pass.views = 0, {}
+        return {
+            name: torch.zeros(records, *p.shape, device=p.device) if g is None else g
+            for (name, p), g in zip(trainable.items(), gradients, strict=True)
+        }

@@ -1,0 +1,138 @@
+"""What travels between server and sites: the only names a message may hold.
+
+    train      down  arrays    adapter tensors the site cannot derive itself
+                     config    server-round, schedule, filter, share, adapter-digest
+               up    arrays    adapter tensors, as the method shares them
+                     counters  steps, epsilon, noise-multiplier, sample-rate, seeded
+    identity   up    identity  site, sites (-1 outside of a simulation)
+
+Counters are public: they follow from public constants and from how often the site was asked. Nothing that depends on
+the records travels but the tensors, and those only after clipping and noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+ARRAYS, CONFIG, COUNTERS, IDENTITY = "arrays", "config", "counters", "identity"
+IDENTITY_QUERY = "query.identity"
+
+
+class BadReply(Exception):
+    """A reply that does not keep to the contract; never averaged."""
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """What the server asks of a site in one round; it names choices, not the method."""
+
+    server_round: int
+    schedule: str
+    filter: str
+    share: str
+    adapter_digest: str  # of the whole adapter the site must start from
+
+    def to_record(self) -> ConfigRecord:
+        return ConfigRecord(
+            {
+                "server-round": self.server_round,
+                "schedule": self.schedule,
+                "filter": self.filter,
+                "share": self.share,
+                "adapter-digest": self.adapter_digest,
+            }
+        )
+
+    @staticmethod
+    def from_record(record: ConfigRecord) -> TrainOrder:
+        return TrainOrder(
+            int(record["server-round"]),  # type: ignore[arg-type]
+            str(record["schedule"]),
+            str(record["filter"]),
+            str(record["share"]),
+            str(record["adapter-digest"]),
+        )
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Public counters of one site after a round: steps in all, ε in all, and the constants behind them."""
+
+    steps: int
+    epsilon: float
+    noise_multiplier: float
+    sample_rate: float
+    seeded: bool
+
+    def to_record(self) -> MetricRecord:
+        return MetricRecord(
+            {
+                "steps": self.steps,
+                "epsilon": self.epsilon,
+                "noise-multiplier": self.noise_multiplier,
+                "sample-rate": self.sample_rate,
+                "seeded": int(self.seeded),
+            }
+        )
+
+    @staticmethod
+    def from_record(record: MetricRecord) -> Counters:
+        if set(record) != {"steps", "epsilon", "noise-multiplier", "sample-rate", "seeded"}:
+            raise BadReply("its counters are not the declared ones")
+        values = {name: float(value) for name, value in record.items()}  # type: ignore[arg-type]
+        return Counters(
+            int(values["steps"]),
+            values["epsilon"],
+            values["noise-multiplier"],
+            values["sample-rate"],
+            bool(values["seeded"]),
+        )
+
+
+def to_arrays(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """Adapter tensors as float32 arrays, in sorted order of names."""
+    return ArrayRecord({name: state[name].detach().to("cpu", torch.float32) for name in sorted(state)})
+
+
+def to_tensors(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
+    """The tensors of an `ArrayRecord`, by name."""
+    return dict(arrays.to_torch_state_dict())
+
+
+def num_bytes(arrays: ArrayRecord) -> int:
+    """Bytes of the arrays as they travel (each a ``.npy``: the values and a header of 128 bytes)."""
+    return sum(len(array.data) for array in arrays.values())
+
+
+def read_reply(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, NDArray[np.float32]], Counters]:
+    """Check a training reply against the contract and take it apart.
+
+    Args:
+        content: the reply.
+        shapes: names and shapes of the tensors that the site has to send.
+
+    Raises:
+        BadReply: naming what is wrong: records, names, shapes, types, or values that are not finite.
+    """
+    if set(content) != {ARRAYS, COUNTERS}:
+        raise BadReply("its records are not the declared ones")
+    arrays, counters = content[ARRAYS], content[COUNTERS]
+    if not isinstance(arrays, ArrayRecord) or not isinstance(counters, MetricRecord):
+        raise BadReply("its records have the wrong kind")
+    if set(arrays) != set(shapes):
+        raise BadReply("its tensors are not those asked for")
+    tensors = {}
+    for name in sorted(shapes):
+        value = arrays[name].numpy()
+        if value.shape != shapes[name] or value.dtype != np.float32:
+            raise BadReply(f"{name} has the wrong shape or type")
+        if not np.isfinite(value).all():
+            raise BadReply(f"{name} holds values that are not finite")
+        tensors[name] = value
+    return tensors, Counters.from_record(counters)

@@ -1,0 +1,134 @@
+"""What a site does with one train message. No Flower runtime in here: records in, records out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Context, RecordDict
+
+from lalora_flwr.adapted import Adapted, adapted_model
+from lalora_flwr.config import Settings, settings_from
+from lalora_flwr.data.partition import site_records
+from lalora_flwr.data.records import Records, dataset
+from lalora_flwr.errors import SiteRefusal
+from lalora_flwr.lora.adapter import adapter_state, digest, load_adapter_state, select
+from lalora_flwr.lora.schedule import BOTH, parse_schedule
+from lalora_flwr.messages import ARRAYS, CONFIG, COUNTERS, Counters, TrainOrder, to_arrays, to_tensors
+from lalora_flwr.privacy.accounting import noise_multiplier_for
+from lalora_flwr.privacy.ledger import RunLedger, history_from
+from lalora_flwr.privacy.mechanism import Mechanism
+from lalora_flwr.privacy.randomness import RandomSource, SeededRandom, SystemRandom, derive_seed
+from lalora_flwr.training import train_round
+
+log = logging.getLogger("lalora_flwr.site")  # the site's own log; the server never sees it
+LEDGER = "ledger"  # record of Flower's per-site state that holds the counted steps
+
+_inline_simulation = False  # set by the inline engine in its own process; no message can set it
+
+
+def in_simulation() -> bool:
+    """Whether this process simulates sites: a Ray worker or the inline engine. A real site's process is neither."""
+    ray = sys.modules.get("ray")
+    return _inline_simulation or bool(ray is not None and ray.is_initialized())
+
+
+@lru_cache(maxsize=64)
+def _records(data_name: str, partition: Any, seed: int, site: int, sites: int) -> Records:
+    return site_records(_private_part(data_name), partition, seed, site, sites)
+
+
+@lru_cache(maxsize=1)
+def _private_part(data_name: str) -> Records:
+    return dataset(data_name).private()
+
+
+def load_records(settings: Settings, node_config: Mapping[str, Any]) -> Records:
+    """The site's records: in a simulation its share of the data set.
+
+    Raises:
+        SiteRefusal: if the node-config does not say which.
+    """
+    if "partition-id" not in node_config or "num-partitions" not in node_config:
+        raise SiteRefusal("data: the site's node-config names no partition-id and num-partitions")
+    site, sites = int(node_config["partition-id"]), int(node_config["num-partitions"])
+    return _records(settings.data.name, settings.data, settings.seed, site, sites)
+
+
+def mechanism_for(settings: Settings, records: int) -> Mechanism:
+    """The constants of a site's steps, from the settings and its number of records, which is taken as public.
+
+    Guarantee: σ is calibrated for the most steps the site may take in the run, without amplification by the drawing of
+    sites: the server sees who takes part.
+    """
+    sample_rate = min(1.0, settings.train.batch_size / records)
+    privacy = settings.privacy
+    sigma = noise_multiplier_for(
+        privacy.epsilon, privacy.delta, sample_rate, settings.steps_per_site, privacy.accountant
+    )
+    return Mechanism(sigma, privacy.clip_norm, sample_rate, expected_batch=sample_rate * records)
+
+
+def _start_from(adapted: Adapted, order: TrainOrder, received: dict[str, torch.Tensor]) -> None:
+    load_adapter_state(adapted.model, {**adapted.initial, **received})
+    if digest(adapter_state(adapted.model), BOTH | {"head"}) != order.adapter_digest:
+        raise SiteRefusal("adapter: the site's start differs from the server's; use the same package versions")
+
+
+def _random_source(settings: Settings, site: int, server_round: int) -> RandomSource:
+    if not in_simulation():
+        return SystemRandom()
+    torch.manual_seed(derive_seed(settings.seed, "dropout", site, server_round))
+    return SeededRandom(settings.seed, site, server_round)
+
+
+def train(content: RecordDict, context: Context) -> RecordDict:
+    """Serve one round: start from the server's adapter, train privately on the site's records, reply.
+
+    Guarantee: the reply holds adapter tensors after clipping and noise, and public counters. The steps are counted in
+    ``context.state`` before training, and stay counted if it fails.
+
+    Raises:
+        SiteRefusal: with a fixed reason, if the site will not train.
+    """
+    settings = settings_from(context.run_config)
+    torch.set_num_threads(settings.train.num_threads)
+    order = TrainOrder.from_record(content[CONFIG])  # type: ignore[arg-type]
+    schedule = parse_schedule(order.schedule)
+    records = load_records(settings, context.node_config)
+    mechanism = mechanism_for(settings, len(records))
+    adapted = adapted_model(settings)
+    _start_from(adapted, order, to_tensors(content[ARRAYS]))  # type: ignore[arg-type]
+    history = history_from(context.state[LEDGER]) if LEDGER in context.state else []  # type: ignore[arg-type]
+    ledger = RunLedger(
+        settings.privacy.epsilon, settings.steps_per_site, settings.privacy.delta, settings.privacy.accountant, history
+    )
+    source = _random_source(settings, int(context.node_config.get("partition-id", 0)), order.server_round)
+    try:
+        not_finite = train_round(
+            adapted.base,
+            adapted.model,
+            adapted.engine,
+            records,
+            server_round=order.server_round,
+            schedule=schedule,
+            filter_name=order.filter,
+            train=settings.train,
+            mechanism=mechanism,
+            ledger=ledger,
+            source=source,
+        )
+    finally:
+        context.state[LEDGER] = ConfigRecord(ledger.state())  # type: ignore[arg-type]
+    if not_finite:
+        log.warning("round %d: %d record gradients were not finite and counted as zero", order.server_round, not_finite)
+    state = adapter_state(adapted.model)
+    factors = schedule.trained_in(order.server_round, settings.train.local_steps) if order.share == "trained" else BOTH
+    counters = Counters(
+        ledger.steps, ledger.epsilon(), mechanism.noise_multiplier, mechanism.sample_rate, source.seeded
+    )
+    return RecordDict({ARRAYS: to_arrays({n: state[n] for n in select(state, factors)}), COUNTERS: counters.to_record()})

@@ -1,0 +1,26 @@
+"""What a method is: four choices, named by value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Method:
+    """A federated LoRA method as four choices; the site sees the first two, the server the last two.
+
+    Attributes:
+        name: the value of the run-config key ``strategy``.
+        schedule: which factor trains at round t, local step k (grammar: `lalora_flwr.lora.schedule`).
+        filter: map applied to the gradient after the noise (`lalora_flwr.privacy.filters`).
+        merge: how the server combines what the sites send (`lalora_flwr.strategies.merge`).
+        share: what leaves a site: every tensor that trained in the round (``trained``), or always both factors
+            (``both``). The two differ only for schedules that leave a factor alone for a whole round.
+    """
+
+    name: str
+    schedule: str
+    filter: Literal["none", "gauss5"]
+    merge: Literal["mean"]
+    share: Literal["trained", "both"]

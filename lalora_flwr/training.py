@@ -1,0 +1,73 @@
+"""The local DP-SGD loop of one site in one round: Algorithm 1 of arXiv 2602.19926 for any schedule and filter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from lalora_flwr.config import TrainSettings
+from lalora_flwr.data.records import Records
+from lalora_flwr.lora.adapter import adapter_parameters, set_active
+from lalora_flwr.lora.per_sample import PerSampleGradients
+from lalora_flwr.lora.schedule import Schedule
+from lalora_flwr.models.base import BaseModel
+from lalora_flwr.privacy.filters import FILTERS
+from lalora_flwr.privacy.ledger import Ledger
+from lalora_flwr.privacy.mechanism import Mechanism, PrivateSum
+from lalora_flwr.privacy.randomness import RandomSource, poisson_sample
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], train: TrainSettings) -> torch.optim.Optimizer:
+    """The local optimizer over all of the adapter; it leaves parameters without a gradient exactly as they are."""
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
+    return torch.optim.SGD(parameters, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+
+
+def train_round(
+    base: BaseModel,
+    model: nn.Module,
+    engine: PerSampleGradients,
+    records: Records,
+    *,
+    server_round: int,
+    schedule: Schedule,
+    filter_name: str,
+    train: TrainSettings,
+    mechanism: Mechanism,
+    ledger: Ledger,
+    source: RandomSource,
+) -> int:
+    """Take the round's K local steps on the model's adapter, in place.
+
+    Guarantee: each step is one `PrivateSum.release` on a Poisson sample of the records; whatever else happens to the
+    adapter is a function of those releases. The ledger counts K steps before the first.
+
+    Returns:
+        How many record gradients were not finite and counted as zero. For the site's own log: it depends on the records.
+
+    Raises:
+        BudgetExhausted: if the ledger refuses the round; the adapter is then untouched.
+    """
+    ledger.reserve(mechanism.noise_multiplier, mechanism.sample_rate, train.local_steps)
+    optimizer = make_optimizer(adapter_parameters(model).values(), train)
+    device = next(model.parameters()).device
+    model.train()
+    not_finite = 0
+    for step in range(train.local_steps):
+        active = set_active(model, schedule.active(server_round, step))
+        batch = poisson_sample(source, len(records), mechanism.sample_rate)
+        total = PrivateSum(mechanism, {name: p.shape for name, p in active.items()}, device)
+        for part in batch.split(train.max_physical_batch or len(records)):
+            if len(part):
+                inputs, labels = records.inputs[part].to(device), records.labels[part].to(device)
+                total.add(engine(len(part), lambda x=inputs, y=labels: base.losses(model, x, y)))  # type: ignore[misc]
+        gradient = total.release(ledger, source)
+        for name, parameter in active.items():
+            parameter.grad = FILTERS[filter_name](name, gradient[name])
+        optimizer.step()
+        not_finite += total.not_finite
+    ledger.commit()
+    return not_finite
