@@ -90,7 +90,7 @@ class PrivacySettings:
     """The record-level guarantee. Nothing here may be chosen by looking at private records."""
 
     epsilon: float = _key(8.0, "largest ε any site may spend in the run; inf trains without privacy",
-                          "a number above 0, or inf", lambda v: v > 0)
+                          "a number from 0.01 to 100, or inf", lambda v: 0.01 <= v <= 100 or v == math.inf)
     delta: float = _key(1e-4, "δ of the guarantee; choose it well below 1 / records of a site",
                         "a number between 0 and 1, both excluded", lambda v: 0 < v < 1)
     clip_norm: float = _positive(1.0, "L2 bound C on what one record adds to a step, over all tensors of the step together")

@@ -2,56 +2,82 @@
 
 Source: ``sklearn.datasets.load_digits``, 1797 grey images of 8x8 pixels with values 0..16 and 10 classes. A fixed
 permutation cuts them into three disjoint parts. The public part stays upright and is all that the embedded model was
-pretrained on. The private and the test part are turned by 90 degrees: a model that only knows upright digits fails on
-them, so what a federated run gains on the test part was learnt from the private records.
+pretrained on. The private and the test part are turned clockwise by 45 degrees: a model that only knows upright digits
+fails on most of them, so what a federated run gains on the test part was learnt from the private records.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 IMAGE_SIZE = 8
 NUM_CLASSES = 10
 PUBLIC_RECORDS = 400
 PRIVATE_RECORDS = 1100
 TEST_RECORDS = 297
+BACKGROUND = -1.0  # a pixel of value 0 after scaling
 
 _PIXEL_MAX = 16.0  # the data set's documented range, so scaling looks at no record
 _SPLIT_SEED = 20240
+_TILT_DEGREES = 45.0
 
 
 @lru_cache(maxsize=1)
-def _all_records() -> tuple[np.ndarray, np.ndarray]:
-    """Upright images (1797, 8, 8) scaled to [-1, 1] and labels (1797,), in the fixed permuted order."""
+def _all_records() -> tuple[Tensor, Tensor]:
+    """Upright images (1797, 1, 8, 8) scaled to [-1, 1] and labels (1797,), in the fixed permuted order."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     order = np.random.RandomState(_SPLIT_SEED).permutation(PUBLIC_RECORDS + PRIVATE_RECORDS + TEST_RECORDS)
     images = digits.images[order].astype(np.float32) / (_PIXEL_MAX / 2) - 1.0
-    return images, digits.target[order].astype(np.int64)
+    return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(digits.target[order].astype(np.int64))
 
 
-def _part(start: int, count: int, quarter_turns: int) -> tuple[Tensor, Tensor]:
+def warp(images: Tensor, matrices: Tensor) -> Tensor:
+    """Resample each image through its own affine map; what comes from outside the image is background.
+
+    Args:
+        images: (n, 1, 8, 8) in [-1, 1].
+        matrices: (n, 2, 3), output to input coordinates as in ``torch.nn.functional.affine_grid``.
+
+    Returns:
+        Images (n, 1, 8, 8) in [-1, 1], bilinear.
+    """
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    # grid_sample fills with zeros, so the background is moved there and back
+    return F.grid_sample(images - BACKGROUND, grid, align_corners=False) + BACKGROUND
+
+
+def _tilted(images: Tensor) -> Tensor:
+    """The images (n, 1, 8, 8) turned clockwise about their centre by 45 degrees."""
+    angle = math.radians(_TILT_DEGREES)
+    cos, sin = math.cos(angle), math.sin(angle)
+    return warp(images, torch.tensor([[cos, sin, 0.0], [-sin, cos, 0.0]]).expand(len(images), 2, 3))
+
+
+def _records(start: int, count: int) -> tuple[Tensor, Tensor]:
     images, labels = _all_records()
-    stop = start + count
-    turned = np.rot90(images[start:stop], k=quarter_turns, axes=(1, 2))
-    return torch.from_numpy(turned.copy()).unsqueeze(1), torch.from_numpy(labels[start:stop].copy())
+    return images[start : start + count].clone(), labels[start : start + count].clone()
 
 
 def public_part() -> tuple[Tensor, Tensor]:
     """Upright public records: images float32 (400, 1, 8, 8) in [-1, 1], labels int64 (400,)."""
-    return _part(0, PUBLIC_RECORDS, quarter_turns=0)
+    return _records(0, PUBLIC_RECORDS)
 
 
 def private_part() -> tuple[Tensor, Tensor]:
-    """Private training records, turned by 90 degrees: images float32 (1100, 1, 8, 8) in [-1, 1], labels int64 (1100,)."""
-    return _part(PUBLIC_RECORDS, PRIVATE_RECORDS, quarter_turns=1)
+    """Tilted private training records: images float32 (1100, 1, 8, 8) in [-1, 1], labels int64 (1100,)."""
+    images, labels = _records(PUBLIC_RECORDS, PRIVATE_RECORDS)
+    return _tilted(images), labels
 
 
 def test_part() -> tuple[Tensor, Tensor]:
-    """Test records, turned by 90 degrees: images float32 (297, 1, 8, 8) in [-1, 1], labels int64 (297,)."""
-    return _part(PUBLIC_RECORDS + PRIVATE_RECORDS, TEST_RECORDS, quarter_turns=1)
+    """Tilted test records: images float32 (297, 1, 8, 8) in [-1, 1], labels int64 (297,)."""
+    images, labels = _records(PUBLIC_RECORDS + PRIVATE_RECORDS, TEST_RECORDS)
+    return _tilted(images), labels

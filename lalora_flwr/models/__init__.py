@@ -46,4 +46,4 @@ def _timm_model(settings: ModelSettings, data: Dataset) -> BaseModel:
         except Exception as error:
             raise ConfigError(f"model.name = {settings.name!r}: cannot be built for records of shape {data.input_shape}: {error}") from None
     head = module.default_cfg.get("classifier", "head") if hasattr(module, "default_cfg") else "head"
-    return BaseModel(settings.name, module, head, ("qkv", "proj"), data.input_shape, data.num_classes)
+    return BaseModel(settings.name, module, head, ("attn.qkv", "attn.proj"), data.input_shape, data.num_classes)

@@ -1,0 +1,1 @@
+"""Binary assets of the embedded default, and the scripts that make them."""

@@ -1,0 +1,34 @@
+"""Entry point of the ``lalora`` command: every error that a user can mend is one line and a non-zero exit."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from lalora_flwr.cli.keys import keys
+from lalora_flwr.cli.plan import plan
+from lalora_flwr.cli.run import run
+from lalora_flwr.errors import ConfigError, LaloraError
+
+app = typer.Typer(
+    help="Federated LoRA fine-tuning under record-level differential privacy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(run)
+app.command()(plan)
+app.command()(keys)
+
+
+def main() -> None:
+    """Run the command line. Exit 2: something to mend in the settings; 1: the run failed; 130: interrupted."""
+    try:
+        app()
+    except LaloraError as error:
+        print(f"lalora: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        print("lalora: interrupted; the rounds done so far are in the run's folder", file=sys.stderr)
+        sys.exit(130)

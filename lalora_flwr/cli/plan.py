@@ -1,0 +1,68 @@
+"""``lalora plan``: what a run will cost, before any data is touched."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from lalora_flwr.cli.options import ConfigFile, Override, resolve
+from lalora_flwr.config import Settings
+
+if TYPE_CHECKING:
+    from lalora_flwr.plan import Plan
+
+ROWS = 10  # rounds shown at most
+
+
+def plan(override: Override = None, config: ConfigFile = None) -> None:
+    """Show noise, steps, predicted ε, parameters and bytes of a run; refuse impossible settings."""
+    settings = resolve(config, override)
+    from lalora_flwr.plan import make_plan  # torch and friends, only once the settings hold
+
+    print_plan(settings, make_plan(settings), Console())
+
+
+def print_plan(settings: Settings, plan: Plan, console: Console) -> None:
+    """The plan as two small tables."""
+    facts = Table(box=None, show_header=False)
+    for name, value in _facts(settings, plan):
+        facts.add_row(name, value)
+    console.print(facts)
+    if not settings.private:
+        return
+    rounds = settings.rounds_per_site
+    shown = sorted({max(1, math.ceil(rounds * i / ROWS)) for i in range(1, ROWS + 1)})
+    table = Table("rounds a site served", "predicted ε", box=None, header_style="bold")
+    for served in shown:
+        table.add_row(str(served), f"{plan.epsilon_after(served, settings):.3f}")
+    console.print(table)
+
+
+def _facts(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
+    mechanism, privacy, train = plan.mechanism, settings.privacy, settings.train
+    up = " or ".join(f"{b:,}" for b in dict.fromkeys(plan.bytes_up))
+    facts = [
+        ("method", f"{settings.strategy}: schedule {plan.schedule}, filter {plan.filter}, head {settings.lora.head}"),
+        ("model", f"{settings.model.name}: {plan.trainable:,} trainable and {plan.frozen:,} frozen parameters"),
+        ("sites", f"{settings.num_supernodes}, {plan.records} records each in an equal split"),
+        ("steps", f"{settings.num_rounds} rounds x {train.local_steps} local steps; at most {plan.steps} a site"),
+        ("sample rate q", f"{mechanism.sample_rate:.4g} (expected batch {mechanism.expected_batch:.4g})"),
+        ("bytes a round", f"{plan.bytes_down:,} down and {up} up, a site"),
+    ]
+    if not settings.private:
+        return [*facts, ("privacy", "NON-PRIVATE (privacy.epsilon = inf): no clip, no noise, no guarantee")]
+    facts += [
+        ("noise multiplier σ", f"{mechanism.noise_multiplier:.4f} on a clip norm C = {privacy.clip_norm:g}"),
+        (
+            "privacy",
+            f"ε ≤ {privacy.epsilon:g} at δ = {privacy.delta:g}, one record of a site, add/remove, {privacy.accountant.upper()}",
+        ),
+    ]
+    if privacy.delta > 1 / plan.records:
+        facts.append(("warning", f"δ = {privacy.delta:g} is above 1 / {plan.records} records: too weak a guarantee"))
+    if settings.data.partition == "dirichlet":
+        facts.append(("note", "Dirichlet sites differ in size: each calibrates its own q and σ to the same ε"))
+    return facts

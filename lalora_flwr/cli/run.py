@@ -1,0 +1,99 @@
+"""``lalora run``: a whole federation on this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lalora_flwr.cli.options import ConfigFile, Override, resolve
+from lalora_flwr.config import Settings
+
+
+class Engine(StrEnum):
+    """Where the virtual sites run."""
+
+    ray = "ray"
+    inline = "inline"
+
+
+class Progress:
+    """One line a round on the console, with the time that is left."""
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self._settings, self._console = settings, console
+        self._begun = time.monotonic()
+        self._first: float | None = None  # when the first round ended: start-up must not count into the time left
+
+    def header(self) -> None:
+        self._console.print(f"{'round':>9}  {'accuracy':>8}  {'ε spent':>12}  {'sites':>5}  {'seconds':>7}  {'left':>6}")
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        now, done, total = time.monotonic(), line["round"], self._settings.num_rounds
+        self._first = self._first or now
+        a_round = (now - self._first) / (done - 1) if done > 1 else line["seconds"]
+        epsilon = f"{line['epsilon']:.3f}" if line["private"] else "non-private"
+        self._console.print(
+            f"{done:>5}/{total:<3}  {line['accuracy']:>8.3f}  {epsilon:>12}  {line['sites']:>5}  {line['seconds']:>7.1f}  "
+            f"{a_round * (total - done):>5.0f}s"
+        )
+        for site, reason in line["failed_sites"].items():
+            self._console.print(f"           site {site} failed: {reason}")
+
+
+def run(
+    override: Override = None,
+    config: ConfigFile = None,
+    engine: Annotated[Engine, typer.Option(help="Ray-backed virtual sites, or all in this process.")] = Engine.ray,
+    num_actors: Annotated[int, typer.Option(min=0, help="Ray workers at most; 0: as many as the CPUs carry.")] = 0,
+) -> None:
+    """Run a federation; results go to a new folder under output-dir. Exits non-zero unless the summary was written."""
+    settings, console = resolve(config, override), Console(highlight=False)
+    from lalora_flwr.cli.plan import print_plan  # torch and friends, only once the settings hold
+    from lalora_flwr.federation import named
+    from lalora_flwr.plan import make_plan
+
+    settings = named(settings)
+    print_plan(settings, make_plan(settings), console)
+    check_partition(settings)
+    progress = Progress(settings, console)
+    progress.header()
+    if engine is Engine.inline:
+        from lalora_flwr.engines.inline import run_inline
+
+        folder = run_inline(settings, progress)
+    else:
+        from lalora_flwr.engines.simulation import run_simulation
+
+        folder = run_simulation(settings, progress, num_actors=num_actors)
+    report(folder, console)
+
+
+def check_partition(settings: Settings) -> None:
+    """Split the data once, so that an impossible split is one line here and not a failure on every virtual site.
+
+    Raises:
+        ConfigError: if the virtual sites cannot share the data as asked.
+    """
+    from lalora_flwr.data.partition import site_records
+    from lalora_flwr.data.records import dataset
+
+    site_records(dataset(settings.data.name).private(), settings.data, settings.seed, 0, settings.num_supernodes)
+
+
+def report(folder: Path, console: Console) -> None:
+    """The result in three lines."""
+    summary = json.loads((folder / "summary.json").read_text())
+    guarantee = (
+        f"ε = {summary['epsilon']:.3f} at δ = {summary['delta']:g} (largest over sites"
+        + (", seeded: describes the mechanism, not this run's secrecy)" if summary["seeded"] else ")")
+        if summary["private"]
+        else "NON-PRIVATE"
+    )
+    console.print(f"accuracy {summary['frozen_accuracy']:.3f} (frozen model) -> {summary['accuracy']:.3f}; {guarantee}")
+    console.print(f"results in {folder}", soft_wrap=True)

@@ -1,0 +1,85 @@
+"""All sites in this process, one after the other: for debugging, tests and fast sweeps. No Ray, no SuperLink."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from lalora_flwr import site
+from lalora_flwr.client_app import app as client_app
+from lalora_flwr.config import Settings, flatten
+from lalora_flwr.federation import run_federation
+
+FIRST_NODE = 100  # node ids are not partition ids, as in a real federation
+
+
+class InlineGrid(Grid):
+    """Flower's `Grid` over a ClientApp that is called directly. Each site keeps its own context, as in Flower."""
+
+    def __init__(self, app: ClientApp, num_supernodes: int, run_config: dict[str, Any]) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # what messages are stamped with
+        self._app = app
+        self._numbers = itertools.count(1)
+        self._replies: dict[str, Message] = {}
+        self._contexts = {
+            FIRST_NODE + i: Context(
+                run_id=1,
+                node_id=FIRST_NODE + i,
+                node_config={"partition-id": i, "num-partitions": num_supernodes},
+                state=RecordDict(),
+                run_config=dict(run_config),
+            )
+            for i in range(num_supernodes)
+        }
+
+    def set_run(self, run: Run) -> None:
+        pass
+
+    @property
+    def run(self) -> Run:
+        raise NotImplementedError("the inline engine has no SuperLink and so no Flower run")
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        raise NotImplementedError("Flower's old way to make a message; this package builds `Message` itself")
+
+    def get_node_ids(self) -> list[int]:
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        sent = []
+        for message in messages:
+            name = f"message-{next(self._numbers)}"
+            message.metadata.__dict__["_message_id"] = name  # Flower's grids do the same
+            self._replies[name] = self._app(message, self._contexts[message.metadata.dst_node_id])
+            sent.append(name)
+        return sent
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self._replies.pop(name) for name in message_ids if name in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+
+def run_inline(
+    settings: Settings, on_round: Callable[[dict[str, Any]], None] | None = None, app: ClientApp = client_app
+) -> Path:
+    """Run a whole federation in this process and return its run folder.
+
+    Raises:
+        ConfigError, RunFailed: as `run_federation`.
+    """
+    grid = InlineGrid(app, settings.num_supernodes, dict(flatten(settings)))
+    site._inline_simulation = True
+    try:
+        return run_federation(settings, grid, on_round)
+    finally:
+        site._inline_simulation = False

@@ -1,0 +1,192 @@
+"""Flower's simulation runtime (Ray) behind a private SuperLink that lives only for one run.
+
+`flwr run` alone exits 0 when a run fails, installs an app's dependencies at run time and leaves results where the
+SuperLink was first started. Here the SuperLink is a child process with its own home and port, dependencies are never
+installed, and a run counts as good only if its summary was written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from lalora_flwr.config import Settings, flatten
+from lalora_flwr.errors import RunFailed
+from lalora_flwr.federation import named
+from lalora_flwr.run_folder import FAILURE, METRICS, SUMMARY
+
+CLIENT_APP = "lalora_flwr.client_app:app"
+ENDED_CHECK = 5.0  # seconds between questions to Flower whether the run has ended; each starts a process
+LOG = "flower.log"
+
+
+def _environment(home: Path) -> dict[str, str]:
+    scripts = str(Path(sys.executable).parent)  # flower-superlink starts its helpers by name
+    return {
+        **os.environ,
+        "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": os.environ.get("RAY_ADDRESS", "local"),  # a cluster only if the user names one
+        "NO_COLOR": "1",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextmanager
+def _superlink(home: Path, log: Path) -> Iterator[dict[str, str]]:
+    """A private SuperLink; yields the environment in which the ``flwr`` command talks to it."""
+    port, env = _free_port(), _environment(home)
+    address = f'address = "127.0.0.1:{port}"\ninsecure = true\n'
+    (home / "config.toml").write_text(f'[superlink]\ndefault = "private"\n\n[superlink.private]\n{address}')
+    command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=env, cwd=home, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        _wait_until_healthy(process, port, log)
+        yield env
+    finally:
+        _end(process)
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=0.5)
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RunFailed(f"Flower's SuperLink did not start: {log.read_text()[-500:].strip()}") from None
+            time.sleep(0.1)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for sig, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(process.pid, sig)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _write_app(folder: Path, settings: Settings, client_app: str) -> None:
+    """An app bundle that names the installed package's apps; it holds no code, no dependency and no binary."""
+    flwr_app = {
+        "publisher": "lalora",
+        "components": {"serverapp": "lalora_flwr.server_app:app", "clientapp": client_app},
+        "config": dict(flatten(settings)),
+    }
+    project = {
+        "name": "lalora-run",
+        "version": "1.0.0",
+        "description": "One run of lalora-flwr.",
+        "license": "Apache-2.0",
+        "dependencies": [],
+    }
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(tomli_w.dumps({"project": project, "tool": {"flwr": {"app": flwr_app}}}))
+
+
+def _flwr(env: dict[str, str], *arguments: str) -> dict[str, Any]:
+    """The JSON answer of a ``flwr`` command."""
+    done = subprocess.run(["flwr", *arguments, "--format", "json"], env=env, capture_output=True, text=True)
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except json.JSONDecodeError:
+        raise RunFailed(f"flwr {arguments[0]}: {(done.stdout + done.stderr).strip()[-500:]}") from None
+    if done.returncode or not answer.get("success", True):
+        raise RunFailed(f"flwr {arguments[0]}: {answer.get('error-message', done.stderr.strip()[-500:])}")
+    return answer
+
+
+def run_simulation(
+    settings: Settings,
+    on_round: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    num_actors: int = 0,
+    client_app: str = CLIENT_APP,
+) -> Path:
+    """Run a federation of Ray-backed virtual sites and return its run folder.
+
+    Args:
+        settings: the run; ``train.num-threads`` is also the number of CPUs that Ray reserves for a site.
+        on_round: gets each line of metrics, soon after the server wrote it.
+        num_actors: workers at most; 0: as many as the machine's CPUs carry.
+        client_app: the ClientApp, ``module:attribute``.
+
+    Raises:
+        RunFailed: if the run ended without a summary, with its reason; Flower's log then lies in the run folder.
+    """
+    output_dir = Path(settings.output_dir).absolute()  # the server runs in another folder
+    settings = dataclasses.replace(named(settings), output_dir=str(output_dir))
+    folder = output_dir / settings.run_name
+    with tempfile.TemporaryDirectory(prefix="lalora-") as scratch:
+        home, log = Path(scratch), Path(scratch) / LOG
+        _write_app(home / "app", settings, client_app)
+        try:
+            with _superlink(home, log) as env:
+                federation = (
+                    f"num-supernodes={settings.num_supernodes} client-resources-num-cpus={settings.train.num_threads}"
+                )
+                if num_actors:
+                    federation += f" init-args-num-cpus={num_actors * settings.train.num_threads}"
+                started = _flwr(env, "run", str(home / "app"), "--federation-config", federation)
+                _follow(env, str(started["run-id"]), folder, on_round)
+        finally:
+            if log.is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(log, folder / LOG)
+        return folder
+
+
+def _follow(
+    env: dict[str, str], run_id: str, folder: Path, on_round: Callable[[dict[str, Any]], None] | None
+) -> None:
+    """Pass on lines of metrics until Flower says that the run has ended."""
+    told, asked, status = 0, time.monotonic(), ""
+    while not status.startswith("finished"):
+        written = (folder / SUMMARY).exists() or (folder / FAILURE).exists()
+        if written or time.monotonic() - asked > ENDED_CHECK:
+            row = _flwr(env, "list", "--run-id", run_id)["runs"][0]
+            asked, status, details = time.monotonic(), str(row["status"]), str(row.get("status-details", ""))
+        lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
+        for line in lines[told:]:
+            if on_round:
+                on_round(json.loads(line))
+        told = len(lines)
+        time.sleep(0.2)
+    if (folder / SUMMARY).exists():
+        return
+    if (folder / FAILURE).exists():
+        raise RunFailed(json.loads((folder / FAILURE).read_text())["error"])
+    raise RunFailed(f"Flower ended the run without a result: {status} {details}")

@@ -1,0 +1,173 @@
+"""One whole run on the server: rounds, evaluation on public records, and what is written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+
+from lalora_flwr.adapted import Adapted, adapted_model
+from lalora_flwr.config import Settings
+from lalora_flwr.data.records import Records, dataset
+from lalora_flwr.errors import LaloraError
+from lalora_flwr.lora.adapter import load_adapter_state
+from lalora_flwr.messages import to_arrays, to_tensors
+from lalora_flwr.plots import accuracy_figure
+from lalora_flwr.run_folder import RunFolder, versions
+from lalora_flwr.strategies.server import FederatedLora, RoundReport
+
+ROUND_TIMEOUT = 24 * 3600.0  # seconds; Flower reports dead sites itself, long before
+
+
+def named(settings: Settings) -> Settings:
+    """The settings with a run name, made from strategy, ε, seed and time if none was given."""
+    if settings.run_name:
+        return settings
+    guarantee = f"eps{settings.privacy.epsilon:g}"
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return dataclasses.replace(settings, run_name=f"{settings.strategy}-{guarantee}-seed{settings.seed}-{stamp}")
+
+
+def run_federation(settings: Settings, grid: Grid, on_round: Callable[[dict[str, Any]], None] | None = None) -> Path:
+    """Run all rounds and write the run folder; ``on_round`` gets each line of metrics as it is written.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError: before anything is written.
+        RunFailed: if the run stopped; the folder then says why in ``failure.json``.
+    """
+    settings = named(settings)
+    torch.set_num_threads(settings.train.num_threads)  # the same arithmetic in every engine
+    adapted = adapted_model(settings)
+    folder = RunFolder(settings)
+    try:
+        run = _Run(settings, adapted, folder, on_round)
+        run.strategy.start(
+            grid,
+            to_arrays(adapted.initial),
+            num_rounds=settings.num_rounds,
+            timeout=ROUND_TIMEOUT,
+            evaluate_fn=run.after_round,
+        )
+        run.finish()
+    except LaloraError as error:
+        folder.fail(str(error))
+        raise
+    except Exception as error:
+        folder.fail(f"unexpected {type(error).__name__}: {error}")
+        raise
+    return folder.path
+
+
+def evaluate(adapted: Adapted, records: Records, batch: int = 512) -> tuple[float, float]:
+    """Accuracy and mean loss of the model, with the adapter now in it, on public records."""
+    adapted.model.eval()
+    correct, loss = 0, 0.0
+    with torch.inference_mode():
+        for rows in torch.arange(len(records)).split(batch):
+            part = records.take(rows)
+            logits = adapted.model(part.inputs)
+            correct += int((logits.argmax(-1) == part.labels).sum())
+            loss += float(torch.nn.functional.cross_entropy(logits, part.labels, reduction="sum"))
+    return correct / len(records), loss / len(records)
+
+
+class _Run:
+    """The server's bookkeeping over the rounds."""
+
+    def __init__(
+        self, settings: Settings, adapted: Adapted, folder: RunFolder, on_round: Callable[[dict[str, Any]], None] | None
+    ) -> None:
+        self._settings, self._adapted, self._folder = settings, adapted, folder
+        self._test = dataset(settings.data.name).test()
+        self._on_round = on_round
+        self._metrics: list[dict[str, Any]] = []
+        self._frozen_accuracy = math.nan
+        self._report = RoundReport(0)
+        self._begun = self._round_begun = time.monotonic()
+        self.strategy = FederatedLora(settings, self._keep)
+
+    def _keep(self, report: RoundReport) -> None:
+        self._report = report
+
+    def _epsilon(self) -> float:
+        return max((counters.epsilon for counters in self.strategy.counters.values()), default=0.0)
+
+    def after_round(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Evaluate, write the round's line and the checkpoint. Round 0 is the frozen model."""
+        state = to_tensors(arrays)
+        load_adapter_state(self._adapted.model, state)
+        accuracy, loss = evaluate(self._adapted, self._test)
+        if server_round == 0:
+            self._frozen_accuracy = accuracy
+        else:
+            now = time.monotonic()
+            line = {
+                "round": server_round,
+                "accuracy": accuracy,
+                "loss": loss,
+                "epsilon": self._epsilon(),
+                "sites": len(self._report.served),
+                "failures": len(self._report.failed),
+                "failed_sites": {str(site): reason for site, reason in self._report.failed.items()},
+                "seconds": round(now - self._round_begun, 3),
+                "bytes_up": self._report.bytes_up,
+                "bytes_down": self._report.bytes_down,
+                "private": self._settings.private,
+                "seeded": self._seeded(),
+            }
+            self._metrics.append(line)
+            self._folder.save_checkpoint(server_round, state)
+            self._folder.add_metrics(line)
+            if self._on_round:
+                self._on_round(line)
+        self._round_begun = time.monotonic()
+        return MetricRecord({"accuracy": accuracy, "loss": loss})
+
+    def _seeded(self) -> bool:
+        return any(counters.seeded for counters in self.strategy.counters.values())
+
+    def finish(self) -> None:
+        """Adapter, plot, and last the summary."""
+        settings, counters = self._settings, self.strategy.counters
+        self._folder.save_adapter(self._adapted.model)
+        self._folder.save_plot("accuracy", accuracy_figure(settings, self._frozen_accuracy, self._metrics))
+        most = max(counters, key=lambda site: (counters[site].epsilon, -site))  # the site the headline ε belongs to
+        self._folder.finish(
+            {
+                "strategy": settings.strategy,
+                "model": settings.model.name,
+                "data": settings.data.name,
+                "seed": settings.seed,
+                "rounds": settings.num_rounds,
+                "accuracy": self._metrics[-1]["accuracy"],
+                "loss": self._metrics[-1]["loss"],
+                "frozen_accuracy": self._frozen_accuracy,
+                "epsilon": self._epsilon(),
+                "delta": settings.privacy.delta,
+                "noise_multiplier": counters[most].noise_multiplier,
+                "sample_rate": counters[most].sample_rate,
+                "clip_norm": settings.privacy.clip_norm,
+                "accountant": settings.privacy.accountant,
+                "private": settings.private,
+                "seeded": self._seeded(),
+                "failures": sum(line["failures"] for line in self._metrics),
+                "bytes_up": sum(line["bytes_up"] for line in self._metrics),
+                "bytes_down": sum(line["bytes_down"] for line in self._metrics),
+                "seconds": round(time.monotonic() - self._begun, 3),
+                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+                "sites": {str(site): dataclasses.asdict(counters[site]) for site in sorted(counters)},
+                "versions": versions(),
+            }
+        )

@@ -1,0 +1,84 @@
+"""What a run will cost, before any data is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lalora_flwr.adapted import adapted_model
+from lalora_flwr.config import Settings
+from lalora_flwr.data.partition import equal_share
+from lalora_flwr.data.records import dataset
+from lalora_flwr.lora.adapter import select
+from lalora_flwr.lora.schedule import BOTH, parse_schedule
+from lalora_flwr.messages import num_bytes, to_arrays
+from lalora_flwr.privacy.accounting import epsilon_spent
+from lalora_flwr.privacy.mechanism import Mechanism
+from lalora_flwr.site import mechanism_for
+from lalora_flwr.strategies import METHODS
+from lalora_flwr.strategies.server import resolved_choices
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The costs of a run; all of them follow from the settings and the data set's public size.
+
+    Attributes:
+        schedule, filter: the resolved choices of the method.
+        records: records of the smallest site in an equal split, the site that needs the most noise.
+        mechanism: that site's public constants.
+        steps: the most noisy steps a site may take in the run.
+        trainable, frozen: numbers of parameters.
+        bytes_down, bytes_up: bytes to and from one site in round 1 and in round 2 (methods that alternate by round differ).
+    """
+
+    schedule: str
+    filter: str
+    records: int
+    mechanism: Mechanism
+    steps: int
+    trainable: int
+    frozen: int
+    bytes_down: int
+    bytes_up: tuple[int, int]
+
+    def epsilon_after(self, rounds: int, settings: Settings) -> float:
+        """Predicted ε of a site that served so many rounds."""
+        steps = min(rounds * settings.train.local_steps, self.steps)
+        segment = (self.mechanism.noise_multiplier, self.mechanism.sample_rate, steps)
+        return epsilon_spent([segment], settings.privacy.delta, settings.privacy.accountant)
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Check that the run is possible, and price it. Loads the base model, never the data.
+
+    Raises:
+        ConfigError: if a setting is impossible.
+    """
+    data = dataset(settings.data.name)
+    sites = settings.num_supernodes
+    records = equal_share(data.private_records, sites, sites - 1)
+    adapted = adapted_model(settings)
+    schedule_text, filter_name = resolved_choices(settings)
+    schedule = parse_schedule(schedule_text)
+    partly = METHODS[settings.strategy].share == "trained"
+
+    def travelling(factors: frozenset[str]) -> int:
+        return num_bytes(to_arrays({name: adapted.initial[name] for name in select(adapted.initial, factors)}))
+
+    def up(server_round: int) -> int:
+        return travelling(schedule.trained_in(server_round, settings.train.local_steps) if partly else BOTH)
+
+    trained = select(adapted.initial, schedule.ever_trained)
+    trainable = sum(adapted.initial[name].numel() for name in trained)
+    total = sum(p.numel() for p in adapted.model.parameters())
+    return Plan(
+        schedule=schedule_text,
+        filter=filter_name,
+        records=records,
+        mechanism=mechanism_for(settings, records),
+        steps=settings.steps_per_site,
+        trainable=trainable,
+        frozen=total - trainable,
+        bytes_down=travelling(schedule.ever_trained if partly else BOTH),
+        bytes_up=(up(1), up(2)),
+    )

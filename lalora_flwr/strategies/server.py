@@ -1,0 +1,211 @@
+"""The server of any method: draws sites, sends the adapter, checks and merges the replies, stops on too many failures."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from lalora_flwr.config import Settings
+from lalora_flwr.errors import RunFailed
+from lalora_flwr.lora.adapter import digest, select
+from lalora_flwr.lora.schedule import BOTH, Factors, parse_schedule
+from lalora_flwr.messages import (
+    ARRAYS,
+    CONFIG,
+    IDENTITY,
+    IDENTITY_QUERY,
+    BadReply,
+    Counters,
+    TrainOrder,
+    num_bytes,
+    read_reply,
+    to_tensors,
+)
+from lalora_flwr.privacy.randomness import derive_seed
+from lalora_flwr.strategies import METHODS
+from lalora_flwr.strategies.merge import MERGES
+
+log = logging.getLogger("lalora_flwr.server")
+STARTUP_PATIENCE = 10.0  # seconds before the sites that are there are asked how many there will be
+
+
+@dataclass
+class RoundReport:
+    """What the server knows of one round's exchange; everything in it is public."""
+
+    server_round: int
+    served: list[int] = field(default_factory=list)  # sites whose reply was merged
+    failed: dict[int, str] = field(default_factory=dict)  # site -> fixed reason
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+def resolved_choices(settings: Settings) -> tuple[str, str]:
+    """Schedule and filter of the run: the strategy's own unless the settings override them."""
+    method = METHODS[settings.strategy]
+    schedule = method.schedule if settings.lora.schedule == "auto" else settings.lora.schedule
+    filter_name = method.filter if settings.filter.name == "auto" else settings.filter.name
+    return schedule, filter_name
+
+
+class FederatedLora(Strategy):
+    """Flower strategy that runs any `Method`; the arrays of Flower's loop are the whole adapter."""
+
+    def __init__(self, settings: Settings, on_round: Callable[[RoundReport], None]) -> None:
+        """``on_round`` gets each round's report before the server evaluates."""
+        self._settings = settings
+        self._method = METHODS[settings.strategy]
+        self._schedule_text, self._filter = resolved_choices(settings)
+        self._schedule = parse_schedule(self._schedule_text)
+        self._on_round = on_round
+        self._sites: dict[int, int] = {}  # Flower's node id (random in each run) -> the site's own number
+        self._served: Counter[int] = Counter()  # rounds each site was asked to serve
+        self._arrays = ArrayRecord()
+        self._report = RoundReport(0)
+        self.counters: dict[int, Counters] = {}  # newest public counters of each site
+
+    def summary(self) -> None:
+        log.info("%s: schedule %s, filter %s", self._settings.strategy, self._schedule_text, self._filter)
+
+    def start_from(self, grid: Grid) -> None:
+        """Wait for the run's sites and learn their numbers, by which everything is sorted.
+
+        Raises:
+            RunFailed: if the federation can never hold the number of sites the run wants.
+        """
+        want, begun, said = self._settings.num_supernodes, time.monotonic(), 0.0
+        while len(nodes := sorted(grid.get_node_ids())) < want:
+            waited = time.monotonic() - begun
+            if nodes and waited > STARTUP_PATIENCE:
+                self._identify(grid, nodes)
+            if waited - said > 10:
+                said = waited
+                log.info("waiting for sites: %d of %d are connected", len(nodes), want)
+            time.sleep(0.2)
+        self._identify(grid, nodes)
+
+    def _identify(self, grid: Grid, nodes: list[int]) -> None:
+        ask = [Message(RecordDict(), dst_node_id=node, message_type=IDENTITY_QUERY) for node in nodes]
+        for reply in grid.send_and_receive(ask, timeout=300):
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                raise RunFailed(f"a site cannot load the app: {reply.error.reason}")
+            identity = reply.content[IDENTITY]
+            number, sites = int(identity["site"]), int(identity["sites"])  # type: ignore[arg-type, call-overload, index]
+            if sites not in (-1, self._settings.num_supernodes):
+                raise RunFailed(
+                    f"num-supernodes = {self._settings.num_supernodes}, but the simulation has {sites} sites: pass "
+                    f"--federation-config 'num-supernodes={self._settings.num_supernodes}' to flwr run, or use lalora run"
+                )
+            self._sites[node] = node if number < 0 else number
+
+    def _draw_sites(self, server_round: int, grid: Grid) -> list[int]:
+        """Node ids for the round: those asked least so far first, ties by the run's seed; sorted by site.
+
+        A site is never asked for more rounds than its noise is calibrated for. Who takes part is no secret and earns no
+        amplification, so drawing the least asked first costs nothing.
+        """
+        present = [node for node in grid.get_node_ids() if node in self._sites]
+        able = [node for node in present if self._served[self._sites[node]] < self._settings.rounds_per_site]
+        count = max(1, round(self._settings.fraction_train * self._settings.num_supernodes))
+        order = random.Random(derive_seed(self._settings.seed, "participation", server_round))
+        ties = {site: order.random() for site in sorted(self._sites.values())}
+        drawn = sorted(able, key=lambda node: (self._served[self._sites[node]], ties[self._sites[node]]))[:count]
+        return sorted(drawn, key=self._sites.__getitem__)
+
+    def _down(self) -> Factors:
+        """Factors the sites cannot derive: one that never trains is drawn from the seed on every site."""
+        return self._schedule.ever_trained if self._method.share == "trained" else BOTH
+
+    def _up(self, server_round: int) -> Factors:
+        if self._method.share == "both":
+            return BOTH
+        return self._schedule.trained_in(server_round, self._settings.train.local_steps)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """One message a drawn site. A list, since Flower's deployment grid reads it twice."""
+        if not self._sites:
+            self.start_from(grid)
+        self._arrays, self._report = arrays, RoundReport(server_round)
+        order = TrainOrder(
+            server_round,
+            self._schedule_text,
+            self._filter,
+            self._method.share,
+            digest(to_tensors(arrays), BOTH | {"head"}),
+        )
+        sent = ArrayRecord({name: arrays[name] for name in select(arrays, self._down())})
+        content = RecordDict({ARRAYS: sent, CONFIG: order.to_record()})
+        nodes = self._draw_sites(server_round, grid)
+        self._served.update(self._sites[node] for node in nodes)
+        self._report.bytes_down = len(nodes) * num_bytes(sent)
+        self._asked = nodes
+        return [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in nodes]
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
+        """Merge the good replies in order of site.
+
+        Raises:
+            RunFailed: if no site served the round, or more failed than ``max-failures``.
+        """
+        report = self._report
+        shapes = {name: tuple(self._arrays[name].shape) for name in select(self._arrays, self._up(server_round))}
+        missing = {self._sites[node] for node in self._asked}
+        good = []
+        for reply in sorted(replies, key=lambda m: self._sites[m.metadata.src_node_id]):
+            site = self._sites[reply.metadata.src_node_id]
+            missing.discard(site)
+            if reply.has_error():
+                report.failed[site] = reply.error.reason
+                continue
+            report.bytes_up += num_bytes(reply.content[ARRAYS]) if ARRAYS in reply.content else 0  # type: ignore[arg-type]
+            try:
+                tensors, counters = read_reply(reply.content, shapes)
+            except BadReply as problem:
+                report.failed[site] = f"reply rejected: {problem}"
+                continue
+            good.append(tensors)
+            self.counters[site] = counters
+            report.served.append(site)
+        report.failed.update(dict.fromkeys(sorted(missing), "no reply"))
+        self._stop_on_failures(report)
+        merged = ArrayRecord({**self._arrays, **_arrays(MERGES[self._method.merge](good))})
+        self._on_round(report)
+        return merged, MetricRecord({"sites": len(report.served), "failures": len(report.failed)})
+
+    def _stop_on_failures(self, report: RoundReport) -> None:
+        for site, reason in report.failed.items():
+            log.error("round %d: site %d failed (%s)", report.server_round, site, reason)
+        allowed = self._settings.max_failures
+        if report.served and len(report.failed) <= allowed:
+            return
+        if not self._asked:
+            raise RunFailed(f"round {report.server_round}: no site may serve another round; see privacy.max-rounds")
+        who = "; ".join(f"site {site}: {reason}" for site, reason in report.failed.items())
+        limit = "no site is left" if not report.served else f"max-failures = {allowed}"
+        raise RunFailed(f"round {report.server_round}: {len(report.failed)} of {len(self._asked)} sites failed, {limit} ({who})")
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """None: evaluation on the sites would release functions of their records."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        return None
+
+
+def _arrays(tensors: dict) -> dict:
+    from flwr.app import Array
+
+    return {name: Array(value) for name, value in tensors.items()}
