@@ -56,8 +56,9 @@ class LoraSettings:
     alpha: float = _positive(8.0, "the adapter's output is scaled by alpha / rank")
     targets: str = _key("auto", "comma-separated module names that get an adapter; auto takes the model's usual ones")
     dropout: float = _key(0.0, "dropout on the adapter's input", "a number in [0, 1)", lambda v: 0 <= v < 1)
-    head: str = _choice("frozen", "classification head: frozen, or trained at every step inside the same joint clip",
-                        "frozen", "trained")
+    head: str = _choice(
+        "frozen", "classification head: frozen, or trained at every step inside the same joint clip", "frozen", "trained"
+    )
     schedule: str = _key("auto", "which factor trains when: auto (the strategy's own), both, B, step:BA, step:BBA, round:BA, …")
 
 
@@ -66,8 +67,9 @@ class DataSettings:
     """The private records and how virtual sites share them."""
 
     name: str = _key("digits", "digits: scikit-learn's handwritten digits, rotated, embedded in the package")
-    partition: str = _choice("iid", "how virtual sites share the records: iid (equal parts) or dirichlet (by label)",
-                             "iid", "dirichlet")
+    partition: str = _choice(
+        "iid", "how virtual sites share the records: iid (equal parts) or dirichlet (by label)", "iid", "dirichlet"
+    )
     beta: float = _positive(1.0, "Dirichlet concentration: the smaller, the more the sites differ")
 
 
@@ -89,10 +91,18 @@ class TrainSettings:
 class PrivacySettings:
     """The record-level guarantee. Nothing here may be chosen by looking at private records."""
 
-    epsilon: float = _key(8.0, "largest ε any site may spend in the run; inf trains without privacy",
-                          "a number from 0.01 to 100, or inf", lambda v: 0.01 <= v <= 100 or v == math.inf)
-    delta: float = _key(1e-4, "δ of the guarantee; choose it well below 1 / records of a site",
-                        "a number between 0 and 1, both excluded", lambda v: 0 < v < 1)
+    epsilon: float = _key(
+        8.0,
+        "largest ε any site may spend in the run; inf trains without privacy",
+        "a number from 0.01 to 100, or inf",
+        lambda v: 0.01 <= v <= 100 or v == math.inf,
+    )
+    delta: float = _key(
+        1e-4,
+        "δ of the guarantee; choose it well below 1 / records of a site",
+        "a number between 0 and 1, both excluded",
+        lambda v: 0 < v < 1,
+    )
     clip_norm: float = _positive(1.0, "L2 bound C on what one record adds to a step, over all tensors of the step together")
     accountant: str = _choice("prv", "accountant that calibrates the noise and reports ε (rdp: looser, more noise)", "prv", "rdp")
     max_rounds: int = _at_least(0, 0, "rounds any one site may serve; the noise is calibrated for them; 0: all rounds")
@@ -102,8 +112,9 @@ class PrivacySettings:
 class FilterSettings:
     """What happens to a gradient after the noise (free under differential privacy)."""
 
-    name: str = _choice("auto", "auto (the strategy's own), none, or gauss5 (5-tap binomial along the features)",
-                        "auto", "none", "gauss5")
+    name: str = _choice(
+        "auto", "auto (the strategy's own), none, or gauss5 (5-tap binomial along the features)", "auto", "none", "gauss5"
+    )
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,11 @@ class Settings:
     def private(self) -> bool:
         """Whether the run clips and adds noise (finite ε)."""
         return math.isfinite(self.privacy.epsilon)
+
+    @property
+    def sites_per_round(self) -> int:
+        """Sites drawn each round."""
+        return max(1, round(self.fraction_train * self.num_supernodes))
 
     @property
     def rounds_per_site(self) -> int:
@@ -160,7 +176,7 @@ def _walk(cls: type, prefix: str = "") -> list[Key]:
     keys: list[Key] = []
     for f in fields(cls):
         if f.metadata:
-            keys.append(Key(prefix + _kebab(f.name), f.default, f.metadata["doc"], f.metadata["allowed"], f.metadata["check"]))
+            keys.append(Key(prefix + _kebab(f.name), f.default, *(f.metadata[m] for m in ("doc", "allowed", "check"))))  # type: ignore[arg-type]
         else:
             keys += _walk(f.default_factory, f"{prefix}{_kebab(f.name)}.")  # type: ignore[arg-type]
     return keys
@@ -231,7 +247,12 @@ def _check_together(settings: Settings) -> None:
     if settings.lora.schedule != "auto":
         parse_schedule(settings.lora.schedule)
     if settings.train.optimizer == "adamw" and settings.train.momentum:
-        raise ConfigError(f"train.momentum = {settings.train.momentum}: only for train.optimizer = 'sgd'; adamw has its own moments")
+        raise ConfigError(f"train.momentum = {settings.train.momentum}: only for train.optimizer = 'sgd'; leave it 0 for adamw")
+    if settings.rounds_per_site * settings.num_supernodes < settings.num_rounds * settings.sites_per_round:
+        raise ConfigError(
+            f"privacy.max-rounds = {settings.privacy.max_rounds}: too few for {settings.num_rounds} rounds of "
+            f"{settings.sites_per_round} of {settings.num_supernodes} sites; raise it or lower fraction-train"
+        )
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Value]:

@@ -67,9 +67,7 @@ def mechanism_for(settings: Settings, records: int) -> Mechanism:
     """
     sample_rate = min(1.0, settings.train.batch_size / records)
     privacy = settings.privacy
-    sigma = noise_multiplier_for(
-        privacy.epsilon, privacy.delta, sample_rate, settings.steps_per_site, privacy.accountant
-    )
+    sigma = noise_multiplier_for(privacy.epsilon, privacy.delta, sample_rate, settings.steps_per_site, privacy.accountant)
     return Mechanism(sigma, privacy.clip_norm, sample_rate, expected_batch=sample_rate * records)
 
 
@@ -128,7 +126,5 @@ def train(content: RecordDict, context: Context) -> RecordDict:
         log.warning("round %d: %d record gradients were not finite and counted as zero", order.server_round, not_finite)
     state = adapter_state(adapted.model)
     factors = schedule.trained_in(order.server_round, settings.train.local_steps) if order.share == "trained" else BOTH
-    counters = Counters(
-        ledger.steps, ledger.epsilon(), mechanism.noise_multiplier, mechanism.sample_rate, source.seeded
-    )
+    counters = Counters(ledger.steps, ledger.epsilon(), mechanism.noise_multiplier, mechanism.sample_rate, source.seeded)
     return RecordDict({ARRAYS: to_arrays({n: state[n] for n in select(state, factors)}), COUNTERS: counters.to_record()})

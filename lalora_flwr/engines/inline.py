@@ -69,9 +69,7 @@ class InlineGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def run_inline(
-    settings: Settings, on_round: Callable[[dict[str, Any]], None] | None = None, app: ClientApp = client_app
-) -> Path:
+def run_inline(settings: Settings, on_round: Callable[[dict[str, Any]], None] | None = None, app: ClientApp = client_app) -> Path:
     """Run a whole federation in this process and return its run folder.
 
     Raises:

@@ -65,9 +65,7 @@ def _superlink(home: Path, log: Path) -> Iterator[dict[str, str]]:
     (home / "config.toml").write_text(f'[superlink]\ndefault = "private"\n\n[superlink.private]\n{address}')
     command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=env, cwd=home, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        process = subprocess.Popen(command, env=env, cwd=home, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         _wait_until_healthy(process, port, log)
         yield env
@@ -155,9 +153,7 @@ def run_simulation(
         _write_app(home / "app", settings, client_app)
         try:
             with _superlink(home, log) as env:
-                federation = (
-                    f"num-supernodes={settings.num_supernodes} client-resources-num-cpus={settings.train.num_threads}"
-                )
+                federation = f"num-supernodes={settings.num_supernodes} client-resources-num-cpus={settings.train.num_threads}"
                 if num_actors:
                     federation += f" init-args-num-cpus={num_actors * settings.train.num_threads}"
                 started = _flwr(env, "run", str(home / "app"), "--federation-config", federation)
@@ -169,9 +165,7 @@ def run_simulation(
         return folder
 
 
-def _follow(
-    env: dict[str, str], run_id: str, folder: Path, on_round: Callable[[dict[str, Any]], None] | None
-) -> None:
+def _follow(env: dict[str, str], run_id: str, folder: Path, on_round: Callable[[dict[str, Any]], None] | None) -> None:
     """Pass on lines of metrics until Flower says that the run has ended."""
     told, asked, status = 0, time.monotonic(), ""
     while not status.startswith("finished"):

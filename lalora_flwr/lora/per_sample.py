@@ -25,7 +25,7 @@ class _Pass:
         self.records = 0
         self.views: dict[int, Tensor] = {}
 
-    def view(self, parameter: nn.Parameter) -> Tensor:
+    def view(self, parameter: Tensor) -> Tensor:
         """(records, *shape), one view a pass even if the layer runs twice: its gradients then add up, as they must."""
         key = id(parameter)
         if key not in self.views:

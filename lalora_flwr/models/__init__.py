@@ -1,11 +1,14 @@
 """Base models by name.
 
-    embedded/vit-digits    the small vision transformer that ships with the package
-    timm/<name>            an image classifier of timm, sized for the data set's records
+embedded/vit-digits    the small vision transformer that ships with the package
+timm/<name>            an image classifier of timm, sized for the data set's records
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
 
 from lalora_flwr.config import ModelSettings
 from lalora_flwr.data.records import Dataset
@@ -34,16 +37,24 @@ def _timm_model(settings: ModelSettings, data: Dataset) -> BaseModel:
     name = settings.name.removeprefix("timm/")
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
-        raise ConfigError(f"model.name = {settings.name!r}: timm has no such model" + (f"; near: {', '.join(near)}" if near else ""))
-    channels, *size = data.input_shape
-    options = {"num_classes": data.num_classes, "in_chans": channels}
-    for attempt in ({"img_size": size[0]}, {}):  # only some architectures are built for one image size
-        try:
-            module = timm.create_model(name, pretrained=settings.pretrained, **options, **attempt)
-            break
-        except TypeError:
-            continue
-        except Exception as error:
-            raise ConfigError(f"model.name = {settings.name!r}: cannot be built for records of shape {data.input_shape}: {error}") from None
-    head = module.default_cfg.get("classifier", "head") if hasattr(module, "default_cfg") else "head"
+        raise ConfigError(
+            f"model.name = {settings.name!r}: timm has no such model" + (f"; near: {', '.join(near)}" if near else "")
+        )
+    channels, size, _ = data.input_shape
+    module = _created(name, settings.pretrained, data.num_classes, channels, size)
+    head = getattr(module, "default_cfg", {}).get("classifier", "head")
     return BaseModel(settings.name, module, head, ("attn.qkv", "attn.proj"), data.input_shape, data.num_classes)
+
+
+def _created(name: str, pretrained: bool, num_classes: int, channels: int, size: int) -> nn.Module:
+    """A timm model for images (channels, size, size)."""
+    import timm
+
+    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": channels}
+    try:
+        try:
+            return timm.create_model(name, **options, img_size=size)
+        except TypeError:  # an architecture that takes any size has no such argument
+            return timm.create_model(name, **options)
+    except Exception as error:  # a hub out of reach, or an image too small: timm and its loaders raise many types
+        raise ConfigError(f"model.name = 'timm/{name}': cannot be made for {size} x {size} images: {error}") from None

@@ -22,7 +22,7 @@ def mean(replies: Sequence[Tensors]) -> dict[str, NDArray[np.float32]]:
         The means, float32, under the same names.
     """
     return {
-        name: np.mean([reply[name] for reply in replies], axis=0, dtype=np.float64).astype(np.float32)
+        name: np.asarray(np.mean([reply[name] for reply in replies], axis=0, dtype=np.float64), dtype=np.float32)
         for name in replies[0]
     }
 

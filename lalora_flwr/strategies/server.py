@@ -115,10 +115,11 @@ class FederatedLora(Strategy):
         """
         present = [node for node in grid.get_node_ids() if node in self._sites]
         able = [node for node in present if self._served[self._sites[node]] < self._settings.rounds_per_site]
-        count = max(1, round(self._settings.fraction_train * self._settings.num_supernodes))
         order = random.Random(derive_seed(self._settings.seed, "participation", server_round))
         ties = {site: order.random() for site in sorted(self._sites.values())}
-        drawn = sorted(able, key=lambda node: (self._served[self._sites[node]], ties[self._sites[node]]))[:count]
+        drawn = sorted(able, key=lambda node: (self._served[self._sites[node]], ties[self._sites[node]]))[
+            : self._settings.sites_per_round
+        ]
         return sorted(drawn, key=self._sites.__getitem__)
 
     def _down(self) -> Factors:
@@ -130,9 +131,7 @@ class FederatedLora(Strategy):
             return BOTH
         return self._schedule.trained_in(server_round, self._settings.train.local_steps)
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """One message a drawn site. A list, since Flower's deployment grid reads it twice."""
         if not self._sites:
             self.start_from(grid)
@@ -166,7 +165,7 @@ class FederatedLora(Strategy):
             site = self._sites[reply.metadata.src_node_id]
             missing.discard(site)
             if reply.has_error():
-                report.failed[site] = reply.error.reason
+                report.failed[site] = reply.error.reason or "no reason given"
                 continue
             report.bytes_up += num_bytes(reply.content[ARRAYS]) if ARRAYS in reply.content else 0  # type: ignore[arg-type]
             try:
@@ -195,9 +194,7 @@ class FederatedLora(Strategy):
         limit = "no site is left" if not report.served else f"max-failures = {allowed}"
         raise RunFailed(f"round {report.server_round}: {len(report.failed)} of {len(self._asked)} sites failed, {limit} ({who})")
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """None: evaluation on the sites would release functions of their records."""
         return []
 
