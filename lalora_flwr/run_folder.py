@@ -19,6 +19,7 @@ from lalora_flwr.errors import ConfigError
 
 PACKAGES = ("lalora-flwr", "flwr", "torch", "timm", "peft", "opacus")
 METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"
+LOG = "flower.log"
 
 
 def write_whole(path: Path, data: bytes | str) -> None:

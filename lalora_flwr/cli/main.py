@@ -27,7 +27,7 @@ def main() -> None:
     try:
         app()
     except LaloraError as error:
-        print(f"lalora: {error}", file=sys.stderr)
+        print("lalora:", " ".join(str(error).split()), file=sys.stderr)  # one line, whatever a library said
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         print("lalora: interrupted; the rounds done so far are in the run's folder", file=sys.stderr)

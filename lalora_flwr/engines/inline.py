@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from lalora_flwr import site
 from lalora_flwr.client_app import app as client_app
 from lalora_flwr.config import Settings, flatten
-from lalora_flwr.federation import run_federation
+from lalora_flwr.federation import named, run_federation
+from lalora_flwr.run_folder import LOG
 
 FIRST_NODE = 100  # node ids are not partition ids, as in a real federation
 
@@ -75,9 +78,30 @@ def run_inline(settings: Settings, on_round: Callable[[dict[str, Any]], None] | 
     Raises:
         ConfigError, RunFailed: as `run_federation`.
     """
+    settings = named(settings)
     grid = InlineGrid(app, settings.num_supernodes, dict(flatten(settings)))
     site._inline_simulation = True
     try:
-        return run_federation(settings, grid, on_round)
+        with _logs_in(Path(settings.output_dir).absolute() / settings.run_name / LOG):
+            return run_federation(settings, grid, on_round)
     finally:
         site._inline_simulation = False
+
+
+@contextmanager
+def _logs_in(path: Path) -> Iterator[None]:
+    """Flower's, the server's and the sites' logs go to a file, made with the first line after the run folder is there."""
+    handler = logging.FileHandler(path, delay=True, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("flwr", "lalora_flwr")]
+    before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        handler.close()
+        for logger, handlers, propagate, level in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)

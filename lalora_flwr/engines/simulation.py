@@ -28,11 +28,10 @@ import tomli_w
 from lalora_flwr.config import Settings, flatten
 from lalora_flwr.errors import RunFailed
 from lalora_flwr.federation import named
-from lalora_flwr.run_folder import FAILURE, METRICS, SUMMARY
+from lalora_flwr.run_folder import FAILURE, LOG, METRICS, SUMMARY
 
 CLIENT_APP = "lalora_flwr.client_app:app"
 ENDED_CHECK = 5.0  # seconds between questions to Flower whether the run has ended; each starts a process
-LOG = "flower.log"
 
 
 def _environment(home: Path) -> dict[str, str]:
