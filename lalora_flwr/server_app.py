@@ -16,5 +16,7 @@ def main(grid: Grid, context: Context) -> None:
     from lalora_flwr.config import settings_from
     from lalora_flwr.federation import run_federation
 
-    folder = run_federation(settings_from(context.run_config), grid)
-    logging.getLogger("lalora_flwr.server").info("results are in %s", folder)
+    log = logging.getLogger("lalora_flwr.server")
+    log.handlers = logging.getLogger("flwr").handlers  # so that the run's log, which Flower keeps, holds these lines too
+    log.setLevel(logging.INFO)
+    log.info("results are in %s", run_federation(settings_from(context.run_config), grid))

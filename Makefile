@@ -1,0 +1,28 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test test-slow lint clean
+
+run: $(VENV)/installed  ## fine-tune the embedded model across four sites; results in runs/
+	$(BIN)/lalora run
+
+test: $(VENV)/installed lint  ## style, types and the fast tests
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(VENV)/installed  ## the tests that start real Flower simulations
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# Made again whenever the dependencies change.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
