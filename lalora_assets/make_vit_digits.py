@@ -28,7 +28,7 @@ PIXEL_NOISE = 0.2  # standard deviation, in units of the [-1, 1] range
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Stretch and shift each image (n, 1, 8, 8) at random and add pixel noise; never turn it, as turning is the task."""
+    """Stretch and shift each image (n, 1, 8, 8) at random and add pixel noise; no turning, which is the task."""
     scale = 0.8 + 0.45 * torch.rand(len(images), 2, generator=generator)
     offset = 0.6 * torch.rand(len(images), 2, generator=generator) - 0.3  # half-widths of the image: up to 1.2 pixels
     warped = digits.warp(images, torch.cat([torch.diag_embed(scale), offset.unsqueeze(2)], dim=2))
@@ -51,10 +51,11 @@ def pretrain(images: Tensor, labels: Tensor) -> nn.Module:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=EPOCHS * batches)
     for _ in range(EPOCHS):
         order = torch.randperm(len(images), generator=generator)
-        for batch in order[: batches * BATCH_SIZE].split(BATCH_SIZE):
+        for batch in order[: batches * BATCH_SIZE].view(batches, BATCH_SIZE):
             logits = model(augment(images[batch], generator))
             optimizer.zero_grad()
-            F.cross_entropy(logits, labels[batch], label_smoothing=LABEL_SMOOTHING).backward()
+            loss = F.cross_entropy(logits, labels[batch], label_smoothing=LABEL_SMOOTHING)
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -63,7 +64,7 @@ def pretrain(images: Tensor, labels: Tensor) -> nn.Module:
 
 def main() -> None:
     """Pretrain, report two accuracies, write the weights as float16."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description="Pretrain the embedded vision transformer.")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name(ASSET_NAME), help="file to write")
     output: Path = parser.parse_args().output
 

@@ -52,7 +52,7 @@ class ModelSettings:
 class LoraSettings:
     """The adapter."""
 
-    rank: int = _at_least(1, 8, "rank r of every adapter")
+    rank: int = _at_least(1, 4, "rank r of every adapter")
     alpha: float = _positive(8.0, "the adapter's output is scaled by alpha / rank")
     targets: str = _key("auto", "comma-separated module names that get an adapter; auto takes the model's usual ones")
     dropout: float = _key(0.0, "dropout on the adapter's input", "a number in [0, 1)", lambda v: 0 <= v < 1)
@@ -66,7 +66,7 @@ class LoraSettings:
 class DataSettings:
     """The private records and how virtual sites share them."""
 
-    name: str = _key("digits", "digits: scikit-learn's handwritten digits, rotated, embedded in the package")
+    name: str = _key("digits", "digits: scikit-learn's handwritten digits, turned by 45 degrees, embedded in the package")
     partition: str = _choice(
         "iid", "how virtual sites share the records: iid (equal parts) or dirichlet (by label)", "iid", "dirichlet"
     )
@@ -80,7 +80,7 @@ class TrainSettings:
     local_steps: int = _at_least(1, 10, "noisy steps K a site takes in a round")
     batch_size: int = _at_least(1, 40, "expected records in a Poisson batch; a site of n records samples at rate batch-size / n")
     optimizer: str = _choice("sgd", "local optimizer, made afresh each round", "sgd", "adamw")
-    lr: float = _positive(1.0, "learning rate")
+    lr: float = _positive(0.35, "learning rate")
     momentum: float = _key(0.0, "SGD momentum", "a number in [0, 1)", lambda v: 0 <= v < 1)
     weight_decay: float = _non_negative(0.0, "weight decay of the optimizer")
     max_physical_batch: int = _at_least(0, 0, "records processed at once; 0 takes the whole batch (same result, more memory)")
@@ -92,7 +92,7 @@ class PrivacySettings:
     """The record-level guarantee. Nothing here may be chosen by looking at private records."""
 
     epsilon: float = _key(
-        8.0,
+        3.0,
         "largest ε any site may spend in the run; inf trains without privacy",
         "a number from 0.01 to 100, or inf",
         lambda v: 0.01 <= v <= 100 or v == math.inf,
@@ -103,7 +103,7 @@ class PrivacySettings:
         "a number between 0 and 1, both excluded",
         lambda v: 0 < v < 1,
     )
-    clip_norm: float = _positive(1.0, "L2 bound C on what one record adds to a step, over all tensors of the step together")
+    clip_norm: float = _positive(2.0, "L2 bound C on what one record adds to a step, over all tensors of the step together")
     accountant: str = _choice("prv", "accountant that calibrates the noise and reports ε (rdp: looser, more noise)", "prv", "rdp")
     max_rounds: int = _at_least(0, 0, "rounds any one site may serve; the noise is calibrated for them; 0: all rounds")
 

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lalora_flwr.errors import ConfigError
+from lalora_flwr.lora.adapter import adapter_parameters
+from lalora_flwr.lora.per_sample import PerSampleGradients
+from lalora_flwr.lora.self_check import self_check
+from lalora_flwr.models.base import BaseModel
+from tests.reference import BASES, CLASSES, adapted, generator
+
+
+class Mixing(nn.Module):
+    """(n, tokens, 4) through a layer that may mix, then two adapted layers, then the mean over the tokens."""
+
+    def __init__(self, mix: Callable[[nn.Module, Tensor], Tensor], tokens: int) -> None:
+        super().__init__()
+        self.mix, self.tokens = mix, tokens
+        self.first, self.second, self.head = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.mix(self, torch.tanh(self.first(x))))
+        return self.head(y.mean(1))
+
+
+def mixing(mix: Callable[[nn.Module, Tensor], Tensor], tokens: int = 6) -> BaseModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BaseModel("test/mixing", Mixing(mix, tokens), "head", ("first", "second"), (tokens, 4), CLASSES)
+
+
+def check(base: BaseModel, training: bool = False, **lora: object) -> nn.Module:
+    model = adapted(base, **lora)
+    model.train(training)
+    self_check(base, model, PerSampleGradients(model))
+    return model
+
+
+def keep(_: nn.Module, x: Tensor) -> Tensor:
+    return x
+
+
+def batch_statistics(_: nn.Module, x: Tensor) -> Tensor:
+    return F.batch_norm(x.transpose(1, 2), None, None, training=True).transpose(1, 2)
+
+
+def batch_statistics_in_training(module: nn.Module, x: Tensor) -> Tensor:
+    mean, var = (None, None) if module.training else (torch.zeros(5), torch.ones(5))
+    return F.batch_norm(x.transpose(1, 2), mean, var, training=module.training).transpose(1, 2)
+
+
+def mean_over_batch(_: nn.Module, x: Tensor) -> Tensor:
+    return x - x.mean(0, keepdim=True)
+
+
+def neighbour_in_batch(_: nn.Module, x: Tensor) -> Tensor:
+    return x + 0.1 * x.roll(1, dims=0)
+
+
+class TokensFirst(nn.Module):
+    """The first axis of the adapted layers' input is the token, as in a sequence-first transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(torch.tanh(self.first(x.transpose(0, 1))))  # (tokens, n, 5)
+        return self.head(y.mean(0))
+
+
+class WindowsFirst(TokensFirst):
+    """Folds windows outermost, so that a record's rows are not next to each other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.transpose(0, 1).reshape(-1, x.shape[-1])  # (tokens * n, 4)
+        y = self.second(torch.tanh(self.first(rows)))
+        return self.head(y.reshape(x.shape[1], x.shape[0], -1).mean(0))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("head", ["frozen", "trained"])
+@pytest.mark.parametrize("kind", ["mlp", "vit", "swin"])
+def test_models_that_keep_records_apart_pass(kind: str, head: str, training: bool) -> None:
+    check(BASES[kind](), training, head=head)
+    check(mixing(keep), training, head=head)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("mix", [batch_statistics, mean_over_batch, neighbour_in_batch])
+def test_models_that_mix_records_are_refused(mix: Callable[[nn.Module, Tensor], Tensor], training: bool) -> None:
+    with pytest.raises(ConfigError, match="mixes records"):
+        check(mixing(mix), training)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_layer_that_mixes_records_only_in_training_mode_is_refused(training: bool) -> None:
+    """`train_round` trains in training mode, whatever mode the model was in when it was checked."""
+    with pytest.raises(ConfigError, match="mixes records"):
+        check(mixing(batch_statistics_in_training), training)
+
+
+@pytest.mark.parametrize("tokens", [3, 4, 6])
+@pytest.mark.parametrize("module", [TokensFirst, WindowsFirst])
+def test_a_batch_axis_that_is_not_outermost_is_refused(module: type[nn.Module], tokens: int) -> None:
+    with pytest.raises(ConfigError):
+        check(BaseModel("test/axis", module(), "head", ("first", "second"), (tokens, 4), CLASSES))
+
+
+def test_batch_statistics_that_one_record_alone_cannot_have_are_refused() -> None:
+    def mix(_: nn.Module, x: Tensor) -> Tensor:
+        return F.batch_norm(x.flatten(1), None, None, training=True).view_as(x)  # raises for a batch of one
+
+    with pytest.raises(ConfigError):
+        check(mixing(mix))
+
+
+class Spare(TokensFirst):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.first(x)).mean(1))
+
+
+def test_an_adapted_layer_that_takes_no_part_is_refused() -> None:
+    with pytest.raises(ConfigError):
+        check(BaseModel("test/spare", Spare(), "head", ("first", "second"), (3, 4), CLASSES))
+
+
+def test_dropout_is_no_reason_to_refuse() -> None:
+    base = BASES["vit"]()
+    base.module.blocks[0].attn.proj_drop = nn.Dropout(0.5)
+    check(base, training=True, dropout=0.3)
+
+
+class Broken(PerSampleGradients):
+    """An engine whose records 1 and 2 are swapped."""
+
+    def __call__(self, records: int, losses: Callable[[], Tensor]) -> dict[str, Tensor]:
+        return {name: g[[0, 2, 1]] for name, g in super().__call__(records, losses).items()}
+
+
+def test_an_engine_that_confuses_records_is_refused() -> None:
+    base = BASES["vit"]()
+    model = adapted(base)
+    with pytest.raises(ConfigError, match="mixes records"):
+        self_check(base, model, Broken(model))
+
+
+class Slight(PerSampleGradients):
+    """An engine with a small error in the gradients of A, which at B = 0 nobody would see."""
+
+    def __call__(self, records: int, losses: Callable[[], Tensor]) -> dict[str, Tensor]:
+        gradients = super().__call__(records, losses)
+        return {name: g * 1.05 if ".lora_A." in name else g for name, g in gradients.items()}
+
+
+def test_an_error_of_five_percent_in_a_is_found_although_b_starts_at_zero() -> None:
+    base = BASES["vit"]()
+    model = adapted(base)
+    with pytest.raises(ConfigError, match="lora_A"):
+        self_check(base, model, Slight(model))
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_parameters_modes_and_the_global_generator_are_as_before(good: bool) -> None:
+    base = mixing(keep if good else mean_over_batch)
+    model = adapted(base, head="trained", dropout=0.1)
+    for i, module in enumerate(model.modules()):
+        module.training = i % 2 == 0
+    with torch.no_grad():
+        for p in adapter_parameters(model).values():
+            p.copy_(torch.randn(p.shape, generator=generator()))
+    engine = PerSampleGradients(model)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    rng = torch.get_rng_state()
+    try:
+        self_check(base, model, engine)
+    except ConfigError:
+        assert not good
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,154 @@
+"""ε against two independent accountants: Google's PLD (dp_accounting) and Opacus' own PRV and RDP, called directly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting.pld import PLDAccountant
+from opacus.accountants import PRVAccountant, RDPAccountant
+from scipy.optimize import brentq
+from scipy.special import ndtr
+
+from lalora_flwr.errors import ConfigError
+from lalora_flwr.privacy.accounting import Segment, epsilon_spent, noise_multiplier_for
+
+GRID: list[tuple[list[Segment], float]] = [
+    ([(1.0, 0.1, 150)], 1e-4),
+    ([(0.8, 0.02, 1000)], 1e-5),
+    ([(4.0, 1.0, 20)], 1e-4),
+    ([(10.0, 0.15, 150)], 1e-4),
+    ([(60.0, 0.15, 150)], 1e-4),
+    ([(0.6, 0.15, 10)], 1e-4),
+    ([(2.0, 0.5, 60)], 1e-5),
+    ([(5.0, 0.5, 1)], 1e-6),
+    ([(1.0, 0.1, 50), (1.5, 0.1, 50), (3.0, 1.0, 5)], 1e-4),
+]
+IDS = [f"{'+'.join(f'{s:g}/{q:g}/{n}' for s, q, n in history)}" for history, _ in GRID]
+
+
+def pld(history: Sequence[Segment], delta: float) -> float:
+    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
+    for sigma, q, steps in history:
+        accountant.compose(SelfComposedDpEvent(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)), steps))
+    return accountant.get_epsilon(delta)
+
+
+def gaussian_epsilon(sigma: float, steps: int, delta: float) -> float:
+    """ε of full-batch Gaussian steps in closed form (Balle and Wang 2018)."""
+    mu = math.sqrt(steps) / sigma
+
+    def gap(eps: float) -> float:
+        return ndtr(mu / 2 - eps / mu) - math.exp(eps) * ndtr(-mu / 2 - eps / mu) - delta
+
+    return brentq(gap, 0, 100)
+
+
+@pytest.mark.parametrize(("history", "delta"), GRID, ids=IDS)
+def test_prv_is_an_upper_bound_within_two_hundredths_of_pld(history: list[Segment], delta: float) -> None:
+    exact = pld(history, delta)
+    assert exact - 0.001 <= epsilon_spent(history, delta) <= exact + 0.02
+
+
+@pytest.mark.parametrize(("history", "delta"), GRID, ids=IDS)
+def test_prv_is_that_of_opacus(history: list[Segment], delta: float) -> None:
+    accountant = PRVAccountant()
+    accountant.history = history
+    for eps_error in (0.01, 0.001):
+        assert epsilon_spent(history, delta) == pytest.approx(accountant.get_epsilon(delta, eps_error=eps_error), abs=0.012)
+
+
+@pytest.mark.filterwarnings("ignore:Optimal order")
+@pytest.mark.parametrize(("history", "delta"), GRID, ids=IDS)
+def test_rdp_is_that_of_opacus_and_bounds_prv_from_above(history: list[Segment], delta: float) -> None:
+    accountant = RDPAccountant()
+    accountant.history = history
+    rdp, prv = epsilon_spent(history, delta, "rdp"), epsilon_spent(history, delta, "prv")
+    assert rdp == pytest.approx(accountant.get_epsilon(delta))
+    assert prv <= rdp <= (1.3 * prv if prv > 0.2 else prv + 0.1)
+
+
+@pytest.mark.parametrize(("sigma", "steps", "delta"), [(4.0, 20, 1e-4), (1.0, 1, 1e-5), (30.0, 40, 1e-4)])
+def test_full_batches_agree_with_the_closed_form(sigma: float, steps: int, delta: float) -> None:
+    exact = gaussian_epsilon(sigma, steps, delta)
+    assert exact <= epsilon_spent([(sigma, 1.0, steps)], delta) <= exact + 0.02
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp"])
+def test_nothing_spent_is_zero_and_a_step_without_noise_infinite(accountant: str) -> None:
+    assert epsilon_spent([], 1e-4, accountant) == 0.0
+    assert epsilon_spent([(1.0, 0.1, 0)], 1e-4, accountant) == 0.0
+    assert epsilon_spent([(0.0, 0.1, 0)], 1e-4, accountant) == 0.0
+    assert epsilon_spent([(0.0, 0.1, 1)], 1e-4, accountant) == math.inf
+    assert epsilon_spent([(5.0, 0.1, 9), (0.0, 0.1, 1)], 1e-4, accountant) == math.inf
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp"])
+def test_composition_costs_less_than_the_sum_and_more_than_each_part(accountant: str) -> None:
+    first, second = (1.0, 0.1, 100), (2.0, 0.2, 100)
+    parts = [epsilon_spent([segment], 1e-4, accountant) for segment in (first, second)]
+    both = epsilon_spent([first, second], 1e-4, accountant)
+    assert max(parts) < both < 0.9 * sum(parts)
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp"])
+def test_how_a_history_is_cut_does_not_matter(accountant: str) -> None:
+    whole = epsilon_spent([(1.0, 0.1, 60)], 1e-4, accountant)
+    assert epsilon_spent([(1.0, 0.1, 20), (1.0, 0.1, 0), (1.0, 0.1, 40)], 1e-4, accountant) == pytest.approx(whole, rel=0.002)
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp"])
+def test_epsilon_grows_with_steps_and_rate_and_falls_with_sigma_and_delta(accountant: str) -> None:
+    def spent(sigma: float = 1.0, q: float = 0.1, steps: int = 50, delta: float = 1e-4) -> float:
+        return epsilon_spent([(sigma, q, steps)], delta, accountant)
+
+    middle = spent()
+    assert spent(sigma=1.2) < middle < spent(sigma=0.9)
+    assert spent(q=0.08) < middle < spent(q=0.12)
+    assert spent(steps=40) < middle < spent(steps=60)
+    assert spent(delta=1e-3) < middle < spent(delta=1e-5)
+
+
+def test_epsilon_never_falls_as_small_steps_add_up() -> None:
+    """Across 1.1, where the fine grid gives way to the coarse one."""
+    spent = [epsilon_spent([(4.0, 0.2, steps)], 1e-4) for steps in range(40, 70, 3)]
+    assert spent[0] < 1.1 < spent[-1]
+    assert spent == sorted(spent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 3.0, 8.0])
+def test_calibrated_noise_spends_the_budget_and_no_more(epsilon: float) -> None:
+    steps, q, delta = 150, 0.145, 1e-4
+    sigma = noise_multiplier_for(epsilon, delta, q, steps)
+    assert 0.98 * epsilon <= epsilon_spent([(sigma, q, steps)], delta) <= epsilon
+    assert pld([(sigma, q, steps)], delta) <= epsilon
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 8.0])
+def test_calibration_by_rdp_keeps_to_rdp_and_adds_more_noise(epsilon: float) -> None:
+    sigma = noise_multiplier_for(epsilon, 1e-4, 0.1, 30, "rdp")
+    assert 0.98 * epsilon <= epsilon_spent([(sigma, 0.1, 30)], 1e-4, "rdp") <= epsilon
+    assert sigma > noise_multiplier_for(epsilon, 1e-4, 0.1, 30, "prv")
+
+
+def test_no_budget_limit_needs_no_noise() -> None:
+    for accountant in ("prv", "rdp"):
+        assert noise_multiplier_for(math.inf, 1e-4, 0.1, 10, accountant) == 0.0
+
+
+def test_noise_falls_with_epsilon_and_grows_with_steps_and_rate() -> None:
+    def sigma(epsilon: float = 2.0, q: float = 0.2, steps: int = 20) -> float:
+        return noise_multiplier_for(epsilon, 1e-4, q, steps, "rdp")
+
+    middle = sigma()
+    assert sigma(epsilon=4.0) < middle < sigma(epsilon=1.0)
+    assert sigma(q=0.1) < middle < sigma(q=0.4)
+    assert sigma(steps=5) < middle < sigma(steps=80)
+
+
+def test_an_epsilon_out_of_reach_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon = 1e-09: no noise level found.*choose a larger"):
+        noise_multiplier_for(1e-9, 1e-4, 1.0, 100)

@@ -1,0 +1,301 @@
+"""Small models, fakes, and slow, naive versions of what the package computes fast."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from torch import Tensor, nn
+
+from lalora_flwr.config import LoraSettings
+from lalora_flwr.data.records import Records
+from lalora_flwr.errors import BudgetExhausted
+from lalora_flwr.lora.adapter import adapter_parameters, attach_adapter, factor_of
+from lalora_flwr.lora.per_sample import PerSampleGradients
+from lalora_flwr.models.base import BaseModel
+
+torch.set_num_threads(1)
+CLASSES = 3
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+
+
+class Mlp(nn.Module):
+    """Two linear layers and a head: 7 → 5 → 4 → 3. With rank 2 all factors have different shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(7, 5), nn.Linear(5, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+def mlp_base(seed: int = 0) -> BaseModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BaseModel("test/mlp", Mlp().eval(), "head", ("first", "second"), (7,), CLASSES)
+
+
+def vit_base(seed: int = 0) -> BaseModel:
+    from timm.models.vision_transformer import VisionTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = VisionTransformer(
+            img_size=8, patch_size=4, in_chans=1, num_classes=CLASSES, embed_dim=8, depth=2, num_heads=2, mlp_ratio=2.0
+        )
+    return BaseModel("test/vit", module.eval(), "head", ("attn.qkv", "attn.proj", "mlp.fc1"), (1, 8, 8), CLASSES)
+
+
+def swin_base(seed: int = 0) -> BaseModel:
+    """Shifted windows, folded into the first axis of the attention's linear layers."""
+    from timm.models.swin_transformer import SwinTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = SwinTransformer(
+            img_size=16,
+            patch_size=2,
+            in_chans=1,
+            num_classes=CLASSES,
+            embed_dim=8,
+            depths=(2, 1),
+            num_heads=(2, 2),
+            window_size=4,
+        )
+    return BaseModel("test/swin", module.eval(), "head.fc", ("attn.qkv", "attn.proj"), (1, 16, 16), CLASSES)
+
+
+BASES: dict[str, Callable[[], BaseModel]] = {"mlp": mlp_base, "vit": vit_base, "swin": swin_base}
+
+
+def move_off_zero(model: nn.Module, seed: int = 1) -> None:
+    """Give B values: at B = 0 the gradient of A is zero and says nothing."""
+    draw = generator(seed)
+    with torch.no_grad():
+        for name, p in adapter_parameters(model).items():
+            if factor_of(name) == "B":
+                p.copy_(torch.randn(p.shape, generator=draw) * 0.3)
+
+
+def adapted(base: BaseModel, seed: int = 0, **lora: Any) -> PeftModel:
+    return attach_adapter(base, LoraSettings(**{"rank": 2, "alpha": 3.0, **lora}), seed)
+
+
+def records_for(base: BaseModel, count: int, seed: int = 0) -> Records:
+    draw = generator(seed)
+    inputs = torch.randn(count, *base.input_shape, generator=draw)
+    return Records(inputs, torch.randint(base.num_classes, (count,), generator=draw))
+
+
+@dataclass
+class Bench:
+    """A small model, ready for `train_round`."""
+
+    base: BaseModel
+    model: PeftModel
+    engine: PerSampleGradients
+    records: Records
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in adapter_parameters(self.model).items()}
+
+
+def bench(kind: str = "mlp", records: int = 12, **lora: Any) -> Bench:
+    base = BASES[kind]()
+    model = adapted(base, **lora)
+    move_off_zero(model)
+    return Bench(base, model, PerSampleGradients(model), records_for(base, records))
+
+
+
+
+def one_by_one(model: nn.Module, losses: Callable[[nn.Module, int], Tensor], records: int) -> dict[str, Tensor]:
+    """Gradient of each record's loss by plain autograd, one record at a time; (records, *shape) by name.
+
+    Args:
+        model: a model that no engine ever touched.
+        losses: the loss of record j, run alone through the model.
+        records: how many there are.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    rows = []
+    for j in range(records):
+        gradients = torch.autograd.grad(losses(model, j), list(trainable.values()), allow_unused=True)
+        pairs = zip(gradients, trainable.values(), strict=True)
+        rows.append([torch.zeros_like(p) if g is None else g for g, p in pairs])
+    return {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(trainable)}
+
+
+def assert_same_gradients(fast: Mapping[str, Tensor], slow: Mapping[str, Tensor], tolerance: float = 1e-10) -> None:
+    assert fast.keys() == slow.keys()
+    for name, want in slow.items():
+        assert fast[name].shape == want.shape
+        scale = max(float(want.abs().max()), 1e-30)
+        assert float((fast[name] - want).abs().max()) <= tolerance * scale, name
+
+
+def double_pair(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The model in float64 and a copy of it for the naive reference."""
+    model = model.double()
+    return model, copy.deepcopy(model)
+
+
+
+
+def joint_norm(tensors: Mapping[str, Tensor]) -> float:
+    """L2 norm of all tensors as one vector, in float64."""
+    return sum(float(t.double().square().sum()) for t in tensors.values()) ** 0.5
+
+
+def smooth(signal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One signal convolved with (1 4 6 4 1)/16, the edge mirrored with the edge value repeated: … b a | a b c …"""
+    n, out = len(signal), np.zeros(len(signal))
+    for i in range(n):
+        for offset, weight in zip(range(-2, 3), (1, 4, 6, 4, 1), strict=True):
+            at = i + offset
+            while not 0 <= at < n:
+                at = -1 - at if at < 0 else 2 * n - 1 - at
+            out[i] += weight / 16 * signal[at]
+    return out
+
+
+
+
+class Replay:
+    """A random source of fixed draws: the noise of step k is a function of k and the tensor's shape alone.
+
+    So a reference may ask for it in any order; every step begins with its draw of a batch.
+    """
+
+    seeded = True
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed, self.step = seed, 0
+
+    def uniform(self, n: int) -> Tensor:
+        self.step += 1
+        return torch.from_numpy(np.random.default_rng([self.seed, self.step, 0]).random(n))
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        drawn = np.random.default_rng([self.seed, self.step, 1, *shape]).standard_normal(tuple(shape))
+        return torch.from_numpy(drawn).float()
+
+
+class Everyone(Replay):
+    """Takes every record into every batch, whatever q > 0."""
+
+    def uniform(self, n: int) -> Tensor:
+        return super().uniform(n) * 0.0
+
+
+class Nobody(Replay):
+    """Takes no record into any batch, whatever q < 1."""
+
+    def uniform(self, n: int) -> Tensor:
+        return super().uniform(n) * 0.0 + (1 - 2**-53)
+
+
+@dataclass
+class OpenLedger:
+    """A ledger that lets ``limit`` steps pass and notes every call; ``on_step`` runs at each `take_step`."""
+
+    limit: int = 10**9
+    on_step: Callable[[], None] = lambda: None
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def reserve(self, noise_multiplier: float, sample_rate: float, steps: int) -> None:
+        self.calls.append(("reserve", noise_multiplier, sample_rate, steps))
+        if steps > self.limit:
+            raise BudgetExhausted("budget: test")
+
+    def take_step(self) -> None:
+        self.on_step()
+        self.calls.append(("take",))
+
+    def commit(self) -> None:
+        self.calls.append(("commit",))
+
+    def epsilon(self) -> float:
+        return 0.0
+
+    @property
+    def taken(self) -> int:
+        return self.calls.count(("take",))
+
+
+
+
+@dataclass(frozen=True)
+class Algorithm1:
+    """The constants of a local loop, in the paper's notation; σ = 0 means neither clip nor noise."""
+
+    steps: int
+    q: float
+    clip_norm: float
+    sigma: float
+    eta: float
+    order: str = "BA"  # the factors of step k, by turns; "*" for both at once
+    filtered: bool = True
+    momentum: float = 0.0
+    decay: float = 0.0
+    head: bool = False
+
+
+def mlp_weights(model: PeftModel) -> dict[str, Tensor]:
+    """Weights of an adapted `Mlp` in float64, as W, b, A and B of each layer."""
+    short = {"base_layer.": "", "lora_A.default.weight": "A", "lora_B.default.weight": "B", "modules_to_save.default.": ""}
+    weights = {}
+    for name, value in model.base_model.model.state_dict().items():
+        if "original_module" not in name:
+            for long, new in short.items():
+                name = name.replace(long, new)
+            weights[name] = value.detach().double().clone()
+    return weights
+
+
+def mlp_loss(w: Mapping[str, Tensor], scale: float, x: Tensor, label: int) -> Tensor:
+    """Cross-entropy of one record under W = W0 + (α/r) B A in both adapted layers."""
+    for layer in ("first", "second"):
+        x = torch.tanh((w[f"{layer}.weight"] + scale * w[f"{layer}.B"] @ w[f"{layer}.A"]) @ x + w[f"{layer}.bias"])
+    logits = w["head.weight"] @ x + w["head.bias"]
+    return torch.log(torch.exp(logits).sum()) - logits[label]
+
+
+def algorithm_1(w: dict[str, Tensor], scale: float, data: Records, run: Algorithm1, source: Replay) -> Iterator[None]:
+    """LA-LoRA's local loop (arXiv 2602.19926, Algorithm 1) on an `Mlp`; changes ``w`` in place, yields after a step."""
+    velocity: dict[str, Tensor] = {}
+    for k in range(run.steps):
+        turn = run.order[k % len(run.order)]
+        active = [n for n in w if n[-2:] in ((".A", ".B") if turn == "*" else ("." + turn,))]
+        active += [n for n in w if run.head and n.startswith("head.")]
+        drawn = [j for j, u in enumerate(source.uniform(len(data)).tolist()) if u < run.q]
+        total = {n: torch.zeros_like(w[n]) for n in active}
+        for j in drawn:
+            leaves = {n: w[n].clone().requires_grad_() for n in active}
+            loss = mlp_loss({**w, **leaves}, scale, data.inputs[j].double(), int(data.labels[j]))
+            g = dict(zip(active, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+            shrink = max(1.0, joint_norm(g) / run.clip_norm) if run.sigma else 1.0
+            total = {n: total[n] + g[n] / shrink for n in active}
+        for n in active:
+            noise = run.sigma * run.clip_norm * source.normal(w[n].shape).double()
+            g_hat = (total[n] + noise) / (run.q * len(data))
+            if run.filtered and n.endswith(".A"):  # each row, along the input features
+                g_hat = torch.tensor(np.stack([smooth(row) for row in g_hat.numpy()]))
+            elif run.filtered and n.endswith(".B"):  # each column, along the output features
+                g_hat = torch.tensor(np.stack([smooth(column) for column in g_hat.numpy().T]).T)
+            g_hat = g_hat + run.decay * w[n]
+            velocity[n] = run.momentum * velocity[n] + g_hat if n in velocity else g_hat
+            w[n] = w[n] - run.eta * velocity[n]
+        yield
