@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from hypothesis import settings as hypothesis_settings
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,6 +23,8 @@ from lalora_flwr.lora.adapter import factor_of
 from lalora_flwr.messages import ARRAYS
 
 os.environ.update(HF_HUB_OFFLINE="1", FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
+hypothesis_settings.register_profile("shared-machine", deadline=None)
+hypothesis_settings.load_profile("shared-machine")
 
 SMALL: dict[str, Any] = {  # every key that shapes a result, so that no test depends on a default
     "strategy": "la-lora",
@@ -170,6 +172,3 @@ def context() -> Callable[[Settings], Context]:
         )
 
     return make
-
-
-__all__ = ["SMALL", "ClientApp", "Finished", "Spy", "arrays_of", "factors_of", "files_in", "run_spied", "small", "strict_json"]

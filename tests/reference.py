@@ -28,8 +28,6 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-
-
 class Mlp(nn.Module):
     """Two linear layers and a head: 7 → 5 → 4 → 3. With rank 2 all factors have different shapes."""
 
@@ -119,8 +117,6 @@ def bench(kind: str = "mlp", records: int = 12, **lora: Any) -> Bench:
     return Bench(base, model, PerSampleGradients(model), records_for(base, records))
 
 
-
-
 def one_by_one(model: nn.Module, losses: Callable[[nn.Module, int], Tensor], records: int) -> dict[str, Tensor]:
     """Gradient of each record's loss by plain autograd, one record at a time; (records, *shape) by name.
 
@@ -152,8 +148,6 @@ def double_pair(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     return model, copy.deepcopy(model)
 
 
-
-
 def joint_norm(tensors: Mapping[str, Tensor]) -> float:
     """L2 norm of all tensors as one vector, in float64."""
     return sum(float(t.double().square().sum()) for t in tensors.values()) ** 0.5
@@ -169,8 +163,6 @@ def smooth(signal: NDArray[np.float64]) -> NDArray[np.float64]:
                 at = -1 - at if at < 0 else 2 * n - 1 - at
             out[i] += weight / 16 * signal[at]
     return out
-
-
 
 
 class Replay:
@@ -235,8 +227,6 @@ class OpenLedger:
         return self.calls.count(("take",))
 
 
-
-
 @dataclass(frozen=True)
 class Algorithm1:
     """The constants of a local loop, in the paper's notation; σ = 0 means neither clip nor noise."""
@@ -250,6 +240,7 @@ class Algorithm1:
     filtered: bool = True
     momentum: float = 0.0
     decay: float = 0.0
+    adamw: bool = False
     head: bool = False
 
 
@@ -273,9 +264,21 @@ def mlp_loss(w: Mapping[str, Tensor], scale: float, x: Tensor, label: int) -> Te
     return torch.log(torch.exp(logits).sum()) - logits[label]
 
 
+def descend(w: Tensor, g: Tensor, memory: dict[str, Any], run: Algorithm1) -> Tensor:
+    """One optimizer step on one tensor, by hand; ``memory`` is the tensor's own, so a frozen tensor's stands still."""
+    if not run.adamw:
+        g = g + run.decay * w
+        memory["v"] = run.momentum * memory["v"] + g if memory else g
+        return w - run.eta * memory["v"]
+    t = memory["t"] = memory.get("t", 0) + 1
+    m = memory["m"] = 0.9 * memory.get("m", 0.0) + 0.1 * g
+    v = memory["s"] = 0.999 * memory.get("s", 0.0) + 0.001 * g * g
+    return w - run.eta * run.decay * w - run.eta * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+
+
 def algorithm_1(w: dict[str, Tensor], scale: float, data: Records, run: Algorithm1, source: Replay) -> Iterator[None]:
     """LA-LoRA's local loop (arXiv 2602.19926, Algorithm 1) on an `Mlp`; changes ``w`` in place, yields after a step."""
-    velocity: dict[str, Tensor] = {}
+    memory: dict[str, dict[str, Any]] = {n: {} for n in w}
     for k in range(run.steps):
         turn = run.order[k % len(run.order)]
         active = [n for n in w if n[-2:] in ((".A", ".B") if turn == "*" else ("." + turn,))]
@@ -295,7 +298,5 @@ def algorithm_1(w: dict[str, Tensor], scale: float, data: Records, run: Algorith
                 g_hat = torch.tensor(np.stack([smooth(row) for row in g_hat.numpy()]))
             elif run.filtered and n.endswith(".B"):  # each column, along the output features
                 g_hat = torch.tensor(np.stack([smooth(column) for column in g_hat.numpy().T]).T)
-            g_hat = g_hat + run.decay * w[n]
-            velocity[n] = run.momentum * velocity[n] + g_hat if n in velocity else g_hat
-            w[n] = w[n] - run.eta * velocity[n]
+            w[n] = descend(w[n], g_hat, memory[n], run)
         yield

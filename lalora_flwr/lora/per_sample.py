@@ -3,7 +3,8 @@
 Each record gets its own stride-0 view of the weight, ``weight.expand(records, out, in)``; one batched product with the
 views, and autograd returns the gradient of every record by itself. No second backward pass, nothing kept in ``.grad``,
 and a layer whose parameters are frozen runs as an ordinary linear layer. Records must lie outermost in the first axis
-of a layer's input; Swin's windows do (image by image), and are folded into their record here. Why this engine and not
+of a layer's input; Swin's windows do (image by image), and are folded into their record here. Plain LoRA layers run
+fused with their base layer (`lalora_flwr.lora.fused`). Why this engine and not
 Opacus hooks or ghost clipping: they cannot switch between A and B, and on Swin they take a window for a record.
 """
 
@@ -16,34 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lalora_flwr.errors import ConfigError
-
-
-class _Pass:
-    """The per-record views of one forward pass; ``records`` is 0 outside of one."""
-
-    def __init__(self) -> None:
-        self.records = 0
-        self.views: dict[int, Tensor] = {}
-
-    def view(self, parameter: Tensor) -> Tensor:
-        """(records, *shape), one view a pass even if the layer runs twice: its gradients then add up, as they must."""
-        key = id(parameter)
-        if key not in self.views:
-            self.views[key] = parameter.detach().expand(self.records, *parameter.shape).requires_grad_()
-        return self.views[key]
+from lalora_flwr.lora.fused import FusedLoraLinear, can_fuse
+from lalora_flwr.lora.records import RecordPass
 
 
 class PerSampleLinear(nn.Linear):
     """A linear layer that, inside `PerSampleGradients`, uses one view of its trainable parameters for each record."""
 
-    _pass: _Pass
+    _pass: RecordPass
 
     def forward(self, x: Tensor) -> Tensor:
-        records = self._pass.records
+        x, records = x.to(self.weight.dtype), self._pass.records  # float32 factors on a low-precision base
         if not records or not (self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)):
             return F.linear(x, self.weight, self.bias)
-        if x.shape[0] % records:
-            raise RuntimeError(f"a layer got {x.shape[0]} rows for {records} records: its record axis cannot be told")
+        self._pass.check(x)
         rows = x.reshape(records, -1, x.shape[-1])  # (records, tokens, in)
         if self.weight.requires_grad:
             y = torch.bmm(rows, self._pass.view(self.weight).transpose(1, 2))  # (records, tokens, out)
@@ -67,7 +54,7 @@ class PerSampleGradients:
         Raises:
             ConfigError: if a trainable parameter sits in a layer that has no per-sample rule.
         """
-        self._pass = _Pass()
+        self._pass = RecordPass()
         self._model = model
         for name, module in model.named_modules():
             own = [n for n, p in module.named_parameters(recurse=False) if p.requires_grad]
@@ -75,6 +62,9 @@ class PerSampleGradients:
                 raise ConfigError(f"{name}.{own[0]}: no per-sample gradient for a {type(module).__name__}; adapt linear layers")
             if own:
                 module.__class__ = PerSampleLinear
+            elif can_fuse(module):
+                module.__class__ = FusedLoraLinear
+            if isinstance(module, PerSampleLinear | FusedLoraLinear):
                 module._pass = self._pass  # type: ignore[assignment]
 
     def __call__(self, records: int, losses: Callable[[], Tensor]) -> dict[str, Tensor]:

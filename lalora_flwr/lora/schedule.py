@@ -52,7 +52,7 @@ def parse_schedule(text: str) -> Schedule:
         return Schedule("step", (BOTH,))
     if text in ("A", "B"):
         return Schedule("step", (frozenset(text),))
-    match = re.fullmatch(r"(step|round):((?:[AB][1-9]?\d{0,2})+)", text)
+    match = re.fullmatch(r"(step|round):((?:[AB](?:[1-9]\d{0,2})?)+)", text)
     if match is None:
         raise ConfigError(
             f"lora.schedule = {text!r}: must be auto, both, B, A, step:<pattern> or round:<pattern> with a pattern of the "

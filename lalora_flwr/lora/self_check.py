@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lalora_flwr.errors import ConfigError
 from lalora_flwr.lora.adapter import adapter_parameters, factor_of, set_active
@@ -13,47 +17,73 @@ from lalora_flwr.lora.schedule import BOTH
 from lalora_flwr.models.base import BaseModel
 
 RECORDS = 3
-TOLERANCE = 1e-3  # relative to the largest gradient of the tensor; float32 kernels differ by about 1e-6 between batch sizes
+TOLERANCE = 1e-3  # of the largest entry of a tensor's gradient; float32 kernels differ by about 1e-6 between batch sizes
+
+
+class _NoDropout(TorchFunctionMode):
+    """Training mode without its dice: dropout passes its input on, drop-path keeps every path."""
+
+    _PASS_ON = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self._PASS_ON:
+            return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention and "dropout_p" in kwargs:
+            kwargs["dropout_p"] = 0.0
+        if func is Tensor.bernoulli_:
+            return args[0].fill_(1)
+        return func(*args, **kwargs)
 
 
 def self_check(base: BaseModel, model: nn.Module, engine: PerSampleGradients) -> None:
     """Compare the gradients of three synthetic records, taken together, with each record's own plain gradient.
 
-    Catches what breaks the unit of privacy: windows or tokens taken for records, layers that mix a batch (BatchNorm),
-    a wrong batch axis. B is moved off zero for the check, since at B = 0 the gradient of A is zero and says nothing.
+    Runs in training mode. Catches what breaks the unit of privacy: windows or tokens taken for records, layers that mix
+    a batch, a wrong batch axis, an adapter that takes no part. B is moved off zero for the check, since at B = 0 the
+    gradient of A is zero and says nothing. Parameters and modes are as before afterwards.
 
     Raises:
-        ConfigError: naming the first tensor that differs.
+        ConfigError: naming the first tensor that differs, or why the gradients cannot be told.
     """
-    parameters = adapter_parameters(model)
-    saved = {name: p.detach().clone() for name, p in parameters.items()}
+    saved = {name: p.detach().clone() for name, p in adapter_parameters(model).items()}
     modes = {module: module.training for module in model.modules()}
+    try:
+        model.train()
+        with _NoDropout():
+            wrong = _first_mismatch(base, model, engine)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"model.name = {base.name!r}: no record's gradient can be told: {error}") from None
+    finally:
+        with torch.no_grad():
+            for name, p in adapter_parameters(model).items():
+                p.copy_(saved[name])
+        for module, mode in modes.items():
+            module.training = mode
+    if wrong:
+        raise ConfigError(
+            f"model.name = {base.name!r}: {wrong}: the gradient of a record changes with its batch; this model mixes records "
+            "and cannot be trained with record-level privacy"
+        )
+
+
+def _first_mismatch(base: BaseModel, model: nn.Module, engine: PerSampleGradients) -> str | None:
+    """Name of the first tensor whose per-sample gradients differ from those of single records."""
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
     inputs = torch.randn(RECORDS, *base.input_shape, generator=generator).to(device)
     labels = torch.arange(RECORDS, device=device) % base.num_classes
-    try:
-        for module in model.modules():  # dropout off, since it draws; batch statistics as in training
-            module.training = modes[module] and isinstance(module, _BatchNorm)
-        with torch.no_grad():
-            for name, p in parameters.items():
-                if factor_of(name) == "B":
-                    p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
-        active = set_active(model, BOTH)
-        together = engine(RECORDS, lambda: base.losses(model, inputs, labels))
-        for j in range(RECORDS):
-            loss = base.losses(model, inputs[j : j + 1], labels[j : j + 1]).sum()
-            alone = torch.autograd.grad(loss, list(active.values()))
-            for (name, _), gradient in zip(active.items(), alone, strict=True):
-                scale = max(float(gradient.abs().max()), 1e-8)
-                if float((together[name][j] - gradient).abs().max()) > TOLERANCE * scale:
-                    raise ConfigError(
-                        f"model.name = {base.name!r}: {name}: the gradient of a record changes with its batch; this model "
-                        "mixes records and cannot be trained with record-level privacy"
-                    )
-    finally:
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(saved[name])
-        for module, mode in modes.items():
-            module.training = mode
+    active = set_active(model, BOTH)
+    with torch.no_grad():
+        for name, p in active.items():
+            if factor_of(name) == "B":
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
+    together = engine(RECORDS, lambda: base.losses(model, inputs, labels))
+    for j in range(RECORDS):
+        loss = base.losses(model, inputs[j : j + 1], labels[j : j + 1]).sum()
+        alone = torch.autograd.grad(loss, list(active.values()))
+        for name, gradient in zip(active, alone, strict=True):
+            scale = max(float(gradient.abs().max()), 1e-8)
+            if float((together[name][j] - gradient).abs().max()) > TOLERANCE * scale:
+                return name
+    return None

@@ -52,6 +52,7 @@ def test_prv_is_an_upper_bound_within_two_hundredths_of_pld(history: list[Segmen
     assert exact - 0.001 <= epsilon_spent(history, delta) <= exact + 0.02
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero")
 @pytest.mark.parametrize(("history", "delta"), GRID, ids=IDS)
 def test_prv_is_that_of_opacus(history: list[Segment], delta: float) -> None:
     accountant = PRVAccountant()
@@ -60,7 +61,7 @@ def test_prv_is_that_of_opacus(history: list[Segment], delta: float) -> None:
         assert epsilon_spent(history, delta) == pytest.approx(accountant.get_epsilon(delta, eps_error=eps_error), abs=0.012)
 
 
-@pytest.mark.filterwarnings("ignore:Optimal order")
+@pytest.mark.filterwarnings("ignore:Optimal order", "ignore:divide by zero")
 @pytest.mark.parametrize(("history", "delta"), GRID, ids=IDS)
 def test_rdp_is_that_of_opacus_and_bounds_prv_from_above(history: list[Segment], delta: float) -> None:
     accountant = RDPAccountant()

@@ -240,4 +240,4 @@ class Crashes(RuleBasedStateMachine):
 
 
 TestCrashes = Crashes.TestCase
-TestCrashes.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestCrashes.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
