@@ -101,8 +101,6 @@ def stopped(settings: Any, spy: Spy) -> str:
     return str(caught.value)
 
 
-# --- what is averaged
-
 
 @pytest.mark.parametrize("strategy", METHODS)
 def test_the_next_rounds_adapter_is_the_mean_of_the_replies(strategy: str, finished: Callable[..., Finished]) -> None:
@@ -229,8 +227,6 @@ def test_a_liar_too_many_stops_the_run(tmp_path: Path) -> None:
     assert "1 of 3 sites failed" in why and "site 1: reply rejected: " in why
 
 
-# --- failures
-
 
 def test_a_run_goes_on_without_a_site_that_fails_and_says_which_and_why(tmp_path: Path) -> None:
     settings, spy = small(tmp_path), Spy(failing(1, rounds=[1]))
@@ -328,8 +324,6 @@ def test_a_bug_stops_the_run_and_the_folder_says_so(tmp_path: Path, monkeypatch:
     assert strict_json((tmp_path / "run" / "failure.json").read_text()) == {"error": "unexpected ZeroDivisionError: oops"}
 
 
-# --- who takes part
-
 
 @pytest.mark.parametrize(("sites", "share", "drawn"), [(4, 0.5, 2), (3, 0.5, 2), (3, 0.01, 1), (3, 1.0, 3)])
 def test_a_round_asks_the_share_of_sites_and_no_site_too_often(
@@ -384,8 +378,6 @@ def test_another_seed_draws_other_sites(tmp_path: Path) -> None:
         drawn.add(spy.training(1)[0][0].metadata.dst_node_id)
     assert len(drawn) > 1
 
-
-# --- privacy
 
 
 def opacus_epsilon(sigma: float, q: float, steps: int, delta: float) -> float:
@@ -459,8 +451,6 @@ def test_with_privacy_everything_says_so(finished: Callable[..., Finished]) -> N
     run = finished()
     assert run.summary["private"] is True and all(line["private"] is True for line in run.metrics)
 
-
-# --- what is written
 
 
 def test_a_run_says_everywhere_that_it_is_seeded(finished: Callable[..., Finished]) -> None:

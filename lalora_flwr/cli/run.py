@@ -27,7 +27,6 @@ class Progress:
 
     def __init__(self, settings: Settings, console: Console) -> None:
         self._settings, self._console = settings, console
-        self._begun = time.monotonic()
         self._first: float | None = None  # when the first round ended: start-up must not count into the time left
 
     def header(self) -> None:
@@ -36,11 +35,11 @@ class Progress:
     def __call__(self, line: dict[str, Any]) -> None:
         now, done, total = time.monotonic(), line["round"], self._settings.num_rounds
         self._first = self._first or now
-        a_round = (now - self._first) / (done - 1) if done > 1 else line["seconds"]
+        left = f"{(now - self._first) / (done - 1) * (total - done):.0f}s" if done > 1 else ""
         epsilon = f"{line['epsilon']:.3f}" if line["private"] else "non-private"
         self._console.print(
             f"{done:>5}/{total:<3}  {line['accuracy']:>8.3f}  {epsilon:>12}  {line['sites']:>5}  {line['seconds']:>7.1f}  "
-            f"{a_round * (total - done):>5.0f}s"
+            f"{left:>6}"
         )
         for site, reason in line["failed_sites"].items():
             self._console.print(f"           site {site} failed: {reason}")

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lalora_flwr.errors import ConfigError
-from lalora_flwr.lora.adapter import set_active
+from lalora_flwr.lora.adapter import adapter_parameters, set_active
 from lalora_flwr.lora.per_sample import PerSampleGradients
+from lalora_flwr.models.base import BaseModel
 from tests.reference import (
     BASES,
     adapted,
@@ -96,23 +97,38 @@ class Windows(nn.Module):
         return y.reshape(x.shape[0], self.windows, *y.shape[1:])
 
 
+SHAPES = {
+    "records": st.integers(1, 5),
+    "windows": st.integers(1, 4),
+    "tokens": st.lists(st.integers(1, 4), max_size=2),
+    "features": st.integers(1, 6),
+    "rank": st.integers(1, 4),
+    "out": st.integers(1, 6),
+    "seed": st.integers(0, 2**31),
+}
+
+
 @settings(max_examples=80, deadline=None)
-@given(
-    records=st.integers(1, 5),
-    windows=st.integers(1, 4),
-    tokens=st.lists(st.integers(1, 4), max_size=2),
-    features=st.integers(1, 6),
-    rank=st.integers(1, 4),
-    out=st.integers(1, 6),
-    frozen=st.sampled_from(["", "down.weight", "up.weight", "up.bias"]),
-    seed=st.integers(0, 2**31),
-)
-def test_any_shape_rank_batch_and_number_of_windows(
-    records: int, windows: int, tokens: list[int], features: int, rank: int, out: int, frozen: str, seed: int
+@given(**SHAPES, frozen=st.sampled_from(["", "down.weight", "up.weight", "up.bias"]))
+def test_linear_layers_of_any_shape_rank_batch_and_number_of_windows(
+    records: int, windows: int, tokens: list[int], features: int, rank: int, out: int, seed: int, frozen: str
 ) -> None:
     model = Windows(features, rank, out, windows, seed)
     for name, p in model.named_parameters():
         p.requires_grad_(name != frozen)
+    x = torch.randn(records, windows, *tokens, features, generator=generator(seed))
+    compare(model, lambda m, x: m(x).sin().flatten(1).sum(1), x)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SHAPES, factors=st.sampled_from(["A", "B", "AB"]))
+def test_adapters_of_any_shape_rank_batch_and_number_of_windows(
+    records: int, windows: int, tokens: list[int], features: int, rank: int, out: int, seed: int, factors: str
+) -> None:
+    base = BaseModel("test/windows", Windows(features, 5, out, windows, seed), "", ("down", "up"), (), 1)
+    model = adapted(base, rank=rank)
+    move_off_zero(model)
+    set_active(model, frozenset(factors))
     x = torch.randn(records, windows, *tokens, features, generator=generator(seed))
     compare(model, lambda m, x: m(x).sin().flatten(1).sum(1), x)
 
@@ -142,6 +158,45 @@ def test_gradients_of_a_layer_called_twice_add_up() -> None:
     compare(Twice(), lambda m, x: m(x).square().sum(1), torch.randn(RECORDS, 4, generator=generator()))
 
 
+@pytest.mark.parametrize("factors", ["A", "B", "AB"])
+def test_gradients_of_an_adapted_layer_called_twice_add_up(factors: str) -> None:
+    model = adapted(BaseModel("test/twice", Twice(), "", ("layer",), (4,), 4))
+    move_off_zero(model)
+    set_active(model, frozenset(factors))
+    compare(model, lambda m, x: m(x).square().sum(1), torch.randn(RECORDS, 4, generator=generator()))
+
+
+@pytest.mark.parametrize("factors", ["A", "B", "AB"])
+@pytest.mark.parametrize("kind", ["mlp", "vit", "swin"])
+def test_the_same_with_dropout_on(kind: str, factors: str) -> None:
+    """Dropout takes another way through an adapted layer. At this rate it drops nothing."""
+    base = BASES[kind]()
+    model = adapted(base, dropout=1e-12)
+    move_off_zero(model)
+    for module in model.modules():  # only dropout: Swin also draws which paths to drop
+        module.training = isinstance(module, nn.Dropout)
+    set_active(model, frozenset(factors))
+    data = records_for(base, RECORDS)
+    labels = data.labels
+    compare(model, lambda m, x: F.cross_entropy(m(x), labels[: len(x)] * 0, reduction="none"), data.inputs)
+
+
+def test_dropout_is_drawn_in_training_mode_and_not_in_evaluation_mode() -> None:
+    base = BASES["mlp"]()
+    model = adapted(base, dropout=0.5)
+    move_off_zero(model)
+    engine = PerSampleGradients(model)
+    data = records_for(base, RECORDS)
+
+    def gradients() -> list[Tensor]:
+        return list(engine(RECORDS, lambda: base.losses(model, data.inputs, data.labels)).values())
+
+    for training in (True, False):
+        model.train(training)
+        same = all(map(torch.equal, gradients(), gradients()))
+        assert same != training
+
+
 def test_two_layers_that_share_a_weight() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
@@ -159,13 +214,43 @@ def test_weight_and_bias_train_together_or_alone(trained: str) -> None:
     assert len(gradients) == (2 if trained == "both" else 1)
 
 
-def test_the_same_under_gradient_checkpointing() -> None:
+def checkpointed(model: nn.Module, x: Tensor) -> Tensor:
+    return checkpoint(model, x, use_reentrant=False).square().sum(1)
+
+
+def test_linear_layers_under_gradient_checkpointing() -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+    compare(model, checkpointed, torch.randn(RECORDS, 3, generator=generator()))
 
-    def loss(m: nn.Module, x: Tensor) -> Tensor:
-        return checkpoint(m, x, use_reentrant=False).square().sum(1)
 
-    compare(model, loss, torch.randn(RECORDS, 3, generator=generator()))
+@pytest.mark.parametrize("factors", ["A", "B", "AB"])
+def test_adapters_under_gradient_checkpointing(factors: str) -> None:
+    model = adapted(BASES["mlp"]())
+    move_off_zero(model)
+    set_active(model, frozenset(factors))
+    compare(model, checkpointed, torch.randn(RECORDS, 7, generator=generator()))
+
+
+@pytest.mark.parametrize("factors", ["A", "B", "AB"])
+def test_a_low_precision_base_gives_float32_gradients_near_the_exact_ones(factors: str) -> None:
+    base = BASES["vit"]()
+    model = adapted(base)
+    move_off_zero(model)
+    _, plain = double_pair(copy.deepcopy(model))
+    adapter = adapter_parameters(model)
+    for name, p in model.named_parameters():
+        if name not in adapter:
+            p.data = p.data.bfloat16()
+    set_active(model, frozenset(factors))
+    set_active(plain, frozenset(factors))
+    data = records_for(base, RECORDS)
+    inputs = data.inputs.bfloat16()
+
+    fast = PerSampleGradients(model)(RECORDS, lambda: base.losses(model, inputs, data.labels).float())
+    wide = inputs.double()
+    slow = one_by_one(plain, lambda m, j: base.losses(m, wide[j : j + 1], data.labels[j : j + 1]).sum(), RECORDS)
+    assert all(g.dtype == torch.float32 for g in fast.values())
+    assert_same_gradients({n: g.double() for n, g in fast.items()}, slow, tolerance=0.05)
 
 
 def test_a_parameter_that_no_loss_depends_on_has_zero_gradients() -> None:
@@ -213,6 +298,20 @@ def test_values_changed_between_calls_are_seen() -> None:
         torch.testing.assert_close(gradient[:, 0], 2 * scale * x.sum(1, keepdim=True) * x)
 
 
+def test_of_two_engines_on_one_model_the_newer_works_and_the_older_refuses() -> None:
+    base = BASES["mlp"]()
+    model = adapted(base)
+    move_off_zero(model)
+    data = records_for(base, RECORDS)
+    model, plain = double_pair(model)
+    older, newer = PerSampleGradients(model), PerSampleGradients(model)
+    inputs = data.inputs.double()
+    slow = one_by_one(plain, lambda m, j: base.losses(m, inputs[j : j + 1], data.labels[j : j + 1]).sum(), RECORDS)
+    assert_same_gradients(newer(RECORDS, lambda: base.losses(model, inputs, data.labels)), slow)
+    with pytest.raises(RuntimeError):
+        older(RECORDS, lambda: base.losses(model, inputs, data.labels))
+
+
 class Unused(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -241,6 +340,13 @@ def test_losses_that_are_not_one_a_record_are_refused(shape: tuple[int, ...]) ->
     model = nn.Sequential(nn.Linear(3, 3))
     with pytest.raises(RuntimeError, match="for 2 records"):
         PerSampleGradients(model)(2, lambda: model(torch.ones(2, 3)).sum() * torch.ones(shape))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_a_first_axis_of_an_adapted_layer_that_is_no_multiple_of_the_records_is_refused(rows: int) -> None:
+    model = adapted(BASES["mlp"]())
+    with pytest.raises(RuntimeError, match=f"{rows} rows for 2 records"):
+        PerSampleGradients(model)(2, lambda: model(torch.ones(rows, 7)).sum().expand(2))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5])
