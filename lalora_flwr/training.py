@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lalora_flwr.config import TrainSettings
+from lalora_flwr.data.inputs import rows, to_device
 from lalora_flwr.data.records import Records
 from lalora_flwr.lora.adapter import adapter_parameters, set_active
 from lalora_flwr.lora.per_sample import PerSampleGradients
@@ -62,7 +63,7 @@ def train_round(
         total = PrivateSum(mechanism, {name: p.shape for name, p in active.items()}, device)
         for part in batch.split(train.max_physical_batch or len(records)):
             if len(part):
-                inputs, labels = records.inputs[part].to(device), records.labels[part].to(device)
+                inputs, labels = to_device(rows(records.inputs, part), device), records.labels[part].to(device)
                 total.add(engine(len(part), lambda x=inputs, y=labels: base.losses(model, x, y)))  # type: ignore[misc]
         gradient = total.release(ledger, source)
         for name, parameter in active.items():

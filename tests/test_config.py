@@ -221,7 +221,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         ('strategy="ffa-lora" num-rounds=2', {"strategy": "ffa-lora", "num-rounds": 2}),
         ("  seed=1   train.lr=0.5\tmodel.pretrained=false ", {"seed": 1, "train.lr": 0.5, "model.pretrained": False}),
         ("run-name='a b = c' seed=3", {"run-name": "a b = c", "seed": 3}),
-        ("run-name=\"it's\"", {"run-name": "it's"}),
+        ('run-name="it\'s"', {"run-name": "it's"}),
         ("privacy.epsilon=inf", {"privacy.epsilon": math.inf}),
         ("train.lr=1e-3", {"train.lr": 1e-3}),
         ("lora.schedule=step:BA", {"lora.schedule": "step:BA"}),

@@ -101,7 +101,6 @@ def stopped(settings: Any, spy: Spy) -> str:
     return str(caught.value)
 
 
-
 @pytest.mark.parametrize("strategy", METHODS)
 def test_the_next_rounds_adapter_is_the_mean_of_the_replies(strategy: str, finished: Callable[..., Finished]) -> None:
     run = finished(strategy=strategy)
@@ -227,7 +226,6 @@ def test_a_liar_too_many_stops_the_run(tmp_path: Path) -> None:
     assert "1 of 3 sites failed" in why and "site 1: reply rejected: " in why
 
 
-
 def test_a_run_goes_on_without_a_site_that_fails_and_says_which_and_why(tmp_path: Path) -> None:
     settings, spy = small(tmp_path), Spy(failing(1, rounds=[1]))
     run = Finished(run_spied(settings, spy), settings, spy)
@@ -324,11 +322,8 @@ def test_a_bug_stops_the_run_and_the_folder_says_so(tmp_path: Path, monkeypatch:
     assert strict_json((tmp_path / "run" / "failure.json").read_text()) == {"error": "unexpected ZeroDivisionError: oops"}
 
 
-
 @pytest.mark.parametrize(("sites", "share", "drawn"), [(4, 0.5, 2), (3, 0.5, 2), (3, 0.01, 1), (3, 1.0, 3)])
-def test_a_round_asks_the_share_of_sites_and_no_site_too_often(
-    sites: int, share: float, drawn: int, tmp_path: Path
-) -> None:
+def test_a_round_asks_the_share_of_sites_and_no_site_too_often(sites: int, share: float, drawn: int, tmp_path: Path) -> None:
     rounds = 3
     settings = small(
         tmp_path,
@@ -377,7 +372,6 @@ def test_another_seed_draws_other_sites(tmp_path: Path) -> None:
         )
         drawn.add(spy.training(1)[0][0].metadata.dst_node_id)
     assert len(drawn) > 1
-
 
 
 def opacus_epsilon(sigma: float, q: float, steps: int, delta: float) -> float:
@@ -452,7 +446,6 @@ def test_with_privacy_everything_says_so(finished: Callable[..., Finished]) -> N
     assert run.summary["private"] is True and all(line["private"] is True for line in run.metrics)
 
 
-
 def test_a_run_says_everywhere_that_it_is_seeded(finished: Callable[..., Finished]) -> None:
     run = finished()
     assert run.summary["seeded"] is True and all(s["seeded"] is True for s in run.summary["sites"].values())
@@ -488,9 +481,7 @@ def results(run: Finished) -> tuple[bytes, list[dict[str, Any]]]:
     return (run.path / "checkpoint" / "adapter.safetensors").read_bytes(), lines
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
-    tmp_path: Path, finished: Callable[..., Finished]
-) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path, finished: Callable[..., Finished]) -> None:
     settings, spy = small(tmp_path), Spy()
     first, again = finished(), Finished(run_spied(settings, spy), settings, spy)
     assert results(first) == results(again)

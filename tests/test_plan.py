@@ -37,14 +37,23 @@ def test_planning_looks_at_no_record(partition: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("overrides", [{}, {"num_supernodes": 2}, {"fraction_train": 0.5}, {"privacy__accountant": "rdp"}], ids=str)
-def test_the_planned_noise_is_the_runs(overrides: dict[str, Any], finished: Callable[..., Finished]) -> None:
-    run = finished(**overrides)
+@pytest.mark.parametrize("accountant", ["prv", "rdp"])
+def test_the_planned_noise_is_the_runs(accountant: str, finished: Callable[..., Finished]) -> None:
+    run = finished(num_supernodes=2, privacy__accountant=accountant)  # an even split: all sites are alike
     plan, summary = make_plan(run.settings), run.summary
     assert plan.mechanism.noise_multiplier == summary["noise_multiplier"]
-    assert plan.mechanism.sample_rate == summary["sample_rate"]
+    assert plan.mechanism.sample_rate == summary["sample_rate"] == 40 / 550
     assert plan.mechanism.clip_norm == summary["clip_norm"]
-    assert plan.mechanism.noise_multiplier == max(s["noise_multiplier"] for s in summary["sites"].values())
+
+
+def test_in_an_uneven_split_the_plan_is_for_the_site_with_the_most_noise(finished: Callable[..., Finished]) -> None:
+    run = finished()
+    plan, sites = make_plan(run.settings), run.summary["sites"]
+    assert plan.mechanism.noise_multiplier == max(s["noise_multiplier"] for s in sites.values())
+    assert (plan.mechanism.noise_multiplier, plan.mechanism.sample_rate) == (
+        sites["2"]["noise_multiplier"],
+        sites["2"]["sample_rate"],
+    )
 
 
 def test_the_predicted_epsilon_is_the_runs_round_by_round(finished: Callable[..., Finished]) -> None:
@@ -56,8 +65,8 @@ def test_the_predicted_epsilon_is_the_runs_round_by_round(finished: Callable[...
 
 
 def test_a_limit_on_rounds_shrinks_the_noise_and_caps_the_prediction(tmp_path: Path) -> None:
-    free = small(tmp_path, num_rounds=4, num_supernodes=4, fraction_train=0.5)
-    limited = small(tmp_path, num_rounds=4, num_supernodes=4, fraction_train=0.5, privacy__max_rounds=2)
+    run: dict[str, Any] = {"num_rounds": 4, "num_supernodes": 4, "fraction_train": 0.5, "privacy__accountant": "rdp"}
+    free, limited = small(tmp_path, **run), small(tmp_path, **run, privacy__max_rounds=2)
     wide, tight = make_plan(free), make_plan(limited)
     assert (wide.steps, tight.steps) == (8, 4)
     assert tight.mechanism.noise_multiplier < wide.mechanism.noise_multiplier

@@ -61,7 +61,14 @@ def test_text_is_written_as_utf_8(tmp_path: Path) -> None:
 
 def test_json_has_no_constant_that_json_lacks() -> None:
     value = {"a": math.inf, "b": [math.nan, -math.inf, {"c": math.inf}], "d": (1.5, math.nan), "e": 1, "f": True, "g": None}
-    assert strict_json(to_json(value)) == {"a": None, "b": [None, None, {"c": None}], "d": [1.5, None], "e": 1, "f": True, "g": None}
+    assert strict_json(to_json(value)) == {
+        "a": None,
+        "b": [None, None, {"c": None}],
+        "d": [1.5, None],
+        "e": 1,
+        "f": True,
+        "g": None,
+    }
 
 
 def test_metrics_gain_one_strict_line_a_round(tmp_path: Path) -> None:

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lalora_flwr.data import digits
+from lalora_flwr.data.inputs import Inputs, rows
 from lalora_flwr.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Records:
-    """Inputs (n, *input_shape) and labels (n,)."""
+    """Inputs (n, *input_shape), or a dict of such tensors for text, and labels (n, …)."""
 
-    inputs: Tensor
+    inputs: Inputs
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Records:
-        return Records(self.inputs[indices], self.labels[indices])
+        return Records(rows(self.inputs, indices), self.labels[indices])
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ sends, checkpoints and saves is one naming.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from transformers.pytorch_utils import Conv1D
 
 from lalora_flwr.config import LoraSettings
 from lalora_flwr.errors import ConfigError
@@ -27,13 +29,22 @@ def _short(names: Iterable[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def _adaptable(model: nn.Module) -> list[str]:
+    """Names of the linear layers, transformers' Conv1D among them, which is one with its weight transposed."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+
+
 def _suffixes(model: nn.Module) -> list[str]:
     """The distinct last parts of the names of the linear layers, the form in which targets are given."""
-    return list(dict.fromkeys(n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)))
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in _adaptable(model)))
 
 
 def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith("." + target)  # PEFT's rule for a list of target modules
+
+
+def _inside(name: str, head: str) -> bool:
+    return bool(head) and (name == head or name.startswith(head + "."))
 
 
 def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
@@ -43,7 +54,7 @@ def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
         ConfigError: if a target matches no linear layer, listing those the model has.
     """
     targets = list(base.targets) if lora.targets == "auto" else [t.strip() for t in lora.targets.split(",") if t.strip()]
-    linear = [name for name, module in base.module.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name in _adaptable(base.module) if not _inside(name, base.head)]
     for target in targets or [""]:
         if not any(_matches(name, target) for name in linear):
             raise ConfigError(
@@ -75,6 +86,7 @@ def attach_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> PeftModel:
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; a float is fine
         target_modules=resolve_targets(base, lora),
+        exclude_modules=rf"{re.escape(base.head)}(\..*)?" if base.head else None,  # trained whole or not at all
         lora_dropout=lora.dropout,
         modules_to_save=[base.head] if lora.head == "trained" else None,
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
+from lalora_flwr.data.inputs import rows, to_device
 from lalora_flwr.errors import ConfigError
 from lalora_flwr.lora.adapter import adapter_parameters, factor_of, set_active
 from lalora_flwr.lora.per_sample import PerSampleGradients
@@ -20,20 +20,22 @@ RECORDS = 3
 TOLERANCE = 1e-3  # of the largest entry of a tensor's gradient; float32 kernels differ by about 1e-6 between batch sizes
 
 
-class _NoDropout(TorchFunctionMode):
-    """Training mode without its dice: dropout passes its input on, drop-path keeps every path."""
-
-    _PASS_ON = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in self._PASS_ON:
-            return args[0] if args else kwargs["input"]
-        if func is F.scaled_dot_product_attention and "dropout_p" in kwargs:
-            kwargs["dropout_p"] = 0.0
-        if func is Tensor.bernoulli_:
-            return args[0].fill_(1)
-        return func(*args, **kwargs)
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Every rate of dropout and drop-path in the model at zero: training mode without its dice."""
+    rates = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and ("drop" in name or (name == "p" and isinstance(module, _DropoutNd)))
+    ]
+    try:
+        for module, name, _ in rates:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, name, value in rates:
+            setattr(module, name, value)
 
 
 def self_check(base: BaseModel, model: nn.Module, engine: PerSampleGradients) -> None:
@@ -50,7 +52,7 @@ def self_check(base: BaseModel, model: nn.Module, engine: PerSampleGradients) ->
     modes = {module: module.training for module in model.modules()}
     try:
         model.train()
-        with _NoDropout():
+        with without_dropout(model):
             wrong = _first_mismatch(base, model, engine)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"model.name = {base.name!r}: no record's gradient can be told: {error}") from None
@@ -71,8 +73,8 @@ def _first_mismatch(base: BaseModel, model: nn.Module, engine: PerSampleGradient
     """Name of the first tensor whose per-sample gradients differ from those of single records."""
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
-    inputs = torch.randn(RECORDS, *base.input_shape, generator=generator).to(device)
-    labels = torch.arange(RECORDS, device=device) % base.num_classes
+    inputs, labels = base.synthetic_batch(RECORDS, generator)
+    inputs, labels = to_device(inputs, device), labels.to(device)
     active = set_active(model, BOTH)
     with torch.no_grad():
         for name, p in active.items():
@@ -80,7 +82,7 @@ def _first_mismatch(base: BaseModel, model: nn.Module, engine: PerSampleGradient
                 p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
     together = engine(RECORDS, lambda: base.losses(model, inputs, labels))
     for j in range(RECORDS):
-        loss = base.losses(model, inputs[j : j + 1], labels[j : j + 1]).sum()
+        loss = base.losses(model, rows(inputs, slice(j, j + 1)), labels[j : j + 1]).sum()
         alone = torch.autograd.grad(loss, list(active.values()))
         for name, gradient in zip(active, alone, strict=True):
             scale = max(float(gradient.abs().max()), 1e-8)

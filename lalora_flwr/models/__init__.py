@@ -14,6 +14,7 @@ from lalora_flwr.config import ModelSettings
 from lalora_flwr.data.records import Dataset
 from lalora_flwr.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
+from lalora_flwr.models.targets import TIMM_TARGETS
 
 
 def load_base_model(settings: ModelSettings, data: Dataset) -> BaseModel:
@@ -43,7 +44,7 @@ def _timm_model(settings: ModelSettings, data: Dataset) -> BaseModel:
     channels, size, _ = data.input_shape
     module = _created(name, settings.pretrained, data.num_classes, channels, size)
     head = getattr(module, "default_cfg", {}).get("classifier", "head")
-    return BaseModel(settings.name, module, head, ("attn.qkv", "attn.proj"), data.input_shape, data.num_classes)
+    return BaseModel(settings.name, module, head, TIMM_TARGETS, data.input_shape, data.num_classes)
 
 
 def _created(name: str, pretrained: bool, num_classes: int, channels: int, size: int) -> nn.Module:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lalora_flwr.data.inputs import Inputs
+from lalora_flwr.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """An image classifier and the facts that adapters and checks need.
+    """An image classifier and the facts that adapters and checks need; text models override the two methods.
 
     Attributes:
         name: the run-config value it was made from.
         module: the network; maps images (n, *input_shape) to logits (n, num_classes).
-        head: module name of the classification head.
+        head: module name of the classification head; empty if there is none to train.
         targets: module names that get an adapter when ``lora.targets = "auto"``.
-        input_shape: shape of one record, (channels, height, width).
-        num_classes: how many classes the head tells apart.
+        input_shape: shape of one record: (channels, height, width), or (tokens,) for text.
+        num_classes: how many classes the head tells apart; for a language model, the size of its vocabulary.
     """
 
     name: str
@@ -28,6 +32,27 @@ class BaseModel:
     input_shape: tuple[int, ...]
     num_classes: int
 
-    def losses(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of each record, shape (n,), of this network or of a wrapper around it."""
-        return F.cross_entropy(model(inputs), labels, reduction="none")
+    def losses(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
+        """Cross-entropy of each record, float32 or better, shape (n,), of this network or of a wrapper around it."""
+        assert isinstance(inputs, Tensor)
+        logits = model(inputs.to(next(model.parameters()).dtype))  # that of the frozen weights, which come first
+        return F.cross_entropy(logits.to(promoted(logits.dtype)), labels, reduction="none")
+
+    def checkpoint_activations(self) -> None:
+        """Keep only block boundaries in the forward pass and recompute the rest in the backward pass.
+
+        Raises:
+            ConfigError: if the model has no such mode.
+        """
+        if not hasattr(self.module, "set_grad_checkpointing"):
+            raise ConfigError(f"train.gradient-checkpointing = true: {self.name} cannot recompute its activations")
+        self.module.set_grad_checkpointing(True)  # type: ignore[operator]
+
+    def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
+        """Made-up records on the CPU, for checks: standard normal images, labels 0, 1, …"""
+        return torch.randn(n, *self.input_shape, generator=generator), torch.arange(n) % self.num_classes
+
+
+def promoted(dtype: torch.dtype) -> torch.dtype:
+    """The precision for losses: at least float32."""
+    return torch.promote_types(dtype, torch.float32)

@@ -10,7 +10,7 @@ from scipy.stats import binom, chisquare, kstest
 
 from lalora_flwr.privacy.randomness import RandomSource, SeededRandom, SystemRandom, derive_seed, poisson_sample
 
-N = torch.Size((20_000,))
+N = torch.Size((400_000,))
 NEVER = 1e-9  # a p-value that draws from the operating system fall below once in a thousand million runs
 
 
@@ -146,6 +146,24 @@ def test_rate_one_takes_every_record_once_and_rate_zero_none(source: RandomSourc
         assert torch.equal(poisson_sample(source, 30, 1.0), torch.arange(30))
         assert len(poisson_sample(source, 30, 0.0)) == 0
     assert len(poisson_sample(source, 0, 0.5)) == 0
+
+
+class Steps:
+    """Draws that lie on a grid."""
+
+    seeded = True
+
+    def uniform(self, n: int) -> torch.Tensor:
+        return torch.arange(n, dtype=torch.float64) / n
+
+    def normal(self, shape: torch.Size) -> torch.Tensor:
+        raise AssertionError("sampling takes no normal draw")
+
+
+def test_a_record_joins_if_its_draw_lies_below_the_rate() -> None:
+    assert poisson_sample(Steps(), 4, 0.5).tolist() == [0, 1]  # draws 0, 1/4, 1/2, 3/4
+    assert poisson_sample(Steps(), 4, 0.51).tolist() == [0, 1, 2]
+    assert poisson_sample(Steps(), 4, 0.0).tolist() == []
 
 
 def test_a_sample_may_be_empty_and_holds_no_record_twice() -> None:
