@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
 from peft import PeftModel
 from torch import Tensor
 
 from lalora_flwr.config import LoraSettings, ModelSettings, Settings
 from lalora_flwr.data.records import dataset
+from lalora_flwr.hardware import choose_device, choose_dtype
 from lalora_flwr.lora.adapter import adapter_state, attach_adapter
 from lalora_flwr.lora.per_sample import PerSampleGradients
 from lalora_flwr.lora.self_check import self_check
@@ -34,13 +36,20 @@ def adapted_model(settings: Settings) -> Adapted:
     Raises:
         ConfigError: the model cannot be used (no target matched, BatchNorm, records that are not independent, …).
     """
-    return _load(settings.model, settings.lora, settings.data.name, settings.seed)
+    train = settings.train
+    device = choose_device(train.device)
+    return _load(settings.model, settings.lora, settings.data.name, settings.seed, train.gradient_checkpointing, device)
 
 
 @lru_cache(maxsize=1)
-def _load(model_settings: ModelSettings, lora: LoraSettings, data: str, seed: int) -> Adapted:
+def _load(
+    model_settings: ModelSettings, lora: LoraSettings, data: str, seed: int, checkpointing: bool, device: torch.device
+) -> Adapted:
     base = load_base_model(model_settings, dataset(data))
-    model = attach_adapter(base, lora, derive_seed(seed, "adapter"))
+    base.module.to(device, choose_dtype(model_settings.dtype, device))  # before the adapter, whose factors stay float32
+    if checkpointing:
+        base.checkpoint_activations()
+    model = attach_adapter(base, lora, derive_seed(seed, "adapter")).to(device)
     engine = PerSampleGradients(model)
     self_check(base, model, engine)
     return Adapted(base, model, engine, adapter_state(model))

@@ -45,6 +45,13 @@ class ModelSettings:
     """The frozen base model."""
 
     name: str = _key("embedded/vit-digits", "embedded/vit-digits, or timm/<name> for any timm image classifier")
+    dtype: str = _choice(
+        "float32",
+        "precision of the frozen weights (factors, norms, clip and noise stay float32); auto: bfloat16 where it is fast",
+        "float32",
+        "bfloat16",
+        "auto",
+    )
     pretrained: bool = _key(True, "load timm's published weights (needs the hub once); false starts from random weights")
 
 
@@ -84,6 +91,9 @@ class TrainSettings:
     momentum: float = _key(0.0, "SGD momentum", "a number in [0, 1)", lambda v: 0 <= v < 1)
     weight_decay: float = _non_negative(0.0, "weight decay of the optimizer")
     max_physical_batch: int = _at_least(0, 0, "records processed at once; 0 takes the whole batch (same result, more memory)")
+    gradient_checkpointing: bool = _key(False, "recompute activations in the backward pass (same result, less memory, slower)")
+    device: str = _choice("auto", "where a site trains: auto takes the GPU it can see, else the CPU", "auto", "cpu", "cuda")
+    num_gpus: float = _non_negative(0.0, "share of a GPU that Ray reserves for a site; with 0 it hides GPUs from sites")
     num_threads: int = _at_least(1, 1, "CPU threads a site computes with; Ray reserves as many CPUs for it")
 
 

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from lalora_flwr.adapted import Adapted, adapted_model
 from lalora_flwr.config import Settings
+from lalora_flwr.data.inputs import to_device
 from lalora_flwr.data.records import Records, dataset
 from lalora_flwr.errors import LaloraError
 from lalora_flwr.lora.adapter import load_adapter_state
@@ -73,13 +74,14 @@ def run_federation(settings: Settings, grid: Grid, on_round: Callable[[dict[str,
 def evaluate(adapted: Adapted, records: Records, batch: int = 512) -> tuple[float, float]:
     """Accuracy and mean loss of the model, with the adapter now in it, on public records."""
     adapted.model.eval()
+    device = next(adapted.model.parameters()).device
     correct, loss = 0, 0.0
     with torch.inference_mode():
         for rows in torch.arange(len(records)).split(batch):
             part = records.take(rows)
-            logits = adapted.model(part.inputs)
-            correct += int((logits.argmax(-1) == part.labels).sum())
-            loss += float(torch.nn.functional.cross_entropy(logits, part.labels, reduction="sum"))
+            logits, labels = adapted.base.logits(adapted.model, to_device(part.inputs, device)), part.labels.to(device)
+            correct += int((logits.argmax(-1) == labels).sum())
+            loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
     return correct / len(records), loss / len(records)
 
 

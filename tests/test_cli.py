@@ -144,7 +144,7 @@ def test_an_output_dir_in_the_way_is_one_line(lalora: Lalora, tmp_path: Path) ->
     [
         ("privacy.epsilonn=3", ("did you mean privacy.epsilon?",)),
         ("privacy.delta=1", ("privacy.delta = 1.0",)),
-        ("model.name=timm/resnet18 model.pretrained=false", ("BatchNorm",)),
+        pytest.param("model.name=timm/resnet18 model.pretrained=false", ("BatchNorm",), marks=pytest.mark.slow),
     ],
 )
 def test_the_installed_command_ends_with_one_line_and_code_2(override: str, parts: tuple[str, ...], tmp_path: Path) -> None:

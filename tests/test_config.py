@@ -239,7 +239,7 @@ def test_an_override_is_read_as_toml_or_as_a_bare_word(text: str, values: dict[s
 
 @pytest.mark.parametrize("text", ["strategy", "=3", "seed=1 rank", "num-rounds = 2", "run-name='open", 'run-name="open'])
 def test_an_override_that_is_not_a_pair_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="^-c "):
+    with pytest.raises(ConfigError, match=r"^-c "):
         parse_override(text)
 
 

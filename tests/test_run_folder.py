@@ -92,7 +92,7 @@ def test_a_checkpoint_is_one_file_that_names_its_round(tmp_path: Path) -> None:
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     RunFolder(small(tmp_path)).finish({"accuracy": 0.5})
     before = files_in(tmp_path)
-    with pytest.raises(ConfigError, match="run-name = 'run': .* holds a run already; choose another name") as refusal:
+    with pytest.raises(ConfigError, match=r"run-name = 'run': .* holds a run already; choose another name") as refusal:
         RunFolder(small(tmp_path, seed=1))
     assert "\n" not in str(refusal.value) and files_in(tmp_path) == before
 

@@ -153,6 +153,8 @@ def run_simulation(
         try:
             with _superlink(home, log) as env:
                 federation = f"num-supernodes={settings.num_supernodes} client-resources-num-cpus={settings.train.num_threads}"
+                if settings.train.num_gpus:
+                    federation += f" client-resources-num-gpus={settings.train.num_gpus}"
                 if num_actors:
                     federation += f" init-args-num-cpus={num_actors * settings.train.num_threads}"
                 started = _flwr(env, "run", str(home / "app"), "--federation-config", federation)

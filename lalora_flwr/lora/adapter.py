@@ -92,13 +92,16 @@ def attach_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> PeftModel:
     )
     with torch.random.fork_rng(devices=[]):  # PEFT draws A from the global generator
         torch.manual_seed(seed)
-        return get_peft_model(base.module, config)
+        model = get_peft_model(base.module, config)
+    for parameter in adapter_parameters(model).values():  # PEFT leaves a trained head in the base's precision
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    return model
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under PEFT's names, in a fixed order, as copies."""
+    """The adapter's tensors under PEFT's names, in a fixed order, as copies on the CPU."""
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: state[name].detach().clone() for name in sorted(state)}
+    return {name: state[name].detach().cpu().clone() for name in sorted(state)}
 
 
 def load_adapter_state(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:

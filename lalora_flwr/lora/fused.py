@@ -75,7 +75,7 @@ class FusedLoraLinear(PeftLoraLinear):
         if not self._pass.records or self.disable_adapters or self.merged or not plain:
             return super().forward(x, *args, **kwargs)  # its lora_A and lora_B are per-sample layers themselves
         self._pass.check(x)
-        A, B = self.lora_A[name].weight, self.lora_B[name].weight
+        A, B = self._factor(self.lora_A, name), self._factor(self.lora_B, name)
         return LoraFunction.apply(
             x,
             self.base_layer,
@@ -86,6 +86,12 @@ class FusedLoraLinear(PeftLoraLinear):
             self.scaling[name],
             self._pass.records,
         )
+
+    @staticmethod
+    def _factor(layers: nn.ModuleDict, name: str) -> Tensor:
+        layer = layers[name]
+        assert isinstance(layer, nn.Linear)
+        return layer.weight
 
 
 def can_fuse(layer: nn.Module) -> bool:

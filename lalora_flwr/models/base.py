@@ -14,7 +14,7 @@ from lalora_flwr.errors import ConfigError
 
 @dataclass(frozen=True)
 class BaseModel:
-    """An image classifier and the facts that adapters and checks need; text models override the two methods.
+    """An image classifier and the facts that adapters and checks need; text models override its methods.
 
     Attributes:
         name: the run-config value it was made from.
@@ -32,11 +32,15 @@ class BaseModel:
     input_shape: tuple[int, ...]
     num_classes: int
 
-    def losses(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
-        """Cross-entropy of each record, float32 or better, shape (n,), of this network or of a wrapper around it."""
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """Logits (n, num_classes), float32 or better, of this network or of a wrapper around it."""
         assert isinstance(inputs, Tensor)
         logits = model(inputs.to(next(model.parameters()).dtype))  # that of the frozen weights, which come first
-        return F.cross_entropy(logits.to(promoted(logits.dtype)), labels, reduction="none")
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def losses(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
+        """Cross-entropy of each record, shape (n,)."""
+        return F.cross_entropy(self.logits(model, inputs), labels, reduction="none")
 
     def checkpoint_activations(self) -> None:
         """Keep only block boundaries in the forward pass and recompute the rest in the backward pass.
@@ -51,8 +55,3 @@ class BaseModel:
     def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
         """Made-up records on the CPU, for checks: standard normal images, labels 0, 1, …"""
         return torch.randn(n, *self.input_shape, generator=generator), torch.arange(n) % self.num_classes
-
-
-def promoted(dtype: torch.dtype) -> torch.dtype:
-    """The precision for losses: at least float32."""
-    return torch.promote_types(dtype, torch.float32)

@@ -9,13 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lalora_flwr.data.inputs import Inputs
-from lalora_flwr.models.base import BaseModel, promoted
+from lalora_flwr.models.base import BaseModel
 
 IGNORED = -100  # label of a token that bears no loss, as in transformers
 
 
 class TextModel(BaseModel):
     """What the text models have in common."""
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """Logits, float32 or better: (n, num_classes), or (n, tokens, vocabulary) of a language model."""
+        assert isinstance(inputs, dict)
+        logits: Tensor = model(**inputs).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def checkpoint_activations(self) -> None:
         """As for images; the non-reentrant kind, since the engine asks for gradients of chosen tensors."""
@@ -25,11 +31,6 @@ class TextModel(BaseModel):
 @dataclass(frozen=True)
 class SequenceClassifier(TextModel):
     """Inputs are ``input_ids`` and ``attention_mask``, both (n, tokens); labels are (n,)."""
-
-    def losses(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
-        """Cross-entropy of each sequence, shape (n,)."""
-        logits = model(**inputs).logits
-        return F.cross_entropy(logits.to(promoted(logits.dtype)), labels, reduction="none")
 
     def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
         """Random tokens, each sequence padded at its end by another length."""
@@ -42,11 +43,8 @@ class CausalLanguageModel(TextModel):
 
     def losses(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
         """Mean cross-entropy of each example over its labelled tokens, shape (n,): one example is one record."""
-        logits = model(**inputs).logits[:, :-1]  # (n, tokens - 1, vocabulary)
-        targets = labels[:, 1:]
-        losses = F.cross_entropy(
-            logits.transpose(1, 2).to(promoted(logits.dtype)), targets, reduction="none", ignore_index=IGNORED
-        )
+        logits, targets = self.logits(model, inputs)[:, :-1], labels[:, 1:]  # (n, tokens - 1, vocabulary), (n, tokens - 1)
+        losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
         counted = targets != IGNORED
         return losses.sum(1) / counted.sum(1).clamp(min=1)
 

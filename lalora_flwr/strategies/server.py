@@ -6,12 +6,14 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
 
 from lalora_flwr.config import Settings
 from lalora_flwr.errors import RunFailed
@@ -170,6 +172,7 @@ class FederatedLora(Strategy):
             report.bytes_up += num_bytes(reply.content[ARRAYS]) if ARRAYS in reply.content else 0  # type: ignore[arg-type]
             try:
                 tensors, counters = read_reply(reply.content, shapes)
+                self._check_moves(server_round, tensors)
             except BadReply as problem:
                 report.failed[site] = f"reply rejected: {problem}"
                 continue
@@ -181,6 +184,20 @@ class FederatedLora(Strategy):
         merged = ArrayRecord({**self._arrays, **_arrays(MERGES[self._method.merge](good))})
         self._on_round(report)
         return merged, MetricRecord({"sites": len(report.served), "failures": len(report.failed)})
+
+    def _check_moves(self, server_round: int, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Did the adapter move, and only where it should have? Losses can fall while saved factors never change.
+
+        Raises:
+            BadReply: a factor that was frozen in the round moved, or one that got noise did not.
+        """
+        trained = set(select(tensors, self._schedule.trained_in(server_round, self._settings.train.local_steps)))
+        for name, value in tensors.items():
+            moved = not np.array_equal(value, self._arrays[name].numpy())
+            if moved and name not in trained:
+                raise BadReply(f"{name} moved in a round in which it is frozen")
+            if not moved and name in trained and self._settings.private:
+                raise BadReply(f"{name} did not move in a round in which it is trained")
 
     def _stop_on_failures(self, report: RoundReport) -> None:
         for site, reason in report.failed.items():
