@@ -5,8 +5,8 @@
 For each model one table. All engines take turns in one process; time is the fastest of the repeats, memory the peak of
 live tensor bytes above the level before the step; both are shown as ratios to the non-private float32 step (stock PEFT).
 A step is forward, gradients, clipping, noise and SGD. On Swin, Opacus runs behind a wrapper that presents all windows of
-an image as one record, since stock Opacus takes a window for a record or crashes. Random weights: cost does not depend on
-them. The last table is a whole round: LA-LoRA by `train_round` against DP-LoRA by Opacus' hooks, same records and steps.
+an image as one record, since stock Opacus takes a window for a record or crashes. Random weights: cost does
+not depend on them. The last table is a whole round: LA-LoRA by `train_round` against DP-LoRA by Opacus' hooks, same records and steps.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from lalora_flwr.config import LoraSettings, TrainSettings
 from lalora_flwr.data.inputs import Inputs, to_device
 from lalora_flwr.data.records import Records
 from lalora_flwr.lora.adapter import adapter_parameters, attach_adapter, set_active
+from lalora_flwr.lora.dropout import remove_dropout
 from lalora_flwr.lora.per_sample import PerSampleGradients
 from lalora_flwr.lora.schedule import parse_schedule
-from lalora_flwr.lora.self_check import without_dropout
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.ledger import RunLedger
 from lalora_flwr.privacy.mechanism import Mechanism, PrivateSum
@@ -51,7 +51,7 @@ class Subject:
         self.base: BaseModel = build(name, small=False)
         self.base.module.to(device, dtype)
         self.model: nn.Module = attach_adapter(self.base, LORA[name], seed=0).to(device).train()  # Opacus insists
-        without_dropout(self.model).__enter__()  # for good: every engine does the same work
+        remove_dropout(self.model)  # so that every engine does the same work
         self.records = batch
         inputs, self.labels = self.base.synthetic_batch(batch, torch.Generator().manual_seed(0))
         self.inputs: Inputs = to_device(inputs, device)
@@ -164,21 +164,24 @@ def engines(name: str, device: torch.device) -> dict[str, Step]:
     def subject(factors: str = "AB", dtype: torch.dtype = torch.float32) -> Subject:
         return Subject(name, dtype, device, factors, BATCH[name])
 
+    def ours(factors: str, dtype: torch.dtype = torch.float32) -> Step:
+        return our_step(subject(factors, dtype))
+
     bf16 = torch.bfloat16
     return {
         "non-private, A+B": plain_step(subject()),
         "non-private, B": plain_step(subject("B")),
-        "ours, A+B": our_step(subject()),
-        "ours, B": our_step(subject("B")),
-        "ours, A": our_step(subject("A")),
+        "ours, A+B": ours("AB"),
+        "ours, B": ours("B"),
+        "ours, A": ours("A"),
         "Opacus hooks, A+B": opacus_step(subject(), "hooks"),
         "Opacus hooks, B": opacus_step(subject("B"), "hooks"),
         "Opacus functorch, A+B": opacus_step(subject(), "functorch"),
         "Opacus ghost, A+B": opacus_step(subject(), "ghost"),
         "non-private bf16 base, A+B": plain_step(subject(dtype=bf16)),
-        "ours bf16 base, A+B": our_step(subject(dtype=bf16)),
-        "ours bf16 base, B": our_step(subject("B", bf16)),
-        "ours bf16 base, A": our_step(subject("A", bf16)),
+        "ours bf16 base, A+B": ours("AB", bf16),
+        "ours bf16 base, B": ours("B", bf16),
+        "ours bf16 base, A": ours("A", bf16),
     }
 
 

@@ -13,6 +13,7 @@ from lalora_flwr.config import LoraSettings, ModelSettings, Settings
 from lalora_flwr.data.records import dataset
 from lalora_flwr.hardware import choose_device, choose_dtype
 from lalora_flwr.lora.adapter import adapter_state, attach_adapter
+from lalora_flwr.lora.dropout import remove_dropout
 from lalora_flwr.lora.per_sample import PerSampleGradients
 from lalora_flwr.lora.self_check import self_check
 from lalora_flwr.models import load_base_model
@@ -46,6 +47,7 @@ def _load(
     model_settings: ModelSettings, lora: LoraSettings, data: str, seed: int, checkpointing: bool, device: torch.device
 ) -> Adapted:
     base = load_base_model(model_settings, dataset(data))
+    remove_dropout(base.module)  # of the frozen weights: it would only add noise to the noise, and memory; lora.dropout stays
     base.module.to(device, choose_dtype(model_settings.dtype, device))  # before the adapter, whose factors stay float32
     if checkpointing:
         base.checkpoint_activations()

@@ -147,11 +147,15 @@ def flower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Server]
 
 
 def writes(*names: str, lines: int = 0, end: str = "finished:completed") -> Server:
-    """A ServerApp that leaves some files."""
+    """A ServerApp that writes a line of metrics each time it is looked at, leaves some files, and ends."""
+    written: list[str] = []
 
     def server(folder: Path) -> str:
         folder.mkdir(exist_ok=True)
-        (folder / "metrics.jsonl").write_text("".join(f'{{"round": {n + 1}}}\n' for n in range(lines)))
+        if len(written) < lines:
+            written.append(f'{{"round": {len(written) + 1}}}\n')
+            (folder / "metrics.jsonl").write_text("".join(written))
+            return "running"
         for name in names:
             (folder / name).write_text(json.dumps({"error": "round 1: too many failures"}))
         return end

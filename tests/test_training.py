@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lalora_flwr.config import TrainSettings
+from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.data.records import Records
 from lalora_flwr.errors import BudgetExhausted
 from lalora_flwr.lora.adapter import adapter_parameters, factor_of
 from lalora_flwr.lora.schedule import parse_schedule
+from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.training import train_round
 from tests.reference import (
@@ -205,6 +207,26 @@ def test_the_physical_batch_does_not_change_the_result(physical: int, schedule: 
     serve(parts, schedule=schedule, train=replace(STEPS, max_physical_batch=physical))
     for name, tensor in whole.state().items():
         torch.testing.assert_close(parts.state()[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+class Named(BaseModel):
+    """Takes its inputs as a text model does, by name."""
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        assert isinstance(inputs, dict)
+        return super().logits(model, inputs["half"] + inputs["rest"])
+
+
+@pytest.mark.parametrize("physical", [0, 2])
+def test_named_inputs_are_cut_into_the_same_batches(physical: int) -> None:
+    plain, named = bench(), bench()
+    named.base = Named(**vars(named.base))
+    whole = named.records.inputs
+    records = Records({"half": whole / 2, "rest": whole - whole / 2}, named.records.labels)
+    serve(plain)
+    serve(named, records=records, train=replace(STEPS, max_physical_batch=physical))
+    for name, tensor in plain.state().items():
+        torch.testing.assert_close(named.state()[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_no_more_than_the_physical_batch_is_processed_at_once() -> None:

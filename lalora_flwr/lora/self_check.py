@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from lalora_flwr.data.inputs import rows, to_device
 from lalora_flwr.errors import ConfigError
 from lalora_flwr.lora.adapter import adapter_parameters, factor_of, set_active
+from lalora_flwr.lora.dropout import remove_dropout
 from lalora_flwr.lora.per_sample import PerSampleGradients
 from lalora_flwr.lora.schedule import BOTH
 from lalora_flwr.models.base import BaseModel
@@ -20,24 +17,6 @@ RECORDS = 3
 # Of the norm of a tensor's gradient. Between batch sizes float32 kernels differ by about 1e-6 and bfloat16 ones by up to
 # 0.05; records that mix differ by their own size.
 TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.15
-
-
-@contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Every rate of dropout and drop-path in the model at zero: training mode without its dice."""
-    rates = [
-        (module, name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, float) and ("drop" in name or (name == "p" and isinstance(module, _DropoutNd)))
-    ]
-    try:
-        for module, name, _ in rates:
-            setattr(module, name, 0.0)
-        yield
-    finally:
-        for module, name, value in rates:
-            setattr(module, name, value)
 
 
 def self_check(base: BaseModel, model: nn.Module, engine: PerSampleGradients) -> None:
@@ -52,13 +31,14 @@ def self_check(base: BaseModel, model: nn.Module, engine: PerSampleGradients) ->
     """
     saved = {name: p.detach().clone() for name, p in adapter_parameters(model).items()}
     modes = {module: module.training for module in model.modules()}
+    put_dropout_back = remove_dropout(model)
     try:
         model.train()
-        with without_dropout(model):
-            wrong = _first_mismatch(base, model, engine)
+        wrong = _first_mismatch(base, model, engine)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"model.name = {base.name!r}: no record's gradient can be told: {error}") from None
     finally:
+        put_dropout_back()
         with torch.no_grad():
             for name, p in adapter_parameters(model).items():
                 p.copy_(saved[name])

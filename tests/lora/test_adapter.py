@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -26,8 +28,39 @@ def test_a_target_that_matches_nothing_is_refused_and_the_models_layers_are_name
         adapted(vit_base(), targets="attn.qkv,query")
     text = str(refusal.value)
     assert "lora.targets" in text and "'query'" in text
-    for layer in ("qkv", "proj", "fc1", "fc2", "head"):
+    for layer in ("qkv", "proj", "fc1", "fc2"):
         assert layer in text
+
+
+def test_the_head_is_no_target_and_is_not_offered_as_one() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        adapted(vit_base(), targets="head")
+    assert "head" not in str(refusal.value).partition("it has")[2]
+
+
+def test_layers_inside_the_head_get_no_adapter_though_their_names_match() -> None:
+    def with_head() -> BaseModel:
+        body = mlp_base().module
+        body.head = nn.Sequential(OrderedDict(first=nn.Linear(4, 4), out=nn.Linear(4, CLASSES)))
+        return BaseModel("test/head", body, "head", ("first", "second"), (7,), CLASSES)
+
+    layers = {n.split(".lora_")[0].partition("model.model.")[2] for n in adapter_state(adapted(with_head()))}
+    assert layers == {"first", "second"}
+    trained = adapter_state(adapted(with_head(), head="trained"))
+    assert sum(factor_of(n) == "head" for n in trained) == 4
+    with pytest.raises(ConfigError, match=r"lora\.targets"):
+        adapted(with_head(), targets="out")
+
+
+@pytest.mark.parametrize("head", ["frozen", "trained"])
+def test_the_adapter_of_a_low_precision_base_is_float32(head: str) -> None:
+    base = vit_base()
+    base.module.bfloat16()
+    model = adapted(base, head=head)
+    adapter = adapter_parameters(model)
+    for name, p in model.named_parameters():
+        assert p.dtype == (torch.float32 if name in adapter else torch.bfloat16), name
+    assert all(t.dtype == torch.float32 for t in adapter_state(model).values())
 
 
 @pytest.mark.parametrize("targets", ["", " ", ",", "kv", "patch_embed.proj", "norm1", "blocks"])

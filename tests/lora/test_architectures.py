@@ -10,8 +10,9 @@ from benchmarks.architectures import ARCHITECTURES, build
 from lalora_flwr.config import LoraSettings
 from lalora_flwr.data.inputs import rows
 from lalora_flwr.lora.adapter import attach_adapter, set_active
+from lalora_flwr.lora.dropout import remove_dropout
 from lalora_flwr.lora.per_sample import PerSampleGradients
-from lalora_flwr.lora.self_check import self_check, without_dropout
+from lalora_flwr.lora.self_check import self_check
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.mechanism import clip
 
@@ -108,8 +109,8 @@ def test_under_gradient_checkpointing(name: str) -> None:
         model.train()  # transformers recompute only in training mode
         set_active(model, frozenset("AB"))
         inputs, labels = batch(base)
-        with without_dropout(model):
-            found.append(PerSampleGradients(model)(RECORDS, lambda: base.losses(model, inputs, labels)))  # noqa: B023
+        remove_dropout(model)
+        found.append(PerSampleGradients(model)(RECORDS, lambda: base.losses(model, inputs, labels)))  # noqa: B023
     for key, gradient in found[1].items():
         assert torch.allclose(gradient, found[0][key], rtol=1e-9, atol=1e-12), key
 

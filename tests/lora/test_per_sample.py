@@ -145,6 +145,16 @@ def test_inputs_of_two_three_and_four_axes(records: int, axes: list[int], featur
     compare(nn.Sequential(nn.Linear(features, 3)), lambda m, x: m(x).square().flatten(1).sum(1), x)
 
 
+@pytest.mark.parametrize("factors", ["A", "B", "AB"])
+def test_inputs_and_output_gradients_that_are_not_contiguous(factors: str) -> None:
+    base = BaseModel("test/windows", Windows(3, 5, 2, 4, seed=0), "", ("down", "up"), (), 1)
+    model = adapted(base)
+    move_off_zero(model)
+    set_active(model, frozenset(factors))
+    x = torch.randn(3, 2, 4, RECORDS, generator=generator()).permute(3, 2, 1, 0)  # (records, windows, tokens, features)
+    compare(model, lambda m, x: m(x).permute(0, 3, 1, 2).flatten(1).sum(1), x)
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -231,10 +241,11 @@ def test_adapters_under_gradient_checkpointing(factors: str) -> None:
     compare(model, checkpointed, torch.randn(RECORDS, 7, generator=generator()))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 1e-12])
 @pytest.mark.parametrize("factors", ["A", "B", "AB"])
-def test_a_low_precision_base_gives_float32_gradients_near_the_exact_ones(factors: str) -> None:
+def test_a_low_precision_base_gives_float32_gradients_near_the_exact_ones(factors: str, dropout: float) -> None:
     base = BASES["vit"]()
-    model = adapted(base)
+    model = adapted(base, dropout=dropout).train()
     move_off_zero(model)
     _, plain = double_pair(copy.deepcopy(model))
     adapter = adapter_parameters(model)

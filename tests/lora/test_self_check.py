@@ -58,6 +58,10 @@ def mean_over_batch(_: nn.Module, x: Tensor) -> Tensor:
     return x - x.mean(0, keepdim=True)
 
 
+def standardised_over_batch(_: nn.Module, x: Tensor) -> Tensor:
+    return (x - x.mean(0, keepdim=True)) / x.std(0, keepdim=True)  # NaN for a batch of one
+
+
 def neighbour_in_batch(_: nn.Module, x: Tensor) -> Tensor:
     return x + 0.1 * x.roll(1, dims=0)
 
@@ -105,6 +109,12 @@ def test_a_layer_that_mixes_records_only_in_training_mode_is_refused(training: b
         check(mixing(batch_statistics_in_training), training)
 
 
+def test_gradients_that_are_not_finite_are_no_agreement() -> None:
+    """One record alone gives NaN, which is not larger than any tolerance; three together mix."""
+    with pytest.raises(ConfigError):
+        check(mixing(standardised_over_batch))
+
+
 @pytest.mark.parametrize("tokens", [3, 4, 6])
 @pytest.mark.parametrize("module", [TokensFirst, WindowsFirst])
 def test_a_batch_axis_that_is_not_outermost_is_refused(module: type[nn.Module], tokens: int) -> None:
@@ -134,6 +144,38 @@ def test_dropout_is_no_reason_to_refuse() -> None:
     base = BASES["vit"]()
     base.module.blocks[0].attn.proj_drop = nn.Dropout(0.5)
     check(base, training=True, dropout=0.3)
+
+
+@pytest.mark.parametrize("head", ["frozen", "trained"])
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_models_in_low_precision_pass(kind: str, head: str) -> None:
+    base = BASES[kind]()
+    base.module.bfloat16()
+    check(base, head=head)
+
+
+@pytest.mark.parametrize("mix", [batch_statistics, mean_over_batch])
+def test_models_in_low_precision_that_mix_records_are_refused(mix: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    base = mixing(mix)
+    base.module.bfloat16()
+    with pytest.raises(ConfigError, match="mixes records"):
+        check(base)
+
+
+def test_rates_of_dropout_and_drop_path_are_as_before() -> None:
+    base = BASES["swin"]()
+    base.module.layers[0].blocks[0].attn.proj_drop = nn.Dropout(0.25)
+
+    def rates(model: nn.Module) -> dict[str, float]:
+        modules = dict(model.named_modules()).items()
+        return {n: getattr(m, "p", None) or getattr(m, "drop_prob", None) for n, m in modules if "drop" in n}
+
+    before = rates(adapted(base, dropout=0.3))
+    base = BASES["swin"]()
+    base.module.layers[0].blocks[0].attn.proj_drop = nn.Dropout(0.25)
+    assert rates(check(base, dropout=0.3)) == before
+    values = {round(rate, 3) for rate in before.values() if rate}
+    assert {0.25, 0.3, 0.1} <= values  # the projection's, the adapter's, Swin's own drop-path
 
 
 class Broken(PerSampleGradients):
