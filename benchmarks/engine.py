@@ -5,8 +5,8 @@
 For each model one table. All engines take turns in one process; time is the fastest of the repeats, memory the peak of
 live tensor bytes above the level before the step; both are shown as ratios to the non-private float32 step (stock PEFT).
 A step is forward, gradients, clipping, noise and SGD. On Swin, Opacus runs behind a wrapper that presents all windows of
-an image as one record, since stock Opacus takes a window for a record or crashes. Random weights: cost does
-not depend on them. The last table is a whole round: LA-LoRA by `train_round` against DP-LoRA by Opacus' hooks, same records and steps.
+an image as one record, since stock Opacus takes a window for a record or crashes. Random weights: cost does not depend on
+them. The last table is a whole round: LA-LoRA by `train_round` against DP-LoRA by Opacus' hooks, same records and steps.
 """
 
 from __future__ import annotations
