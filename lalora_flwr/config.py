@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -296,6 +297,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: not valid TOML: {error}") from None
 
 
+# A key, then a value in double quotes, in single quotes, or without either
+_PAIR = re.compile(r"""([^\s=]+)=("(?:[^"\\]|\\.)*"|'[^']*'|[^\s'"]\S*|)(?=\s|$)""")
+
+
 def parse_override(text: str) -> dict[str, Any]:
     """Flat values of one ``-c`` argument: ``key=value`` pairs, separated by spaces, values as in TOML or bare words.
 
@@ -303,23 +308,15 @@ def parse_override(text: str) -> dict[str, Any]:
         ConfigError: if a part is not ``key=value``.
     """
     values: dict[str, Any] = {}
-    for pair in _split_pairs(text):
-        name, found, raw = pair.partition("=")
-        if not found or not name:
-            raise ConfigError(f"-c {pair}: must be key=value")
+    rest = text.strip()
+    while rest:
+        match = _PAIR.match(rest)
+        if match is None:
+            raise ConfigError(f"-c {rest}: must be key=value, with quotes around a value that holds spaces")
+        name, raw = match.groups()
         try:
-            values[name.strip()] = tomllib.loads(f"v = {raw}")["v"]
+            values[name] = tomllib.loads(f"v = {raw}")["v"]
         except tomllib.TOMLDecodeError:
-            values[name.strip()] = raw  # a bare word: strategy=ffa-lora
+            values[name] = raw  # a bare word: strategy=ffa-lora
+        rest = rest[match.end() :].lstrip()
     return values
-
-
-def _split_pairs(text: str) -> list[str]:
-    import shlex
-
-    lexer = shlex.shlex(text, posix=False)
-    lexer.whitespace_split, lexer.commenters = True, ""
-    try:
-        return list(lexer)
-    except ValueError:
-        raise ConfigError(f"-c {text}: a quote is not closed") from None

@@ -13,6 +13,10 @@ class RunFailed(LaloraError):
     """A run that stopped before it wrote its summary."""
 
 
+class Interrupted(LaloraError):
+    """The user stopped a run."""
+
+
 class SiteRefusal(LaloraError):
     """A reason a site may give the server: a fixed text that holds nothing of the site's data."""
 

@@ -85,6 +85,8 @@ class Counters:
     def from_record(record: MetricRecord) -> Counters:
         if set(record) != {"steps", "epsilon", "noise-multiplier", "sample-rate", "seeded"}:
             raise BadReply("its counters are not the declared ones")
+        if not all(isinstance(value, int | float) and value >= 0 for value in record.values()):  # NaN is not >= 0
+            raise BadReply("its counters are not numbers of at least 0")
         values = {name: float(value) for name, value in record.items()}  # type: ignore[arg-type]
         return Counters(
             int(values["steps"]),
@@ -129,7 +131,10 @@ def read_reply(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> tu
         raise BadReply("its tensors are not those asked for")
     tensors = {}
     for name in sorted(shapes):
-        value = arrays[name].numpy()
+        try:
+            value = arrays[name].numpy()
+        except Exception:  # whatever numpy makes of bytes that are no array
+            raise BadReply(f"{name} cannot be read") from None
         if value.shape != shapes[name] or value.dtype != np.float32:
             raise BadReply(f"{name} has the wrong shape or type")
         if not np.isfinite(value).all():

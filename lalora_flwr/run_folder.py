@@ -56,6 +56,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+def free_path(settings: Settings) -> Path:
+    """Where the run's folder will be.
+
+    Raises:
+        ConfigError: if it holds a run already.
+    """
+    path = Path(settings.output_dir).absolute() / settings.run_name
+    if (path / CONFIG).exists():
+        raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds a run already; choose another name")
+    return path
+
+
 class RunFolder:
     """``<output-dir>/<run-name>/`` with the files of design contract: config, metrics, checkpoint, adapter, summary."""
 
@@ -65,11 +77,9 @@ class RunFolder:
         Raises:
             ConfigError: if the folder holds a run already, or cannot be made.
         """
-        self.path = Path(settings.output_dir).absolute() / settings.run_name
+        self.path = free_path(settings)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if (self.path / CONFIG).exists():
-                raise ConfigError(f"run-name = {settings.run_name!r}: {self.path} holds a run already; choose another name")
             write_whole(self.path / CONFIG, tomli_w.dumps(_nested(flatten(settings))))
         except OSError as error:
             raise ConfigError(f"output-dir = {settings.output_dir!r}: {error.strerror}") from None

@@ -99,7 +99,7 @@ MENDABLE: dict[str, tuple[str, ...]] = {  # what follows -c, and what the line h
     "data.name=mnist": ("data.name = 'mnist'", "digits"),
     "model.name=resnet18": ("model.name = 'resnet18'", "timm/<name>"),
     "model.name=timm/no_such_net": ("model.name = 'timm/no_such_net'", "no such model"),
-    "lora.targets=query": ("lora.targets = 'query'", "'query'", "qkv, proj, fc1, fc2, head"),
+    "lora.targets=query": ("lora.targets = 'query'", "'query'", "it has qkv, proj, fc1, fc2"),
     "model.name=timm/resnet18 model.pretrained=false": ("model.name = 'timm/resnet18'", "BatchNorm"),
 }
 

@@ -243,10 +243,11 @@ def test_only_a_ray_worker_or_the_inline_engine_is_a_simulation(tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("simulated")
-def test_simulated_draws_differ_by_site_and_by_round(tmp_path: Path) -> None:
-    settings = small(tmp_path)
-    draws = [site._random_source(settings, s, r).normal(torch.Size([8])) for s in (0, 1) for r in (1, 2)]
-    assert not any(torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
+def test_simulated_draws_differ_by_seed_by_site_and_by_round(tmp_path: Path) -> None:
+    cases = [(small(tmp_path, seed=seed), number, r) for seed in (0, 1) for number in (0, 1) for r in (1, 2)]
+    noise = {tuple(site._random_source(*case).normal(torch.Size([8])).tolist()) for case in cases}
+    sampling = {tuple(site._random_source(*case).uniform(8).tolist()) for case in cases}
+    assert len(noise) == len(sampling) == 8
 
 
 def test_the_ledger_travels_in_the_sites_state_and_nothing_else_does(tmp_path: Path, context: MakeContext) -> None:

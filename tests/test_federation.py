@@ -535,8 +535,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: 
     assert results(first) == results(again)
     other = finished(seed=1)
     assert results(other)[0] != results(first)[0]
-    noise = [arrays_of(reply) for run in (first, other) for _, reply in run.spy.training(1)]
-    assert len({tensor.numpy().tobytes() for arrays in noise for name, tensor in arrays.items() if "lora_B" in name}) == 12
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path, finished: Callable[..., Finished]) -> None:
@@ -587,8 +585,10 @@ def plain(name: str) -> str:
     return name.replace(".modules_to_save.default", "").replace(".default", "")
 
 
-def test_the_adapter_folder_holds_the_checkpoint(finished: Callable[..., Finished]) -> None:
+def test_the_adapter_folder_holds_the_checkpoint_and_the_settings(finished: Callable[..., Finished]) -> None:
     run = finished(lora__head="trained")
+    config = strict_json((run.path / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 4.0, ["attn.qkv"])
     saved = load_file(run.path / "adapter" / "adapter_model.safetensors")
     assert saved.keys() == run.checkpoint.keys()
     assert all(torch.equal(saved[name], tensor) for name, tensor in run.checkpoint.items())

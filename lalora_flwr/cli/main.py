@@ -9,7 +9,7 @@ import typer
 from lalora_flwr.cli.keys import keys
 from lalora_flwr.cli.plan import plan
 from lalora_flwr.cli.run import run
-from lalora_flwr.errors import ConfigError, LaloraError
+from lalora_flwr.errors import ConfigError, Interrupted, LaloraError
 
 app = typer.Typer(
     help="Federated LoRA fine-tuning under record-level differential privacy.",
@@ -28,7 +28,4 @@ def main() -> None:
         app()
     except LaloraError as error:
         print("lalora:", " ".join(str(error).split()), file=sys.stderr)  # one line, whatever a library said
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except KeyboardInterrupt:
-        print("lalora: interrupted; the rounds done so far are in the run's folder", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(2 if isinstance(error, ConfigError) else 130 if isinstance(error, Interrupted) else 1)

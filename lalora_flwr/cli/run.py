@@ -13,6 +13,7 @@ from rich.console import Console
 
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.config import Settings
+from lalora_flwr.errors import Interrupted
 
 
 class Engine(StrEnum):
@@ -62,15 +63,21 @@ def run(
     check_partition(settings)
     progress = Progress(settings, console)
     progress.header()
+    try:
+        folder = _run_on(engine, settings, progress, num_actors)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; what was done is in {settings.output_dir}/{settings.run_name}") from None
+    report(folder, console)
+
+
+def _run_on(engine: Engine, settings: Settings, progress: Progress, num_actors: int) -> Path:
     if engine is Engine.inline:
         from lalora_flwr.engines.inline import run_inline
 
-        folder = run_inline(settings, progress)
-    else:
-        from lalora_flwr.engines.simulation import run_simulation
+        return run_inline(settings, progress)
+    from lalora_flwr.engines.simulation import run_simulation
 
-        folder = run_simulation(settings, progress, num_actors=num_actors)
-    report(folder, console)
+    return run_simulation(settings, progress, num_actors=num_actors)
 
 
 def check_partition(settings: Settings) -> None:

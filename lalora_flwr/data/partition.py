@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from lalora_flwr.config import DataSettings
@@ -52,7 +54,9 @@ def site_records(records: Records, settings: DataSettings, seed: int, site: int,
         )
     partitioner.dataset = table
     try:
-        rows = partitioner.load_partition(site)["row"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one for each draw that was too small; the error below says it once
+            rows = partitioner.load_partition(site)["row"]
     except ValueError:
         raise ConfigError(
             f"data.beta = {settings.beta:g}: no Dirichlet split leaves each of {sites} sites {SMALLEST_SITE} records; use a "

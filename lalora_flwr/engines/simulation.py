@@ -28,7 +28,7 @@ import tomli_w
 from lalora_flwr.config import Settings, flatten
 from lalora_flwr.errors import RunFailed
 from lalora_flwr.federation import named
-from lalora_flwr.run_folder import FAILURE, LOG, METRICS, SUMMARY
+from lalora_flwr.run_folder import FAILURE, LOG, METRICS, SUMMARY, free_path
 
 CLIENT_APP = "lalora_flwr.client_app:app"
 ENDED_CHECK = 5.0  # seconds between questions to Flower whether the run has ended; each starts a process
@@ -146,7 +146,7 @@ def run_simulation(
     """
     output_dir = Path(settings.output_dir).absolute()  # the server runs in another folder
     settings = dataclasses.replace(named(settings), output_dir=str(output_dir))
-    folder = output_dir / settings.run_name
+    folder = free_path(settings)
     with tempfile.TemporaryDirectory(prefix="lalora-") as scratch:
         home, log = Path(scratch), Path(scratch) / LOG
         _write_app(home / "app", settings, client_app)

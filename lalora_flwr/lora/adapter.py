@@ -34,11 +34,6 @@ def _adaptable(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
-def _suffixes(model: nn.Module) -> list[str]:
-    """The distinct last parts of the names of the linear layers, the form in which targets are given."""
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in _adaptable(model)))
-
-
 def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith("." + target)  # PEFT's rule for a list of target modules
 
@@ -59,7 +54,7 @@ def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
         if not any(_matches(name, target) for name in linear):
             raise ConfigError(
                 f"lora.targets = {lora.targets!r}: {target!r} matches no linear layer of {base.name}; it has "
-                f"{_short(_suffixes(base.module), 20)}"
+                f"{_short(dict.fromkeys(name.rpartition('.')[2] for name in linear), 20)}"
             )
     return targets
 

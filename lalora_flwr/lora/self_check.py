@@ -69,6 +69,7 @@ def _first_mismatch(base: BaseModel, model: nn.Module, engine: PerSampleGradient
         loss = base.losses(model, rows(inputs, slice(j, j + 1)), labels[j : j + 1]).sum()
         alone = torch.autograd.grad(loss, list(active.values()))
         for name, gradient in zip(active, alone, strict=True):
-            if float((together[name][j] - gradient).norm()) > tolerance * max(float(gradient.norm()), 1e-8):
+            difference, scale = float((together[name][j] - gradient).norm()), max(float(gradient.norm()), 1e-8)
+            if not difference <= tolerance * scale:  # NaN compares as false
                 return name
     return None

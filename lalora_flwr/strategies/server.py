@@ -169,7 +169,7 @@ class FederatedLora(Strategy):
             if reply.has_error():
                 report.failed[site] = reply.error.reason or "no reason given"
                 continue
-            report.bytes_up += num_bytes(reply.content[ARRAYS]) if ARRAYS in reply.content else 0  # type: ignore[arg-type]
+            report.bytes_up += sum(num_bytes(arrays) for arrays in reply.content.array_records.values())
             try:
                 tensors, counters = read_reply(reply.content, shapes)
                 self._check_moves(server_round, tensors)

@@ -195,16 +195,22 @@ def test_an_engine_that_confuses_records_is_refused() -> None:
 class Slight(PerSampleGradients):
     """An engine with a small error in the gradients of A, which at B = 0 nobody would see."""
 
+    error = 0.05
+
     def __call__(self, records: int, losses: Callable[[], Tensor]) -> dict[str, Tensor]:
         gradients = super().__call__(records, losses)
-        return {name: g * 1.05 if ".lora_A." in name else g for name, g in gradients.items()}
+        return {name: g * (1 + self.error) if ".lora_A." in name else g for name, g in gradients.items()}
 
 
-def test_an_error_of_five_percent_in_a_is_found_although_b_starts_at_zero() -> None:
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 0.05), (torch.bfloat16, 0.5)])
+def test_an_error_in_a_is_found_although_b_starts_at_zero(dtype: torch.dtype, error: float) -> None:
     base = BASES["vit"]()
+    base.module.to(dtype)
     model = adapted(base)
+    engine = Slight(model)
+    engine.error = error
     with pytest.raises(ConfigError, match="lora_A"):
-        self_check(base, model, Slight(model))
+        self_check(base, model, engine)
 
 
 @pytest.mark.parametrize("outcome", ["good", "mixes", "cannot be told"])
