@@ -246,7 +246,12 @@ class Algorithm1:
 
 def mlp_weights(model: PeftModel) -> dict[str, Tensor]:
     """Weights of an adapted `Mlp` in float64, as W, b, A and B of each layer."""
-    short = {"base_layer.": "", "lora_A.default.weight": "A", "lora_B.default.weight": "B", "modules_to_save.default.": ""}
+    short = {
+        "base_layer.": "",
+        "lora_A.default.weight": "A",
+        "lora_B.default.weight": "B",
+        "modules_to_save.default.": "",
+    }
     weights = {}
     for name, value in model.base_model.model.state_dict().items():
         if "original_module" not in name:

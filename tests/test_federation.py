@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -316,7 +318,14 @@ def test_replies_are_merged_in_order_of_site_whatever_order_they_arrive_in(
 
 
 def test_another_number_of_sites_than_the_simulations_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STARTUP_PATIENCE", 0.0)
+    clock = itertools.count()  # a second passes whenever the server looks at it
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        assert len(naps) < 100, "the server waits for sites that will never come"
+
+    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: float(next(clock)), sleep=sleep))
     for sites in (2, 4):
         with pytest.raises(RunFailed, match=f"num-supernodes = 3, but the simulation has {sites} sites"):
             on_grid(InlineGrid, small(tmp_path, run_name=f"with-{sites}"), monkeypatch, sites)

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -19,10 +18,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tomli_w
 
 from lalora_flwr.config import Settings, flatten
@@ -85,15 +85,20 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    for sig, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        try:
-            os.killpg(process.pid, sig)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
+    """End the SuperLink and all it started: the simulation runs in a session of its own, and Ray's daemons below it."""
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.terminate()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for member in alive:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(alive, timeout=10)
+    process.wait()
 
 
 def _write_app(folder: Path, settings: Settings, client_app: str) -> None:
@@ -158,12 +163,22 @@ def run_simulation(
                 if num_actors:
                     federation += f" init-args-num-cpus={num_actors * settings.train.num_threads}"
                 started = _flwr(env, "run", str(home / "app"), "--federation-config", federation)
-                _follow(env, str(started["run-id"]), folder, on_round)
+                try:
+                    _follow(env, str(started["run-id"]), folder, on_round)
+                finally:
+                    _append_run_log(env, str(started["run-id"]), log)
         finally:
             if log.is_file():
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copy(log, folder / LOG)
         return folder
+
+
+def _append_run_log(env: dict[str, str], run_id: str, log: Path) -> None:
+    """What the server and the simulated sites logged, which Flower keeps apart from the SuperLink's own log."""
+    shown = subprocess.run(["flwr", "log", run_id, "--show"], env=env, capture_output=True, text=True)
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"\n== log of the run ==\n{shown.stdout}{shown.stderr}")
 
 
 def _follow(env: dict[str, str], run_id: str, folder: Path, on_round: Callable[[dict[str, Any]], None] | None) -> None:

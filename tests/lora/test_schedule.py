@@ -69,14 +69,22 @@ def test_first_round_of_round_ba_trains_b_and_the_second_a() -> None:
 
 @pytest.mark.parametrize(
     ("text", "steps", "trained"),
-    [("step:BA", 1, B), ("step:BA", 2, AB), ("step:B3A2", 3, B), ("step:B3A2", 4, AB), ("both", 1, AB), ("round:BA", 9, B)],
+    [
+        ("step:BA", 1, B),
+        ("step:BA", 2, AB),
+        ("step:B3A2", 3, B),
+        ("step:B3A2", 4, AB),
+        ("both", 1, AB),
+        ("round:BA", 9, B),
+    ],
 )
 def test_trained_in_the_first_round(text: str, steps: int, trained: frozenset[str]) -> None:
     assert parse_schedule(text).trained_in(1, steps) == trained
 
 
 @pytest.mark.parametrize(
-    ("text", "ever"), [("both", AB), ("A", A), ("B", B), ("step:BBA", AB), ("round:BA", AB), ("step:BB", B), ("round:A2", A)]
+    ("text", "ever"),
+    [("both", AB), ("A", A), ("B", B), ("step:BBA", AB), ("round:BA", AB), ("step:BB", B), ("round:A2", A)],
 )
 def test_ever_trained(text: str, ever: frozenset[str]) -> None:
     assert parse_schedule(text).ever_trained == ever
