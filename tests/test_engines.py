@@ -140,6 +140,7 @@ def flower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Server]
 
         monkeypatch.setattr(simulation, "_superlink", superlink)
         monkeypatch.setattr(simulation, "_flwr", flwr)
+        monkeypatch.setattr(simulation, "_append_run_log", lambda *_: None)
         monkeypatch.setattr(simulation, "ENDED_CHECK", 0.0)
         return asked
 
