@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slow lint clean
+.PHONY: run test test-slow lint bench clean
 
 run: $(VENV)/installed  ## fine-tune the embedded model across four sites; results in runs/
 	$(BIN)/lalora run
@@ -12,6 +12,9 @@ test: $(VENV)/installed lint  ## style, types and the fast tests
 
 test-slow: $(VENV)/installed  ## the tests that start real Flower simulations
 	$(BIN)/pytest -m slow
+
+bench: $(VENV)/installed  ## step time and memory against the non-private step and Opacus; about 15 minutes
+	$(BIN)/python -W ignore -m benchmarks.engine
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -57,6 +57,7 @@ def main() -> None:
         return
     print(f"frozen model           {run({'num-rounds': 1})['frozen_accuracy']:.3f}")
     print(f"default, private       {cell({})}")
+    print(f"default, bfloat16 base {cell({'model.dtype': 'bfloat16'})}")
     print(f"default, epsilon = inf {cell({'privacy.epsilon': float('inf')})}")
 
 

@@ -101,7 +101,7 @@ def test_as_many_sites_as_records_get_one_each() -> None:
     assert [len(site_records(everything(8), IID, 0, site, 8)) for site in range(8)] == [1] * 8
 
 
-@pytest.mark.filterwarnings("ignore:The specified min_partition_size")
+@pytest.mark.filterwarnings("error:The specified min_partition_size")
 def test_a_dirichlet_split_that_cannot_be_is_refused_with_what_to_change() -> None:
     with pytest.raises(ConfigError, match=r"data\.beta = 0\.001.*larger beta or fewer sites"):
         site_records(everything(), dirichlet(0.001), 0, 0, 15)

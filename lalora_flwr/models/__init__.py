@@ -44,6 +44,8 @@ def _timm_model(settings: ModelSettings, data: Dataset) -> BaseModel:
     channels, size, _ = data.input_shape
     module = _created(name, settings.pretrained, data.num_classes, channels, size)
     head = getattr(module, "default_cfg", {}).get("classifier", "head")
+    if not isinstance(head, str):
+        raise ConfigError(f"model.name = {settings.name!r}: has {len(head)} heads; choose a model with one")
     return BaseModel(settings.name, module, head, TIMM_TARGETS, data.input_shape, data.num_classes)
 
 

@@ -22,6 +22,7 @@ class Ledger(Protocol):
 
         Raises:
             BudgetExhausted: if they would exceed what the site may spend; nothing is counted then.
+            ValueError: if these are no steps: fewer than one would take counted steps back.
         """
 
     def take_step(self) -> None:
@@ -60,6 +61,8 @@ class RunLedger:
     def reserve(self, noise_multiplier: float, sample_rate: float, steps: int) -> None:
         if self._reserved:
             raise RuntimeError("a reservation is open: commit it first")
+        if steps < 1 or not noise_multiplier >= 0 or not 0 < sample_rate <= 1:
+            raise ValueError(f"{steps} steps at σ = {noise_multiplier}, q = {sample_rate}: not steps of the mechanism")
         history = _extend(self._history, noise_multiplier, sample_rate, steps)
         if sum(n for _, _, n in history) > self._max_steps:
             raise BudgetExhausted("budget: the site has served all the steps its noise was calibrated for")

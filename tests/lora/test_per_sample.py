@@ -266,7 +266,8 @@ def test_a_low_precision_base_gives_float32_gradients_near_the_exact_ones(factor
 
 def test_a_parameter_that_no_loss_depends_on_has_zero_gradients() -> None:
     model = nn.Sequential(nn.Linear(3, 3))
-    gradients = PerSampleGradients(model)(2, lambda: (model(torch.ones(2, 3)).detach() + torch.ones(1).requires_grad_())[:, 0])
+    other = torch.ones(1).requires_grad_()
+    gradients = PerSampleGradients(model)(2, lambda: (model(torch.ones(2, 3)).detach() + other)[:, 0])
     assert [tuple(g.shape) for g in gradients.values()] == [(2, 3, 3), (2, 3)]
     assert not any(g.any() for g in gradients.values())
 

@@ -58,7 +58,8 @@ def test_prv_is_that_of_opacus(history: list[Segment], delta: float) -> None:
     accountant = PRVAccountant()
     accountant.history = history
     for eps_error in (0.01, 0.001):
-        assert epsilon_spent(history, delta) == pytest.approx(accountant.get_epsilon(delta, eps_error=eps_error), abs=0.012)
+        own = accountant.get_epsilon(delta, eps_error=eps_error)
+        assert epsilon_spent(history, delta) == pytest.approx(own, abs=0.012)
 
 
 @pytest.mark.filterwarnings("ignore:Optimal order", "ignore:divide by zero")
@@ -97,7 +98,8 @@ def test_composition_costs_less_than_the_sum_and_more_than_each_part(accountant:
 @pytest.mark.parametrize("accountant", ["prv", "rdp"])
 def test_how_a_history_is_cut_does_not_matter(accountant: str) -> None:
     whole = epsilon_spent([(1.0, 0.1, 60)], 1e-4, accountant)
-    assert epsilon_spent([(1.0, 0.1, 20), (1.0, 0.1, 0), (1.0, 0.1, 40)], 1e-4, accountant) == pytest.approx(whole, rel=0.002)
+    cut = [(1.0, 0.1, 20), (1.0, 0.1, 0), (1.0, 0.1, 40)]
+    assert epsilon_spent(cut, 1e-4, accountant) == pytest.approx(whole, rel=0.002)
 
 
 @pytest.mark.parametrize("accountant", ["prv", "rdp"])
@@ -128,6 +130,7 @@ def test_calibrated_noise_spends_the_budget_and_no_more(epsilon: float) -> None:
     assert pld([(sigma, q, steps)], delta) <= epsilon
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.5, 8.0])
 def test_calibration_by_rdp_keeps_to_rdp_and_adds_more_noise(epsilon: float) -> None:
     sigma = noise_multiplier_for(epsilon, 1e-4, 0.1, 30, "rdp")

@@ -32,7 +32,7 @@ def test_both_references_agree(features: int) -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**31))
-def test_a_is_smoothed_along_its_input_features_and_b_along_its_output_features(rank: int, features: int, seed: int) -> None:
+def test_a_is_smoothed_along_its_inputs_and_b_along_its_outputs(rank: int, features: int, seed: int) -> None:
     x = random(rank, features, seed=seed)
     want = torch.from_numpy(np.stack([smooth(row) for row in x.numpy()]))
     torch.testing.assert_close(gauss5(A, x), want, rtol=0, atol=1e-14)

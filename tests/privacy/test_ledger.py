@@ -242,3 +242,13 @@ class Crashes(RuleBasedStateMachine):
 
 TestCrashes = Crashes.TestCase
 TestCrashes.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "q", "steps"), [(1.0, 0.1, 0), (1.0, 0.1, -5), (-1.0, 0.1, 1), (math.nan, 0.1, 1), (1.0, 0.0, 1), (1.0, 1.5, 1)]
+)
+def test_what_is_no_step_cannot_be_reserved(sigma: float, q: float, steps: int) -> None:
+    counted = RunLedger(math.inf, 100, 1e-5, "rdp", [(1.0, 0.1, 10)])
+    with pytest.raises(ValueError, match="not steps"):
+        counted.reserve(sigma, q, steps)
+    assert counted.steps == 10

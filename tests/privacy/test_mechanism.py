@@ -57,7 +57,7 @@ def test_no_record_contributes_more_than_c_over_all_tensors(sizes: list[list[flo
 
 @settings(max_examples=150, deadline=None)
 @given(SIZE_ROWS.filter(bool), BOUNDS, st.integers(0, 2**31), st.data())
-def test_neighbouring_batches_differ_by_at_most_c(sizes: list[list[float]], bound: float, seed: int, data: st.DataObject) -> None:
+def test_neighbours_differ_by_at_most_c(sizes: list[list[float]], bound: float, seed: int, data: st.DataObject) -> None:
     per_sample = gradients(sizes, seed)
     gone = data.draw(st.integers(0, len(sizes) - 1))
     rest = {name: torch.cat([g[:gone], g[gone + 1 :]]) for name, g in per_sample.items()}
