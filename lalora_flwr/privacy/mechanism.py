@@ -65,25 +65,32 @@ class PrivateSum:
     """
 
     def __init__(self, mechanism: Mechanism, shapes: Mapping[str, torch.Size], device: torch.device) -> None:
-        self._mechanism = mechanism
-        self._sums = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+        self._mechanism, self._shapes, self._device = mechanism, dict(shapes), device
+        self._sums: dict[str, Tensor] = {}  # made with the first batch: nothing is held through its forward pass
         self.not_finite = 0  # records that contributed zero; stays on the site
 
     def add(self, per_sample: Mapping[str, Tensor]) -> None:
         """Clip and add a physical batch, tensors of shape (records, *shape); names must be exactly those of the step."""
-        if per_sample.keys() != self._sums.keys():
+        if per_sample.keys() != self._shapes.keys():
             raise RuntimeError("the gradients are not those of the step's active tensors")
         bound = self._mechanism.clip_norm if self._mechanism.private else math.inf
         sums, not_finite = clip(per_sample, bound)
         self.not_finite += not_finite
         for name, value in sums.items():
-            self._sums[name] += value
+            if name in self._sums:
+                self._sums[name] += value
+            else:
+                self._sums[name] = value
 
     def release(self, ledger: Ledger, source: RandomSource) -> dict[str, Tensor]:
         """The noised mean gradient. Also right for an empty batch: pure noise, counted like any step."""
         ledger.take_step()
-        sums, self._sums = self._sums, {}
+        shapes, self._shapes = self._shapes, {}  # a second release holds nothing
         std = self._mechanism.noise_multiplier * self._mechanism.clip_norm
-        if self._mechanism.private:
-            sums = {name: value + std * source.normal(value.shape).to(value.device) for name, value in sums.items()}
-        return {name: value / self._mechanism.expected_batch for name, value in sums.items()}
+        released = {}
+        for name, shape in shapes.items():
+            value = self._sums.pop(name) if name in self._sums else torch.zeros(shape, device=self._device)
+            if self._mechanism.private:
+                value = value + std * source.normal(shape).to(value.device)
+            released[name] = value / self._mechanism.expected_batch
+        return released
