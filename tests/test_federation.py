@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -209,6 +210,11 @@ def no_number_for_a_counter(content: RecordDict) -> None:
 
 
 @lie
+def infinitely_many_steps(content: RecordDict) -> None:
+    content["counters"]["steps"] = math.inf
+
+
+@lie
 def bytes_that_are_no_array(content: RecordDict) -> None:
     arrays, name = first_array(content)
     arrays[name].data = b"not an array"
@@ -225,6 +231,23 @@ def test_a_reply_that_breaks_the_contract_is_rejected_and_the_others_are_average
     (line,) = run.metrics
     assert (line["sites"], line["failures"]) == (2, 1)
     assert list(line["failed_sites"]) == ["1"] and line["failed_sites"]["1"].startswith("reply rejected: ")
+
+
+@pytest.mark.parametrize(("factor", "problem"), [("A", "moved in a round in which it is frozen"), ("B", "did not move")])
+def test_a_site_that_trained_other_factors_than_asked_is_rejected(factor: str, problem: str, tmp_path: Path) -> None:
+    settings = small(tmp_path, num_rounds=1, lora__schedule="B")
+    initial = to_arrays(adapted_model(settings).initial)
+
+    def mistrain(content: RecordDict) -> None:
+        arrays: Any = content["arrays"]
+        for name in arrays:
+            if factors_of([name]) == {factor}:
+                arrays[name] = Array(initial[name].numpy() + np.float32(factor == "A"))
+
+    run = Finished(run_spied(settings, spy := Spy(lying(1, mistrain))), settings, spy)
+    (line,) = run.metrics
+    assert list(line["failed_sites"]) == ["1"] and problem in line["failed_sites"]["1"]
+    assert changed(adapted_model(settings).initial, run.checkpoint) == {"B"}
 
 
 def test_a_liar_too_many_stops_the_run(tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ BAD: dict[str, Callable[[], RecordDict]] = {
     "an epsilon that is not a number": lambda: reply(epsilon=math.nan),
     "a negative epsilon": lambda: reply(epsilon=-1.0),
     "steps that are not a number": lambda: reply(steps=math.nan),
+    "infinitely many steps": lambda: reply(steps=math.inf),
+    "an infinite sample rate": lambda: reply(sample_rate=math.inf),
     "an array that cannot be read": lambda: reply(
         ArrayRecord({**arrays(), "x.lora_A.weight": Array("float32", (2, 3), "numpy.ndarray", b"not an array")})
     ),

@@ -4,8 +4,8 @@ Each record gets its own stride-0 view of the weight, ``weight.expand(records, o
 views, and autograd returns the gradient of every record by itself. No second backward pass, nothing kept in ``.grad``,
 and a layer whose parameters are frozen runs as an ordinary linear layer. Records must lie outermost in the first axis
 of a layer's input; Swin's windows do (image by image), and are folded into their record here. Plain LoRA layers run
-fused with their base layer (`lalora_flwr.lora.fused`). Why this engine and not
-Opacus hooks or ghost clipping: they cannot switch between A and B, and on Swin they take a window for a record.
+fused with their base layer (`lalora_flwr.lora.fused`). Opacus' hooks and ghost clipping cannot switch between A and B, and
+on Swin they take a window for a record.
 """
 
 from __future__ import annotations

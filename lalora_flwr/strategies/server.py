@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
@@ -70,6 +70,7 @@ class FederatedLora(Strategy):
         self._on_round = on_round
         self._sites: dict[int, int] = {}  # Flower's node id (random in each run) -> the site's own number
         self._served: Counter[int] = Counter()  # rounds each site was asked to serve
+        self._asked: list[int] = []  # node ids of the round
         self._arrays = ArrayRecord()
         self._report = RoundReport(0)
         self.counters: dict[int, Counters] = {}  # newest public counters of each site
@@ -181,9 +182,10 @@ class FederatedLora(Strategy):
             report.served.append(site)
         report.failed.update(dict.fromkeys(sorted(missing), "no reply"))
         self._stop_on_failures(report)
-        merged = ArrayRecord({**self._arrays, **_arrays(MERGES[self._method.merge](good))})
+        merged = MERGES[self._method.merge](good)
+        self._arrays = ArrayRecord({**self._arrays, **{name: Array(value) for name, value in merged.items()}})
         self._on_round(report)
-        return merged, MetricRecord({"sites": len(report.served), "failures": len(report.failed)})
+        return self._arrays, MetricRecord({"sites": len(report.served), "failures": len(report.failed)})
 
     def _check_moves(self, server_round: int, tensors: Mapping[str, NDArray[np.float32]]) -> None:
         """Did the adapter move, and only where it should have? Losses can fall while saved factors never change.
@@ -217,9 +219,3 @@ class FederatedLora(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
         return None
-
-
-def _arrays(tensors: dict) -> dict:
-    from flwr.app import Array
-
-    return {name: Array(value) for name, value in tensors.items()}
