@@ -139,7 +139,12 @@ class Settings:
     max_failures: int = _at_least(0, 1, "sites a round may lose before the run stops")
     seed: int = _at_least(0, 0, "seed of the initial adapter, the partition and, in simulation only, of noise and sampling")
     output_dir: str = _key("runs", "folder under which the run's own folder is made")
-    run_name: str = _key("", "name of the run's folder; empty: strategy, ε, seed and time")
+    run_name: str = _key(
+        "",
+        "name of the run's folder; empty: strategy, ε, seed and time",
+        "a name without slashes that does not start with a dot",
+        lambda v: not v.startswith(".") and "/" not in v and "\\" not in v,
+    )
     model: ModelSettings = field(default_factory=ModelSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     data: DataSettings = field(default_factory=DataSettings)

@@ -12,6 +12,7 @@ the records travels but the tensors, and those only after clipping and noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -87,6 +88,8 @@ class Counters:
             raise BadReply("its counters are not the declared ones")
         if not all(isinstance(value, int | float) and value >= 0 for value in record.values()):  # NaN is not >= 0
             raise BadReply("its counters are not numbers of at least 0")
+        if not all(math.isfinite(value) for name, value in record.items() if name != "epsilon"):  # type: ignore[arg-type]
+            raise BadReply("its counters are not finite")
         values = {name: float(value) for name, value in record.items()}  # type: ignore[arg-type]
         return Counters(
             int(values["steps"]),
@@ -124,8 +127,8 @@ def read_reply(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> tu
     """
     if set(content) != {ARRAYS, COUNTERS}:
         raise BadReply("its records are not the declared ones")
-    arrays, counters = content[ARRAYS], content[COUNTERS]
-    if not isinstance(arrays, ArrayRecord) or not isinstance(counters, MetricRecord):
+    arrays, counters = content[ARRAYS], read_counters(content)
+    if not isinstance(arrays, ArrayRecord):
         raise BadReply("its records have the wrong kind")
     if set(arrays) != set(shapes):
         raise BadReply("its tensors are not those asked for")
@@ -140,4 +143,16 @@ def read_reply(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> tu
         if not np.isfinite(value).all():
             raise BadReply(f"{name} holds values that are not finite")
         tensors[name] = value
-    return tensors, Counters.from_record(counters)
+    return tensors, counters
+
+
+def read_counters(content: RecordDict) -> Counters:
+    """The public counters of a training reply.
+
+    Raises:
+        BadReply: if they are missing or not the declared ones.
+    """
+    record = content.get(COUNTERS)
+    if not isinstance(record, MetricRecord):
+        raise BadReply("its records have the wrong kind")
+    return Counters.from_record(record)

@@ -308,3 +308,9 @@ def test_a_runs_own_config_repeats_the_run(tmp_path: Path) -> None:
     )
     folder = RunFolder(settings)
     assert resolve(folder.path / "config.toml", None) == settings
+
+
+@pytest.mark.parametrize("name", ["../other", "a/b", "..", ".hidden"])
+def test_a_run_name_cannot_leave_the_output_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match="run-name"):
+        settings_from({"run-name": name})

@@ -492,6 +492,12 @@ def test_the_epsilon_of_sites_that_failed_later_stays_in_the_maximum(tmp_path: P
     assert {number: s["steps"] for number, s in first_only.summary["sites"].items()} == {"0": 2, "1": 2, "2": 4}
 
 
+def test_a_rejected_reply_was_released_and_its_steps_count(tmp_path: Path) -> None:
+    settings = small(tmp_path, num_rounds=1)
+    run = Finished(run_spied(settings, spy := Spy(lying(1, a_nan))), settings, spy)
+    assert run.metrics[0]["failed_sites"].keys() == {"1"} and run.summary["sites"]["1"]["steps"] == 2
+
+
 def test_the_rdp_accountant_reports_its_own_epsilon(finished: Callable[..., Finished]) -> None:
     summary = finished(privacy__accountant="rdp", num_rounds=1).summary
     assert summary["accountant"] == "rdp" and 0 < summary["epsilon"] <= 4.0

@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +29,7 @@ from lalora_flwr.messages import (
     Counters,
     TrainOrder,
     num_bytes,
+    read_counters,
     read_reply,
     to_tensors,
 )
@@ -176,6 +178,8 @@ class FederatedLora(Strategy):
                 self._check_moves(server_round, tensors)
             except BadReply as problem:
                 report.failed[site] = f"reply rejected: {problem}"
+                with suppress(BadReply):  # what it sent is released all the same, and counts
+                    self.counters[site] = read_counters(reply.content)
                 continue
             good.append(tensors)
             self.counters[site] = counters
