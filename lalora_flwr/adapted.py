@@ -31,15 +31,19 @@ class Adapted:
     initial: dict[str, Tensor]
 
 
-def adapted_model(settings: Settings) -> Adapted:
+def adapted_model(settings: Settings, device: str = "") -> Adapted:
     """The run's model, checked and ready to train. Shared by all callers in the process: load an adapter before use.
+
+    Args:
+        settings: the run's settings.
+        device: where to compute, as ``train.device``, which it overrides; a site's own word.
 
     Raises:
         ConfigError: the model cannot be used (no target matched, BatchNorm, records that are not independent, …).
     """
     train = settings.train
-    device = choose_device(train.device)
-    return _load(settings.model, settings.lora, settings.data.name, settings.seed, train.gradient_checkpointing, device)
+    place = choose_device(device or train.device)
+    return _load(settings.model, settings.lora, settings.data.name, settings.seed, train.gradient_checkpointing, place)
 
 
 @lru_cache(maxsize=1)

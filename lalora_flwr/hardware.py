@@ -14,13 +14,17 @@ log = logging.getLogger("lalora_flwr.site")
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device for ``train.device``: ``auto`` takes the GPU this process may use, else the CPU.
+    """The device for ``train.device``, or for ``device`` in a site's node-config.
+
+    ``auto`` takes the GPU this process may use, else the CPU.
 
     Flower's simulation hides every GPU from sites that reserve none (``train.num-gpus = 0``); that is said in the log.
 
     Raises:
         ConfigError: if a GPU is asked for and none can be used.
     """
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device = {wanted!r}: must be one of auto, cpu, cuda")
     usable = torch.cuda.is_available()
     hidden = not usable and os.environ.get("CUDA_VISIBLE_DEVICES") == "" and Path("/proc/driver/nvidia").exists()
     if wanted == "cuda" and not usable:

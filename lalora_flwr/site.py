@@ -99,7 +99,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     schedule = parse_schedule(order.schedule)
     records = load_records(settings, context.node_config)
     mechanism = mechanism_for(settings, len(records))
-    adapted = adapted_model(settings)
+    adapted = adapted_model(settings, str(context.node_config.get("device", "")))
     _start_from(adapted, order, to_tensors(content[ARRAYS]))  # type: ignore[arg-type]
     history = history_from(context.state[LEDGER]) if LEDGER in context.state else []  # type: ignore[arg-type]
     ledger = RunLedger(

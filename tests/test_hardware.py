@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from lalora_flwr import hardware
+from lalora_flwr.adapted import adapted_model
+from lalora_flwr.config import settings_from
 from lalora_flwr.errors import ConfigError
 from lalora_flwr.hardware import choose_device, choose_dtype
 
@@ -57,3 +59,14 @@ def test_auto_takes_bfloat16_only_where_the_cpu_computes_in_it(machine: pytest.M
     assert choose_dtype("auto", cpu) == (torch.bfloat16 if amx or avx else torch.float32)
     assert choose_dtype("float32", cpu) == torch.float32
     assert choose_dtype("bfloat16", cpu) == torch.bfloat16
+
+
+def test_a_device_that_is_none_is_refused(machine: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="device = 'gpu'"):
+        choose_device("gpu")
+
+
+def test_a_sites_own_word_on_the_device_wins(machine: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="cuda"):
+        adapted_model(settings_from({}), "cuda")
+    assert next(adapted_model(settings_from({"train.device": "cuda"}), "cpu").model.parameters()).device.type == "cpu"
