@@ -1,16 +1,18 @@
-"""A base model with its adapter and gradient engine, loaded once in a process."""
+"""A base model with its adapter and gradient engine; the base is loaded once in a process."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from lalora_flwr.config import LoraSettings, ModelSettings, Settings
-from lalora_flwr.data.records import dataset
+from lalora_flwr.data.data_set import Facts, facts
 from lalora_flwr.hardware import choose_device, choose_dtype
 from lalora_flwr.lora.adapter import adapter_state, attach_adapter
 from lalora_flwr.lora.dropout import remove_dropout
@@ -41,21 +43,42 @@ def adapted_model(settings: Settings, device: str = "") -> Adapted:
     Raises:
         ConfigError: the model cannot be used (no target matched, BatchNorm, records that are not independent, …).
     """
-    train = settings.train
-    place = choose_device(device or train.device)
-    return _load(settings.model, settings.lora, settings.data.name, settings.seed, train.gradient_checkpointing, place)
+    place = choose_device(device or settings.train.device)
+    about, data = facts(settings), settings.data
+    checkpointing = settings.train.gradient_checkpointing
+    return _adapted(settings.model, about, data.max_tokens, data.answer, settings.lora, settings.seed, checkpointing, place)
 
 
 @lru_cache(maxsize=1)
-def _load(
-    model_settings: ModelSettings, lora: LoraSettings, data: str, seed: int, checkpointing: bool, device: torch.device
+def _base(model: ModelSettings, about: Facts, max_tokens: int, answer: str, device: torch.device) -> BaseModel:
+    base = load_base_model(model, about, max_tokens, answer)
+    base.module.requires_grad_(False)
+    base.module.to(device, choose_dtype(model.dtype, device))  # before the adapter, whose factors stay float32
+    return base
+
+
+@lru_cache(maxsize=1)
+def _adapted(
+    model_settings: ModelSettings,
+    about: Facts,
+    max_tokens: int,
+    answer: str,
+    lora: LoraSettings,
+    seed: int,
+    checkpointing: bool,
+    device: torch.device,
 ) -> Adapted:
-    base = load_base_model(model_settings, dataset(data))
+    base = sharing_weights(_base(model_settings, about, max_tokens, answer, device))
     remove_dropout(base.module)  # of the frozen weights: it would only add noise to the noise, and memory; lora.dropout stays
-    base.module.to(device, choose_dtype(model_settings.dtype, device))  # before the adapter, whose factors stay float32
     if checkpointing:
         base.checkpoint_activations()
     model = attach_adapter(base, lora, derive_seed(seed, "adapter")).to(device)
     engine = PerSampleGradients(model)
     self_check(base, model, engine)
     return Adapted(base, model, engine, adapter_state(model))
+
+
+def sharing_weights(base: BaseModel) -> BaseModel:
+    """A copy whose modules are its own and whose weights are the original's: an adapter can be put on it and thrown away."""
+    tensors: list[Tensor | nn.Parameter] = [*base.module.parameters(), *base.module.buffers()]
+    return dataclasses.replace(base, module=copy.deepcopy(base.module, {id(tensor): tensor for tensor in tensors}))

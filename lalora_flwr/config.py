@@ -20,6 +20,13 @@ from lalora_flwr.errors import ConfigError
 Value = bool | int | float | str
 
 
+def _one_group(pattern: str) -> bool:
+    try:
+        return re.compile(pattern).groups == 1
+    except re.error:
+        return False
+
+
 def _key(default: Value, doc: str, allowed: str = "", check: Callable[[Any], bool] = lambda _: True) -> Any:
     """A config key: its default, one line of documentation, what is allowed in words, and the same as a test."""
     return field(default=default, metadata={"doc": doc, "allowed": allowed, "check": check})
@@ -45,7 +52,13 @@ def _non_negative(default: float, doc: str) -> Any:
 class ModelSettings:
     """The frozen base model."""
 
-    name: str = _key("embedded/vit-digits", "embedded/vit-digits, or timm/<name> for any timm image classifier")
+    name: str = _key(
+        "embedded/vit-digits",
+        "embedded/vit-digits; timm/<name or folder>, an image classifier; hf/<repository or folder>, a text model",
+        "embedded/vit-digits, timm/<name or folder> or hf/<repository or folder>",
+        lambda v: v == "embedded/vit-digits" or any(v.startswith(f) and len(v) > len(f) for f in ("timm/", "hf/")),
+    )
+    revision: str = _key("", "commit, tag or branch of a model from the hub; empty: its main branch")
     dtype: str = _choice(
         "float32",
         "precision of the frozen weights (factors, norms, clip and noise stay float32); auto: bfloat16 where it is fast",
@@ -53,7 +66,15 @@ class ModelSettings:
         "bfloat16",
         "auto",
     )
-    pretrained: bool = _key(True, "load timm's published weights (needs the hub once); false starts from random weights")
+    pretrained: bool = _key(True, "load the published weights (from a folder, or once from the hub); false: random weights")
+    pooling: str = _choice(
+        "auto",
+        "how hf/ text classifiers make one vector of a text: model (the architecture's own), mean (over its tokens); auto: mean "
+        "for sentence-transformers folders that say so",
+        "auto",
+        "model",
+        "mean",
+    )
 
 
 @dataclass(frozen=True)
@@ -72,13 +93,63 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The private records and how virtual sites share them."""
+    """The private records, how virtual sites share them, and the public records that the server evaluates on."""
 
-    name: str = _key("digits", "digits: scikit-learn's handwritten digits, turned by 45 degrees, embedded in the package")
+    name: str = _key(
+        "digits",
+        "digits (embedded); hub:<dataset>[/<config>][@revision]; file:<glob or folder> of CSV, TSV, JSON lines, Parquet or "
+        "images; sites: each real site reads its own data-path",
+        "digits, hub:<dataset>, file:<glob or folder> or sites",
+        lambda v: v in ("digits", "sites") or any(v.startswith(f) and len(v) > len(f) for f in ("hub:", "file:")),
+    )
+    split: str = _key("train", "split of the data set that the sites share")
+    test: str = _key(
+        "auto",
+        "public records for evaluation: auto (the split test, else validation), split:<name>, file:<glob or folder>, or "
+        "hold-out:<share> of the private records",
+        "auto, split:<name>, file:<glob or folder> or hold-out:<share between 0 and 1>",
+        lambda v: v == "auto" or bool(re.fullmatch(r"(split|file):.+|hold-out:0?\.\d+", v)),
+    )
+    test_records: int = _at_least(0, 0, "evaluate on at most so many of them, drawn with a fixed seed; 0: all")
+    image: str = _key("", "column of the images; empty: found by its type or name")
+    text: str = _key("", "column of the texts (of the prompts, for language modelling); empty: found by its name")
+    text_pair: str = _key("", "column of the second texts; empty: found by its name; none: there is none")
+    label: str = _key("", "column of the labels; empty: found by its type or name")
+    response: str = _key("", "column of the responses; naming it makes the task language modelling, with loss on them only")
+    site: str = _key("", "column that says whose record it is, for data.partition = natural")
+    labels: str = _key("", "comma-separated label names in the order of the classes; empty: those of the data set")
+    records: int = _at_least(0, 0, "how many private records there are, for lalora plan without the data; 0: count them")
+    max_tokens: int = _at_least(2, 128, "texts are cut to so many tokens (a prompt at its start, so that the response stays)")
+    answer: str = _key(
+        "",
+        "regular expression whose first group is the answer in a response; language models are then also graded by exact match",
+        "a regular expression with one group",
+        lambda v: not v or _one_group(v),
+    )
     partition: str = _choice(
-        "iid", "how virtual sites share the records: iid (equal parts) or dirichlet (by label)", "iid", "dirichlet"
+        "iid",
+        "how virtual sites share the records: iid (equal parts), dirichlet (by label), pathological (few classes a site), "
+        "shards (of records sorted by label), size-skewed, natural (by data.site)",
+        "iid",
+        "dirichlet",
+        "pathological",
+        "shards",
+        "size-skewed",
+        "natural",
     )
     beta: float = _positive(1.0, "Dirichlet concentration: the smaller, the more the sites differ")
+    min_records: int = _at_least(1, 10, "fewest records a site may hold; Dirichlet splits are drawn again until all hold as many")
+    classes_per_site: int = _at_least(1, 2, "classes of a site, for data.partition = pathological")
+    shards_per_site: int = _at_least(1, 2, "shards of a site, for data.partition = shards")
+    size_skew: str = _choice(
+        "linear", "how the sizes of size-skewed sites grow with their number", "linear", "square", "exponential"
+    )
+    site_test: float = _key(
+        0.0,
+        "share of each site's records set aside for evaluation there every round; the metrics leave the site WITHOUT privacy",
+        "a number in [0, 1)",
+        lambda v: 0 <= v < 1,
+    )
 
 
 @dataclass(frozen=True)
@@ -137,6 +208,7 @@ class Settings:
     num_supernodes: int = _at_least(1, 4, "sites the run waits for (virtual sites in a simulation)")
     fraction_train: float = _key(1.0, "share of the sites drawn each round", "a number in (0, 1]", lambda v: 0 < v <= 1)
     max_failures: int = _at_least(0, 1, "sites a round may lose before the run stops")
+    evaluate_every: int = _at_least(1, 1, "the server evaluates every so many rounds, and after the last")
     seed: int = _at_least(0, 0, "seed of the initial adapter, the partition and, in simulation only, of noise and sampling")
     output_dir: str = _key("runs", "folder under which the run's own folder is made")
     run_name: str = _key(
@@ -156,6 +228,13 @@ class Settings:
     def private(self) -> bool:
         """Whether the run clips and adds noise (finite ε)."""
         return math.isfinite(self.privacy.epsilon)
+
+    @property
+    def task(self) -> str:
+        """``image``, ``text`` (classification both) or ``language`` (modelling); follows from the settings alone."""
+        if not self.model.name.startswith("hf/"):
+            return "image"
+        return "language" if self.data.response else "text"
 
     @property
     def sites_per_round(self) -> int:
@@ -260,6 +339,18 @@ def _check_together(settings: Settings) -> None:
         near = difflib.get_close_matches(settings.strategy, METHODS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"strategy = {settings.strategy!r}: must be one of {', '.join(METHODS)}{hint}")
+    if (settings.model.name == "embedded/vit-digits") and settings.data.name != "digits":
+        raise ConfigError(f"data.name = {settings.data.name!r}: embedded/vit-digits only takes digits; set model.name")
+    if settings.data.name == "digits" and settings.task != "image":
+        raise ConfigError(f"model.name = {settings.model.name!r}: data.name = 'digits' holds images; choose a timm/ model")
+    if settings.data.answer and settings.task != "language":
+        raise ConfigError("data.answer: only for language modelling; name data.response, or leave it empty")
+    if settings.data.name == "sites" and (settings.data.test == "auto" or settings.data.test.startswith(("split:", "hold-out:"))):
+        raise ConfigError("data.test: the server holds no records of data.name = 'sites'; set data.test = 'file:…'")
+    if settings.data.name == "sites" and not settings.data.labels and settings.task != "language":
+        raise ConfigError("data.labels: must name the classes for data.name = 'sites', in the same order for every site")
+    if settings.data.partition == "natural" and not settings.data.site:
+        raise ConfigError("data.site: must name the column that tells the sites apart for data.partition = 'natural'")
     if settings.lora.schedule != "auto":
         parse_schedule(settings.lora.schedule)
     if settings.train.optimizer == "adamw" and settings.train.momentum:

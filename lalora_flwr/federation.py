@@ -17,15 +17,16 @@ from flwr.serverapp import Grid
 
 from lalora_flwr.adapted import Adapted, adapted_model
 from lalora_flwr.config import Settings
-from lalora_flwr.data.inputs import to_device
-from lalora_flwr.data.records import Records, dataset
+from lalora_flwr.data.data_set import data_set
 from lalora_flwr.errors import LaloraError
+from lalora_flwr.evaluation import evaluate
 from lalora_flwr.lora.adapter import load_adapter_state
 from lalora_flwr.messages import to_arrays, to_tensors
 from lalora_flwr.plots import accuracy_figure
 from lalora_flwr.run_folder import RunFolder, versions
 from lalora_flwr.strategies.server import FederatedLora, RoundReport
 
+METRIC_NAMES = ("accuracy", "loss", "f1", "matthews", "exact_match")
 ROUND_TIMEOUT = 24 * 3600.0  # seconds; Flower reports dead sites itself, long before
 
 
@@ -71,20 +72,6 @@ def run_federation(settings: Settings, grid: Grid, on_round: Callable[[dict[str,
     return folder.path
 
 
-def evaluate(adapted: Adapted, records: Records, batch: int = 512) -> tuple[float, float]:
-    """Accuracy and mean loss of the model, with the adapter now in it, on public records."""
-    adapted.model.eval()
-    device = next(adapted.model.parameters()).device
-    correct, loss = 0, 0.0
-    with torch.inference_mode():
-        for rows in torch.arange(len(records)).split(batch):
-            part = records.take(rows)
-            logits, labels = adapted.base.logits(adapted.model, to_device(part.inputs, device)), part.labels.to(device)
-            correct += int((logits.argmax(-1) == labels).sum())
-            loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
-    return correct / len(records), loss / len(records)
-
-
 class _Run:
     """The server's bookkeeping over the rounds."""
 
@@ -92,13 +79,13 @@ class _Run:
         self, settings: Settings, adapted: Adapted, folder: RunFolder, on_round: Callable[[dict[str, Any]], None] | None
     ) -> None:
         self._settings, self._adapted, self._folder = settings, adapted, folder
-        self._test = dataset(settings.data.name).test()
+        self._test = data_set(settings).public(adapted.base.encode)
         self._on_round = on_round
         self._metrics: list[dict[str, Any]] = []
         self._frozen_accuracy = math.nan
         self._report = RoundReport(0)
         self._begun = self._round_begun = time.monotonic()
-        self.strategy = FederatedLora(settings, self._keep)
+        self.strategy = FederatedLora(settings, self._keep, adapted.base.provenance.digest)
 
     def _keep(self, report: RoundReport) -> None:
         self._report = report
@@ -110,15 +97,15 @@ class _Run:
         """Evaluate, write the round's line and the checkpoint. Round 0 is the frozen model."""
         state = to_tensors(arrays)
         load_adapter_state(self._adapted.model, state)
-        accuracy, loss = evaluate(self._adapted, self._test)
+        due = server_round % self._settings.evaluate_every == 0 or server_round == self._settings.num_rounds
+        quality: dict[str, Any] = evaluate(self._adapted, self._test) if due else {"accuracy": None, "loss": None}
         if server_round == 0:
-            self._frozen_accuracy = accuracy
+            self._frozen_accuracy = quality["accuracy"]
         else:
             now = time.monotonic()
             line = {
                 "round": server_round,
-                "accuracy": accuracy,
-                "loss": loss,
+                **quality,
                 "epsilon": self._epsilon(),
                 "sites": len(self._report.served),
                 "failures": len(self._report.failed),
@@ -135,7 +122,7 @@ class _Run:
             if self._on_round:
                 self._on_round(line)
         self._round_begun = time.monotonic()
-        return MetricRecord({"accuracy": accuracy, "loss": loss})
+        return MetricRecord({name: value for name, value in quality.items() if value is not None})
 
     def _seeded(self) -> bool:
         return any(counters.seeded for counters in self.strategy.counters.values())
@@ -150,11 +137,13 @@ class _Run:
             {
                 "strategy": settings.strategy,
                 "model": settings.model.name,
+                "model_revision": self._adapted.base.provenance.revision,
+                "model_files": self._adapted.base.provenance.files,
+                "model_digest": self._adapted.base.provenance.digest,
                 "data": settings.data.name,
                 "seed": settings.seed,
                 "rounds": settings.num_rounds,
-                "accuracy": self._metrics[-1]["accuracy"],
-                "loss": self._metrics[-1]["loss"],
+                **{name: value for name, value in self._metrics[-1].items() if name in METRIC_NAMES},
                 "frozen_accuracy": self._frozen_accuracy,
                 "epsilon": self._epsilon(),
                 "delta": settings.privacy.delta,

@@ -1,7 +1,7 @@
 """What travels between server and sites: the only names a message may hold.
 
     train      down  arrays    adapter tensors the site cannot derive itself
-                     config    server-round, schedule, filter, share, adapter-digest
+                     config    server-round, schedule, filter, share, adapter-digest, model-digest
                up    arrays    adapter tensors, as the method shares them
                      counters  steps, epsilon, noise-multiplier, sample-rate, seeded
     identity   up    identity  site, sites (-1 outside of a simulation)
@@ -22,6 +22,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 ARRAYS, CONFIG, COUNTERS, IDENTITY = "arrays", "config", "counters", "identity"
+ARRAY_HEADER = 128  # bytes before the values of a ``.npy``
 IDENTITY_QUERY = "query.identity"
 
 
@@ -38,6 +39,7 @@ class TrainOrder:
     filter: str
     share: str
     adapter_digest: str  # of the whole adapter the site must start from
+    model_digest: str  # of the frozen weights below it
 
     def to_record(self) -> ConfigRecord:
         return ConfigRecord(
@@ -47,6 +49,7 @@ class TrainOrder:
                 "filter": self.filter,
                 "share": self.share,
                 "adapter-digest": self.adapter_digest,
+                "model-digest": self.model_digest,
             }
         )
 
@@ -58,6 +61,7 @@ class TrainOrder:
             str(record["filter"]),
             str(record["share"]),
             str(record["adapter-digest"]),
+            str(record["model-digest"]),
         )
 
 
@@ -111,7 +115,7 @@ def to_tensors(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
 
 
 def num_bytes(arrays: ArrayRecord) -> int:
-    """Bytes of the arrays as they travel (each a ``.npy``: the values and a header of 128 bytes)."""
+    """Bytes of the arrays as they travel (each a ``.npy``: `ARRAY_HEADER` and the values)."""
     return sum(len(array.data) for array in arrays.values())
 
 

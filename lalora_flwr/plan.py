@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lalora_flwr.adapted import adapted_model
+from peft import get_peft_model_state_dict
+
 from lalora_flwr.config import Settings
+from lalora_flwr.data.data_set import facts, private_records
 from lalora_flwr.data.partition import equal_share
-from lalora_flwr.data.records import dataset
-from lalora_flwr.lora.adapter import select
+from lalora_flwr.lora.adapter import attach_adapter, select
+from lalora_flwr.lora.per_sample import PerSampleGradients
 from lalora_flwr.lora.schedule import BOTH, parse_schedule
-from lalora_flwr.messages import num_bytes, to_arrays
+from lalora_flwr.messages import ARRAY_HEADER
+from lalora_flwr.models import load_base_model
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.site import mechanism_for
@@ -49,28 +52,32 @@ class Plan:
 
 
 def make_plan(settings: Settings) -> Plan:
-    """Check that the run is possible, and price it. Loads the base model, never the data.
+    """Check that the run is possible, and price it.
+
+    Builds the model's architecture without its weights, and reads the data only for what the settings do not declare
+    (``data.labels``, ``data.records``).
 
     Raises:
         ConfigError: if a setting is impossible.
     """
-    data = dataset(settings.data.name)
     sites = settings.num_supernodes
-    records = equal_share(data.private_records, sites, sites - 1)
-    adapted = adapted_model(settings)
+    records = equal_share(private_records(settings), sites, sites - 1)
+    base = load_base_model(settings.model, facts(settings), settings.data.max_tokens, weights=False)
+    model = attach_adapter(base, settings.lora, seed=0)
+    PerSampleGradients(model)  # refuses layers without a per-sample rule
+    adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
     schedule_text, filter_name = resolved_choices(settings)
     schedule = parse_schedule(schedule_text)
     partly = METHODS[settings.strategy].share == "trained"
 
     def travelling(factors: frozenset[str]) -> int:
-        return num_bytes(to_arrays({name: adapted.initial[name] for name in select(adapted.initial, factors)}))
+        return sum(4 * adapter[name].numel() + ARRAY_HEADER for name in select(adapter, factors))
 
     def up(server_round: int) -> int:
         return travelling(schedule.trained_in(server_round, settings.train.local_steps) if partly else BOTH)
 
-    trained = select(adapted.initial, schedule.ever_trained)
-    trainable = sum(adapted.initial[name].numel() for name in trained)
-    total = sum(p.numel() for p in adapted.model.parameters())
+    trainable = sum(adapter[name].numel() for name in select(adapter, schedule.ever_trained))
+    total = sum(p.numel() for p in model.parameters())
     return Plan(
         schedule=schedule_text,
         filter=filter_name,

@@ -21,7 +21,10 @@ def accuracy_figure(settings: Settings, frozen_accuracy: float, metrics: Sequenc
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     rounds = [0, *(line["round"] for line in metrics)]
-    axes.plot(rounds, [frozen_accuracy, *(line["accuracy"] for line in metrics)], marker="o", color="tab:blue", label="accuracy")
+    seen = [(line["round"], line["accuracy"]) for line in metrics if line["accuracy"] is not None]
+    axes.plot(
+        [0, *(r for r, _ in seen)], [frozen_accuracy, *(a for _, a in seen)], marker="o", color="tab:blue", label="accuracy"
+    )
     axes.axhline(frozen_accuracy, linestyle="--", color="grey", label="frozen model")
     axes.set(xlabel="round", ylabel="test accuracy", ylim=(0, 1))
     if settings.private:

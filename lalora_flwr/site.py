@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,12 +13,14 @@ from flwr.app import ConfigRecord, Context, RecordDict
 
 from lalora_flwr.adapted import Adapted, adapted_model
 from lalora_flwr.config import Settings, settings_from
-from lalora_flwr.data.partition import site_records
-from lalora_flwr.data.records import Records, dataset
+from lalora_flwr.data.data_set import data_set, own_records
+from lalora_flwr.data.partition import site_rows
+from lalora_flwr.data.records import RecordSet
 from lalora_flwr.errors import SiteRefusal
 from lalora_flwr.lora.adapter import adapter_state, digest, load_adapter_state, select
 from lalora_flwr.lora.schedule import BOTH, parse_schedule
 from lalora_flwr.messages import ARRAYS, CONFIG, COUNTERS, Counters, TrainOrder, to_arrays, to_tensors
+from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.accounting import noise_multiplier_for
 from lalora_flwr.privacy.ledger import RunLedger, history_from
 from lalora_flwr.privacy.mechanism import Mechanism
@@ -37,26 +39,46 @@ def in_simulation() -> bool:
     return _inline_simulation or bool(ray is not None and ray.is_initialized())
 
 
-@lru_cache(maxsize=64)
-def _records(data_name: str, partition: Any, seed: int, site: int, sites: int) -> Records:
-    return site_records(_private_part(data_name), partition, seed, site, sites)
+def site_settings(context: Context) -> Settings:
+    """The run's settings, with what the site's node-config says of its own machine: ``model-path``."""
+    settings = settings_from(context.run_config)
+    if path := str(context.node_config.get("model-path", "")):
+        family = settings.model.name.partition("/")[0]
+        return dataclasses.replace(settings, model=dataclasses.replace(settings.model, name=f"{family}/{path}"))
+    return settings
 
 
-@lru_cache(maxsize=1)
-def _private_part(data_name: str) -> Records:
-    return dataset(data_name).private()
-
-
-def load_records(settings: Settings, node_config: Mapping[str, Any]) -> Records:
-    """The site's records: in a simulation its share of the data set.
+def load_records(settings: Settings, node_config: Mapping[str, Any], base: BaseModel) -> RecordSet:
+    """The site's records: those under its own ``data-path``, or in a simulation its share of the data set.
 
     Raises:
-        SiteRefusal: if the node-config does not say which.
+        SiteRefusal: if the node-config names neither, or there are none.
     """
-    if "partition-id" not in node_config or "num-partitions" not in node_config:
-        raise SiteRefusal("data: the site's node-config names no partition-id and num-partitions")
-    site, sites = int(node_config["partition-id"]), int(node_config["num-partitions"])
-    return _records(settings.data.name, settings.data, settings.seed, site, sites)
+    if path := str(node_config.get("data-path", "")):
+        key = (path, settings.data, settings.model, 0, 0)
+    elif "partition-id" in node_config and "num-partitions" in node_config:
+        key = ("", settings.data, settings.model, int(node_config["partition-id"]), int(node_config["num-partitions"]))
+    else:
+        raise SiteRefusal("data: the site's node-config names no data-path")
+    if (key, settings.seed) not in _kept:
+        while len(_kept) >= KEPT_SITES:
+            del _kept[next(iter(_kept))]
+        _kept[key, settings.seed] = _read_records(settings, base, *key[:1], *key[3:])
+    records = _kept[key, settings.seed]
+    if not len(records):
+        raise SiteRefusal("data: the site has no usable record")
+    return records
+
+
+KEPT_SITES = 64  # sites whose encoded records a process keeps
+_kept: dict[Any, RecordSet] = {}
+
+
+def _read_records(settings: Settings, base: BaseModel, path: str, site: int, sites: int) -> RecordSet:
+    if path:
+        return own_records(settings, path, base.encode)
+    data = data_set(settings)
+    return data.private(site_rows(data.classes(), settings.data, settings.seed, sites, data.owners())[site], base.encode)
 
 
 def mechanism_for(settings: Settings, records: int) -> Mechanism:
@@ -72,6 +94,8 @@ def mechanism_for(settings: Settings, records: int) -> Mechanism:
 
 
 def _start_from(adapted: Adapted, order: TrainOrder, received: dict[str, torch.Tensor]) -> None:
+    if adapted.base.provenance.digest != order.model_digest:
+        raise SiteRefusal("model: the site's base model differs from the server's; use the same files and package versions")
     load_adapter_state(adapted.model, {**adapted.initial, **received})
     if digest(adapter_state(adapted.model), BOTH | {"head"}) != order.adapter_digest:
         raise SiteRefusal("adapter: the site's start differs from the server's; use the same package versions")
@@ -93,14 +117,14 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     Raises:
         SiteRefusal: with a fixed reason, if the site will not train.
     """
-    settings = settings_from(context.run_config)
+    settings = site_settings(context)
     torch.set_num_threads(settings.train.num_threads)
     order = TrainOrder.from_record(content[CONFIG])  # type: ignore[arg-type]
     schedule = parse_schedule(order.schedule)
-    records = load_records(settings, context.node_config)
-    mechanism = mechanism_for(settings, len(records))
     adapted = adapted_model(settings, str(context.node_config.get("device", "")))
     _start_from(adapted, order, to_tensors(content[ARRAYS]))  # type: ignore[arg-type]
+    records = load_records(settings, context.node_config, adapted.base)
+    mechanism = mechanism_for(settings, len(records))
     history = history_from(context.state[LEDGER]) if LEDGER in context.state else []  # type: ignore[arg-type]
     ledger = RunLedger(
         settings.privacy.epsilon, settings.steps_per_site, settings.privacy.delta, settings.privacy.accountant, history

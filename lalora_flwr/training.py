@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lalora_flwr.config import TrainSettings
-from lalora_flwr.data.inputs import rows, to_device
-from lalora_flwr.data.records import Records
+from lalora_flwr.data.inputs import to_device
+from lalora_flwr.data.records import RecordSet
 from lalora_flwr.lora.adapter import adapter_parameters, set_active
 from lalora_flwr.lora.per_sample import PerSampleGradients
 from lalora_flwr.lora.schedule import Schedule
@@ -31,7 +31,7 @@ def train_round(
     base: BaseModel,
     model: nn.Module,
     engine: PerSampleGradients,
-    records: Records,
+    records: RecordSet,
     *,
     server_round: int,
     schedule: Schedule,
@@ -61,10 +61,11 @@ def train_round(
         active = set_active(model, schedule.active(server_round, step))
         batch = poisson_sample(source, len(records), mechanism.sample_rate)
         total = PrivateSum(mechanism, {name: p.shape for name, p in active.items()}, device)
-        for part in batch.split(train.max_physical_batch or len(records)):
-            if len(part):
-                inputs, labels = to_device(rows(records.inputs, part), device), records.labels[part].to(device)
-                total.add(engine(len(part), lambda x=inputs, y=labels: base.losses(model, x, y)))  # type: ignore[misc]
+        for part in records.parts(batch, train.max_physical_batch):
+            inputs, labels = records.batch(part)
+            if len(labels):
+                inputs, labels = to_device(inputs, device), labels.to(device)
+                total.add(engine(len(labels), lambda x=inputs, y=labels: base.losses(model, x, y)))  # type: ignore[misc]
         gradient = total.release(ledger, source)
         for name, parameter in active.items():
             parameter.grad = FILTERS[filter_name](name, gradient[name])

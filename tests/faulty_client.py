@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections import Counter
@@ -17,7 +16,7 @@ from flwr.clientapp import ClientApp
 from lalora_flwr import adapted
 from lalora_flwr.client_app import answer
 from lalora_flwr.client_app import app as real
-from lalora_flwr.data.records import DATASETS
+from lalora_flwr.data import digits
 
 SECRET = "patient 17 has blood group AB"
 NOTES = "LALORA_TEST_NOTES"  # environment variable: the folder for the notes
@@ -61,4 +60,4 @@ def counted(name: str, load: Callable[..., Any]) -> Callable[..., Any]:
 
 if NOTES in os.environ:
     adapted.load_base_model = counted("model", adapted.load_base_model)
-    DATASETS["digits"] = dataclasses.replace(DATASETS["digits"], private=counted("data", DATASETS["digits"].private))
+    digits.load_digits = counted("data", digits.load_digits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import subprocess
@@ -19,7 +18,7 @@ from lalora_flwr import federation, site
 from lalora_flwr.cli import main as cli
 from lalora_flwr.cli import run as cli_run
 from lalora_flwr.config import KEYS
-from lalora_flwr.data import digits, records
+from lalora_flwr.data import digits
 from lalora_flwr.errors import SiteRefusal
 from lalora_flwr.plan import make_plan
 from tests.conftest import SMALL, files_in, small, strict_json
@@ -97,7 +96,7 @@ MENDABLE: dict[str, tuple[str, ...]] = {  # what follows -c, and what the line h
     "num-rounds": ("-c num-rounds", "key=value"),
     "num-supernodes=1101": ("num-supernodes = 1101", "1100 records"),
     "data.name=mnist": ("data.name = 'mnist'", "digits"),
-    "model.name=resnet18": ("model.name = 'resnet18'", "timm/<name>"),
+    "model.name=resnet18": ("model.name = 'resnet18'", "timm/<name or folder>"),
     "model.name=timm/no_such_net": ("model.name = 'timm/no_such_net'", "no such model"),
     "lora.targets=query": ("lora.targets = 'query'", "'query'", "it has qkv, proj, fc1, fc2"),
     "model.name=timm/resnet18 model.pretrained=false": ("model.name = 'timm/resnet18'", "BatchNorm"),
@@ -168,9 +167,6 @@ def test_plan_prints_noise_rate_steps_epsilon_and_bytes_and_touches_no_record(
         raise AssertionError("a record was touched")
 
     monkeypatch.setattr(digits, "_all_records", touched)
-    monkeypatch.setitem(
-        records.DATASETS, "digits", dataclasses.replace(records.DATASETS["digits"], private=touched, test=touched)
-    )
     code, out, err = lalora("plan", "-c", pairs(output_dir="out"))
     assert (code, err) == (0, "")
     settings = small(tmp_path, num_supernodes=2)

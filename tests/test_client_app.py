@@ -73,6 +73,7 @@ def order(settings: Settings, server_round: int = 1, **changed: Any) -> Message:
     initial = adapted_model(settings).initial
     schedule, filter_name = resolved_choices(settings)
     fields = {"schedule": schedule, "filter": filter_name, "share": "both", "adapter_digest": digest(initial, BOTH | {"head"})}
+    fields["model_digest"] = adapted_model(settings).base.provenance.digest
     record = TrainOrder(server_round, **{**fields, **changed}).to_record()
     return Message(RecordDict({ARRAYS: to_arrays(initial), CONFIG: record}), dst_node_id=7, message_type="train")
 
@@ -109,6 +110,16 @@ def test_an_exception_while_loading_records_stays_on_the_site(
 ) -> None:
     monkeypatch.setattr(site, "load_records", raising(OSError(SECRET)))
     assert app(order(settings := small(tmp_path)), context(settings)).error.reason == FIXED
+
+
+@pytest.mark.usefixtures("simulated")
+def test_another_base_model_is_refused_before_the_records_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: MakeContext
+) -> None:
+    monkeypatch.setattr(site, "load_records", raising(OSError(SECRET)))
+    held = context(settings := small(tmp_path))
+    assert app(order(settings, model_digest="0" * 64), held).error.reason.startswith("model: the site's base model differs")
+    assert "ledger" not in held.state
 
 
 def test_a_message_without_an_order_gets_the_fixed_reason(tmp_path: Path, context: MakeContext) -> None:
@@ -154,7 +165,7 @@ def test_a_refusals_text_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_a_site_that_knows_no_partition_refuses(tmp_path: Path, context: MakeContext) -> None:
     held = context(settings := small(tmp_path))
     held.node_config.clear()
-    assert app(order(settings), held).error.reason == "data: the site's node-config names no partition-id and num-partitions"
+    assert app(order(settings), held).error.reason == "data: the site's node-config names no data-path"
 
 
 @pytest.mark.parametrize("fails_at", ["the optimizer", "the second release"])

@@ -106,7 +106,7 @@ def test_a_reply_is_rejected_for(what: str) -> None:
 
 
 def test_an_order_survives_the_way() -> None:
-    order = TrainOrder(3, "step:BA", "gauss5", "both", "abc")
+    order = TrainOrder(3, "step:BA", "gauss5", "both", "abc", "def")
     assert TrainOrder.from_record(order.to_record()) == order
 
 
@@ -143,7 +143,7 @@ def test_only_the_methods_tensors_and_the_declared_counters_travel(
         assert len(exchanged) == 3
         for order, answer in exchanged:
             assert set(order.content) == {ARRAYS, CONFIG}
-            assert set(order.content[CONFIG]) == {"server-round", "schedule", "filter", "share", "adapter-digest"}
+            assert set(order.content[CONFIG]) == {"server-round", "schedule", "filter", "share", "adapter-digest", "model-digest"}
             assert set(arrays_of(order)) == {n for n in every if factors_of([n]) <= down | extra}
             assert set(answer.content) == {ARRAYS, COUNTERS}
             assert set(answer.content[COUNTERS]) == set(COUNTED)

@@ -1,35 +1,31 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from lalora_flwr.config import DataSettings
-from lalora_flwr.data.partition import SMALLEST_SITE, equal_share, site_records
-from lalora_flwr.data.records import Records
+from lalora_flwr.data import partition
+from lalora_flwr.data.partition import equal_share, site_rows
 from lalora_flwr.errors import ConfigError
 
 COUNT, LABELS = 203, 4
 IID = DataSettings(partition="iid")
 
 
-def everything(count: int = COUNT) -> Records:
-    """Records whose input is their own number."""
-    draw = torch.Generator().manual_seed(0)
-    return Records(torch.arange(count).float().unsqueeze(1), torch.randint(LABELS, (count,), generator=draw))
+def everything(count: int = COUNT) -> torch.Tensor:
+    """The labels of all records."""
+    return torch.randint(LABELS, (count,), generator=torch.Generator().manual_seed(0))
 
 
 @lru_cache
 def split(settings: DataSettings, sites: int, seed: int = 0) -> tuple[tuple[int, ...], ...]:
-    """The numbers of each site's records, in the site's order."""
-    whole = everything()
-    parts = [site_records(whole, settings, seed, site, sites) for site in range(sites)]
-    for part in parts:
-        rows = part.inputs[:, 0].long()
-        assert torch.equal(part.labels, whole.labels[rows])  # inputs and labels stay together
-    return tuple(tuple(part.inputs[:, 0].long().tolist()) for part in parts)
+    """The rows of each site, drawn afresh."""
+    partition._site_rows.cache_clear()
+    return tuple(tuple(part) for part in site_rows(everything().tolist(), settings, seed, sites))
 
 
 def dirichlet(beta: float) -> DataSettings:
@@ -73,7 +69,7 @@ def test_equal_shares_add_up_and_differ_by_one_at_most(records: int, sites: int)
 
 def unevenness(settings: DataSettings, sites: int = 4) -> float:
     """Mean distance of the sites' label shares from those of all records together."""
-    labels = everything().labels
+    labels = everything()
     whole = torch.bincount(labels, minlength=LABELS) / COUNT
     parts = [torch.bincount(labels[list(part)], minlength=LABELS) / len(part) for part in split(settings, sites)]
     return float(torch.stack([(part - whole).abs().sum() for part in parts]).mean())
@@ -86,22 +82,67 @@ def test_the_smaller_beta_the_more_the_sites_differ() -> None:
 
 @pytest.mark.parametrize("beta", [0.3, 1.0, 100.0])
 def test_every_site_of_a_dirichlet_split_has_enough_records(beta: float) -> None:
-    assert min(len(part) for part in split(dirichlet(beta), 4)) >= SMALLEST_SITE
+    assert min(len(part) for part in split(dirichlet(beta), 4)) >= 10
 
 
 @pytest.mark.parametrize("settings", [IID, dirichlet(1.0)], ids=["iid", "dirichlet"])
 def test_more_sites_than_records_are_refused(settings: DataSettings) -> None:
     with pytest.raises(ConfigError, match="num-supernodes = 9: more sites than the 8 records"):
-        site_records(everything(8), settings, 0, 0, 9)
+        site_rows(everything(8).tolist(), settings, 0, 9)
     with pytest.raises(ConfigError, match="num-supernodes"):
         equal_share(8, 9)
 
 
 def test_as_many_sites_as_records_get_one_each() -> None:
-    assert [len(site_records(everything(8), IID, 0, site, 8)) for site in range(8)] == [1] * 8
+    assert [len(part) for part in site_rows(everything(8).tolist(), IID, 0, 8)] == [1] * 8
 
 
 @pytest.mark.filterwarnings("error:The specified min_partition_size")
 def test_a_dirichlet_split_that_cannot_be_is_refused_with_what_to_change() -> None:
     with pytest.raises(ConfigError, match=r"data\.beta = 0\.001.*larger beta or fewer sites"):
-        site_records(everything(), dirichlet(0.001), 0, 0, 15)
+        site_rows(everything().tolist(), dirichlet(0.001), 0, 15)
+
+
+def sized(**values: Any) -> DataSettings:
+    return DataSettings(**values)
+
+
+@pytest.mark.parametrize("kind", ["linear", "square"])
+def test_size_skewed_sites_grow_and_are_complete(kind: str) -> None:
+    parts = split(sized(partition="size-skewed", size_skew=kind, min_records=1), 4)
+    sizes = [len(part) for part in parts]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+    assert sorted(row for part in parts for row in part) == list(range(COUNT))
+
+
+def test_pathological_sites_hold_so_many_classes() -> None:
+    labels = everything()
+    for part in split(sized(partition="pathological", classes_per_site=2), 4):
+        assert len(set(labels[list(part)].tolist())) == 2
+
+
+def test_shards_give_each_site_few_classes_and_disjoint_rows() -> None:
+    parts = split(sized(partition="shards", shards_per_site=1), 4)
+    rows = [row for part in parts for row in part]
+    assert len(rows) == len(set(rows)) >= COUNT - 4
+    assert all(len(set(everything()[list(part)].tolist())) <= 3 for part in parts)
+
+
+def test_natural_sites_are_the_owners() -> None:
+    owners = [f"ward {i % 3}" for i in range(COUNT)]
+    settings = sized(partition="natural", site="ward")
+    parts = site_rows(everything().tolist(), settings, 0, 3, owners)
+    assert [{owners[row] for row in part} for part in parts] == [{f"ward {i}"} for i in range(3)]
+    with pytest.raises(ConfigError, match=r"num-supernodes = 4.*'ward' tells 3 sites apart"):
+        site_rows(everything().tolist(), settings, 0, 4, owners)
+
+
+def test_a_site_with_too_few_records_is_refused() -> None:
+    owners = ["a"] * (COUNT - 3) + ["b"] * 3
+    with pytest.raises(ConfigError, match=r"site 1 with 3 records, fewer than data\.min-records = 10"):
+        site_rows(everything().tolist(), sized(partition="natural", site="ward"), 0, 2, owners)
+
+
+def test_more_classes_a_site_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.classes-per-site = 5: the data set has 4 classes"):
+        split(sized(partition="pathological", classes_per_site=5), 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lalora_flwr.data import digits, records
+from lalora_flwr.data import digits
 from lalora_flwr.errors import ConfigError
 from lalora_flwr.lora.adapter import adapter_state
 from lalora_flwr.plan import make_plan
@@ -25,8 +24,6 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a record was touched")
 
     monkeypatch.setattr(digits, "_all_records", touched)
-    for name, data in records.DATASETS.items():
-        monkeypatch.setitem(records.DATASETS, name, dataclasses.replace(data, private=touched, test=touched))
 
 
 @pytest.mark.usefixtures("no_data")

@@ -6,8 +6,10 @@ import sys
 
 import typer
 
+from lalora_flwr.cli.compare import compare
 from lalora_flwr.cli.keys import keys
 from lalora_flwr.cli.plan import plan
+from lalora_flwr.cli.report import report
 from lalora_flwr.cli.run import run
 from lalora_flwr.errors import ConfigError, Interrupted, LaloraError
 
@@ -19,6 +21,8 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(plan)
+app.command()(compare)
+app.command()(report)
 app.command()(keys)
 
 

@@ -38,9 +38,9 @@ class Progress:
         self._first = self._first or now
         left = f"{(now - self._first) / (done - 1) * (total - done):.0f}s" if done > 1 else ""
         epsilon = f"{line['epsilon']:.3f}" if line["private"] else "non-private"
+        accuracy = "" if line["accuracy"] is None else f"{line['accuracy']:.3f}"
         self._console.print(
-            f"{done:>5}/{total:<3}  {line['accuracy']:>8.3f}  {epsilon:>12}  {line['sites']:>5}  {line['seconds']:>7.1f}  "
-            f"{left:>6}"
+            f"{done:>5}/{total:<3}  {accuracy:>8}  {epsilon:>12}  {line['sites']:>5}  {line['seconds']:>7.1f}  {left:>6}"
         )
         for site, reason in line["failed_sites"].items():
             self._console.print(f"           site {site} failed: {reason}")
@@ -86,10 +86,11 @@ def check_partition(settings: Settings) -> None:
     Raises:
         ConfigError: if the virtual sites cannot share the data as asked.
     """
-    from lalora_flwr.data.partition import site_records
-    from lalora_flwr.data.records import dataset
+    from lalora_flwr.data.data_set import data_set
+    from lalora_flwr.data.partition import site_rows
 
-    site_records(dataset(settings.data.name).private(), settings.data, settings.seed, 0, settings.num_supernodes)
+    data = data_set(settings)
+    site_rows(data.classes(), settings.data, settings.seed, settings.num_supernodes, data.owners())
 
 
 def report(folder: Path, console: Console) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-
-import torch
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from lalora_flwr.config import DataSettings
-from lalora_flwr.data.records import Records
 from lalora_flwr.errors import ConfigError
 
-SMALLEST_SITE = 10  # records; Dirichlet splits are drawn again until each site has as many
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 
 def equal_share(records: int, sites: int, site: int = 0) -> int:
@@ -24,42 +25,83 @@ def equal_share(records: int, sites: int, site: int = 0) -> int:
     return records // sites + (site < records % sites)
 
 
-def site_records(records: Records, settings: DataSettings, seed: int, site: int, sites: int) -> Records:
-    """The records of one virtual site; the parts of all sites are disjoint and complete.
+def site_rows(
+    labels: Sequence[int], settings: DataSettings, seed: int, sites: int, owners: Sequence[str] | None = None
+) -> list[list[int]]:
+    """The rows of every virtual site; they are disjoint, and complete but for classes that a pathological split leaves out.
 
     Args:
-        records: all private records.
+        labels: the class of each private record (all the same for language modelling).
         settings: the kind of split.
         seed: the run's seed; the same split on every worker.
-        site: number of the site, from 0.
         sites: how many sites there are.
+        owners: whose record it is, for ``natural``.
 
     Raises:
-        ConfigError: more sites than records, or a Dirichlet split that leaves a site with almost nothing.
+        ConfigError: a split that cannot be made, or that leaves a site with fewer than ``data.min-records``.
     """
-    from datasets import Dataset as HfDataset
-    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+    return _site_rows(tuple(labels), settings, seed, sites, None if owners is None else tuple(owners))
 
-    equal_share(len(records), sites)
-    table = HfDataset.from_dict({"row": list(range(len(records))), "label": records.labels.tolist()})
-    if settings.partition == "iid":
-        partitioner = IidPartitioner(num_partitions=sites)
-    else:
-        partitioner = DirichletPartitioner(
-            num_partitions=sites,
-            partition_by="label",
-            alpha=settings.beta,
-            min_partition_size=SMALLEST_SITE,
-            seed=seed,
-        )
-    partitioner.dataset = table
+
+@lru_cache(maxsize=4)
+def _site_rows(
+    labels: tuple[int, ...], settings: DataSettings, seed: int, sites: int, owners: tuple[str, ...] | None
+) -> list[list[int]]:
+    from datasets import Dataset
+
+    equal_share(len(labels), sites)
+    columns: dict[str, list[int] | list[str]] = {"row": list(range(len(labels))), "label": list(labels)}
+    if owners is not None:
+        columns["site"] = list(owners)
+    kind = settings.partition
+    partitioner = _partitioner(settings, seed, sites, len(labels), len(set(labels)))
+    partitioner.dataset = Dataset.from_dict(columns)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one for each draw that was too small; the error below says it once
-            rows = partitioner.load_partition(site)["row"]
-    except ValueError:
+            warnings.simplefilter("ignore")  # one for each draw that was too small; the errors below say it once
+            if partitioner.num_partitions != sites:
+                raise ConfigError(
+                    f"num-supernodes = {sites}: data.site = {settings.site!r} tells {partitioner.num_partitions} sites apart; "
+                    f"set num-supernodes = {partitioner.num_partitions}"
+                )
+            parts = [sorted(partitioner.load_partition(site)["row"]) for site in range(sites)]
+    except (ValueError, AssertionError) as error:
+        if kind == "dirichlet":
+            raise ConfigError(
+                f"data.beta = {settings.beta:g}: no Dirichlet split leaves each of {sites} sites {settings.min_records} records; "
+                "use a larger beta or fewer sites"
+            ) from None
+        raise ConfigError(f"data.partition = {kind!r}: impossible for {sites} sites: {str(error).splitlines()[0]}") from None
+    small = min(range(sites), key=lambda site: len(parts[site]))
+    if len(parts[small]) < min(settings.min_records, len(labels) // sites):
         raise ConfigError(
-            f"data.beta = {settings.beta:g}: no Dirichlet split leaves each of {sites} sites {SMALLEST_SITE} records; use a "
-            "larger beta or fewer sites"
-        ) from None
-    return records.take(torch.tensor(list(rows), dtype=torch.long))
+            f"data.partition = {kind!r}: leaves site {small} with {len(parts[small])} records, fewer than data.min-records = "
+            f"{settings.min_records}; use fewer sites or lower data.min-records"
+        )
+    return parts
+
+
+def _partitioner(settings: DataSettings, seed: int, sites: int, records: int, classes: int) -> Partitioner:
+    from flwr_datasets import partitioner as p
+
+    match settings.partition:
+        case "dirichlet":
+            return p.DirichletPartitioner(sites, "label", alpha=settings.beta, min_partition_size=settings.min_records, seed=seed)
+        case "pathological":
+            if settings.classes_per_site > classes:
+                raise ConfigError(f"data.classes-per-site = {settings.classes_per_site}: the data set has {classes} classes")
+            return p.PathologicalPartitioner(
+                sites, "label", settings.classes_per_site, class_assignment_mode="deterministic", seed=seed
+            )
+        case "shards":
+            shards = sites * settings.shards_per_site
+            if shards > records:
+                raise ConfigError(f"data.shards-per-site = {settings.shards_per_site}: {shards} shards of {records} records")
+            return p.ShardPartitioner(sites, "label", num_shards_per_partition=settings.shards_per_site, seed=seed)
+        case "size-skewed":
+            kinds = {"linear": p.LinearPartitioner, "square": p.SquarePartitioner, "exponential": p.ExponentialPartitioner}
+            return kinds[settings.size_skew](sites)
+        case "natural":
+            return p.NaturalIdPartitioner("site")
+        case _:
+            return p.IidPartitioner(sites)

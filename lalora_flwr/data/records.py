@@ -1,20 +1,31 @@
-"""A set of labelled records, and the data sets that the package knows."""
+"""Labelled records, and what training needs of them: batches, and how to cut a large one into parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
-from lalora_flwr.data import digits
 from lalora_flwr.data.inputs import Inputs, rows
-from lalora_flwr.errors import ConfigError
+
+
+class RecordSet(Protocol):
+    """Records ready for a model, whatever they are kept as."""
+
+    def __len__(self) -> int:
+        """How many records there are."""
+
+    def batch(self, indices: Tensor) -> tuple[Inputs, Tensor]:
+        """Inputs and labels of some records, in order; a record that cannot be read is left out."""
+
+    def parts(self, indices: Tensor, most: int) -> list[Tensor]:
+        """A batch as parts of at most ``most`` records (0: no limit), each indices; together they are the batch."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """Inputs (n, *input_shape), or a dict of such tensors for text, and labels (n, …)."""
+    """Records as tensors: inputs (n, *input_shape), or a dict of such tensors, and labels (n, …)."""
 
     inputs: Inputs
     labels: Tensor
@@ -25,42 +36,27 @@ class Records:
     def take(self, indices: Tensor) -> Records:
         return Records(rows(self.inputs, indices), self.labels[indices])
 
+    def batch(self, indices: Tensor) -> tuple[Inputs, Tensor]:
+        return rows(self.inputs, indices), self.labels[indices]
+
+    def parts(self, indices: Tensor, most: int) -> list[Tensor]:
+        return list(indices.split(most or max(1, len(indices))))
+
 
 @dataclass(frozen=True)
-class Dataset:
-    """A data set: its public facts, and functions that load its parts.
+class Subset:
+    """Some records of a set."""
 
-    Attributes:
-        private_records: how many records all sites hold together; public, so that a run can be planned without the data.
-        num_classes: how many labels there are.
-        input_shape: shape of one record.
-        private: loads what the sites share out; test: loads the public records the server evaluates on.
-    """
+    records: RecordSet
+    indices: Tensor
 
-    private_records: int
-    num_classes: int
-    input_shape: tuple[int, ...]
-    private: Callable[[], Records]
-    test: Callable[[], Records]
+    def __len__(self) -> int:
+        return len(self.indices)
 
+    def batch(self, indices: Tensor) -> tuple[Inputs, Tensor]:
+        return self.records.batch(self.indices[indices])
 
-DATASETS: dict[str, Dataset] = {
-    "digits": Dataset(
-        private_records=digits.PRIVATE_RECORDS,
-        num_classes=10,
-        input_shape=(1, 8, 8),
-        private=lambda: Records(*digits.private_part()),
-        test=lambda: Records(*digits.test_part()),
-    )
-}
-
-
-def dataset(name: str) -> Dataset:
-    """The data set of that name.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    if name not in DATASETS:
-        raise ConfigError(f"data.name = {name!r}: must be one of {', '.join(DATASETS)}")
-    return DATASETS[name]
+    def parts(self, indices: Tensor, most: int) -> list[Tensor]:
+        positions = {int(row): position for position, row in enumerate(self.indices)}
+        parts = self.records.parts(self.indices[indices], most)
+        return [part.clone().apply_(positions.__getitem__) for part in parts]

@@ -71,7 +71,8 @@ def _refuse_batch_norm(base: BaseModel) -> None:
 def attach_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> PeftModel:
     """Put an adapter on a frozen base model: A Kaiming-uniform from the seed, B zero, everything else frozen.
 
-    With ``lora.head = "trained"`` the classification head is trained too and belongs to the adapter.
+    With ``lora.head = "trained"`` the classification head is trained too and belongs to the adapter; the seed also draws
+    it if the published weights have none.
 
     Raises:
         ConfigError: no target matched, or the model has BatchNorm.
@@ -88,6 +89,10 @@ def attach_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> PeftModel:
     with torch.random.fork_rng(devices=[]):  # PEFT draws A from the global generator
         torch.manual_seed(seed)
         model = get_peft_model(base.module, config)
+        if base.fresh_head:
+            for name, module in model.named_modules():
+                if ".modules_to_save." in name and hasattr(module, "reset_parameters"):
+                    module.reset_parameters()  # type: ignore[operator]
     for parameter in adapter_parameters(model).values():  # PEFT leaves a trained head in the base's precision
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     return model

@@ -1,63 +1,45 @@
 """Base models by name.
 
-embedded/vit-digits    the small vision transformer that ships with the package
-timm/<name>            an image classifier of timm, sized for the data set's records
+embedded/vit-digits          the small vision transformer that ships with the package
+timm/<name or folder>        an image classifier of timm
+hf/<repository or folder>    a text model of transformers
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
+import torch
 
 from lalora_flwr.config import ModelSettings
-from lalora_flwr.data.records import Dataset
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.data.data_set import Facts
 from lalora_flwr.models.base import BaseModel
-from lalora_flwr.models.targets import TIMM_TARGETS
+
+FRESH_SEED = 0  # of random weights: the same on every site and in every run, so that their digest can be compared
 
 
-def load_base_model(settings: ModelSettings, data: Dataset) -> BaseModel:
+def load_base_model(
+    settings: ModelSettings, facts: Facts, max_tokens: int = 128, answer: str = "", *, weights: bool = True
+) -> BaseModel:
     """Load a frozen base model for a data set.
+
+    Args:
+        settings: which model.
+        facts: what it is built for.
+        max_tokens, answer: of the data settings, for text models.
+        weights: False builds only the architecture on the ``meta`` device, to count and to plan: no hub, no memory.
 
     Raises:
         ConfigError: unknown model, or one that cannot be built for the data set or be loaded.
     """
     if settings.name == "embedded/vit-digits":
-        from lalora_flwr.models.embedded import DEFAULT_TARGETS, build_vit_digits
+        from lalora_flwr.models.embedded import embedded_model
 
-        return BaseModel(settings.name, build_vit_digits(), "head", DEFAULT_TARGETS, data.input_shape, data.num_classes)
-    if settings.name.startswith("timm/"):
-        return _timm_model(settings, data)
-    raise ConfigError(f"model.name = {settings.name!r}: must be embedded/vit-digits or timm/<name>")
+        return embedded_model(settings, facts)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if weights else "meta"):
+        torch.manual_seed(FRESH_SEED)
+        if settings.name.startswith("timm/"):
+            from lalora_flwr.models.timm_models import timm_model
 
+            return timm_model(settings, facts, weights=weights)
+        from lalora_flwr.models.hf_models import hf_model
 
-def _timm_model(settings: ModelSettings, data: Dataset) -> BaseModel:
-    import timm
-
-    name = settings.name.removeprefix("timm/")
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
-        raise ConfigError(
-            f"model.name = {settings.name!r}: timm has no such model" + (f"; near: {', '.join(near)}" if near else "")
-        )
-    channels, size, _ = data.input_shape
-    module = _created(name, settings.pretrained, data.num_classes, channels, size)
-    head = getattr(module, "default_cfg", {}).get("classifier", "head")
-    if not isinstance(head, str):
-        raise ConfigError(f"model.name = {settings.name!r}: has {len(head)} heads; choose a model with one")
-    return BaseModel(settings.name, module, head, TIMM_TARGETS, data.input_shape, data.num_classes)
-
-
-def _created(name: str, pretrained: bool, num_classes: int, channels: int, size: int) -> nn.Module:
-    """A timm model for images (channels, size, size)."""
-    import timm
-
-    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": channels}
-    try:
-        try:
-            return timm.create_model(name, **options, img_size=size)
-        except TypeError:  # an architecture that takes any size has no such argument
-            return timm.create_model(name, **options)
-    except Exception as error:  # a hub out of reach, or an image too small: timm and its loaders raise many types
-        raise ConfigError(f"model.name = 'timm/{name}': cannot be made for {size} x {size} images: {error}") from None
+        return hf_model(settings, facts, max_tokens, answer, weights=weights)

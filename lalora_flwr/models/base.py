@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lalora_flwr.data.inputs import Inputs
+from lalora_flwr.data.records import RecordSet
 from lalora_flwr.errors import ConfigError
+from lalora_flwr.models.provenance import Provenance
+
+if TYPE_CHECKING:
+    from lalora_flwr.data.cleaning import Rows
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class BaseModel:
         targets: module names that get an adapter when ``lora.targets = "auto"``.
         input_shape: shape of one record: (channels, height, width), or (tokens,) for text.
         num_classes: how many classes the head tells apart; for a language model, the size of its vocabulary.
+        fresh_head: the head is random and not part of the published weights; if it is trained, the run's seed draws it.
+        provenance: which weights these are.
     """
 
     name: str
@@ -31,6 +39,8 @@ class BaseModel:
     targets: tuple[str, ...]
     input_shape: tuple[int, ...]
     num_classes: int
+    fresh_head: bool = False
+    provenance: Provenance = field(default_factory=Provenance)
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Logits (n, num_classes), float32 or better, of this network or of a wrapper around it."""
@@ -41,6 +51,14 @@ class BaseModel:
     def losses(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
         """Cross-entropy of each record, shape (n,)."""
         return F.cross_entropy(self.logits(model, inputs), labels, reduction="none")
+
+    def encode(self, rows: Rows) -> RecordSet:
+        """Rows of a table as records for this model.
+
+        Raises:
+            ConfigError: if it takes no tables.
+        """
+        raise ConfigError(f"data.name: {self.name} only takes digits")
 
     def checkpoint_activations(self) -> None:
         """Keep only block boundaries in the forward pass and recompute the rest in the backward pass.

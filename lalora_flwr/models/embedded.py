@@ -9,8 +9,12 @@ from importlib.resources import files
 
 from torch import nn
 
+from lalora_flwr.config import ModelSettings
+from lalora_flwr.data.data_set import Facts
 from lalora_flwr.data.digits import IMAGE_SIZE, NUM_CLASSES
 from lalora_flwr.errors import ConfigError
+from lalora_flwr.models.base import BaseModel
+from lalora_flwr.models.provenance import provenance
 
 ASSET_PACKAGE = "lalora_assets"
 ASSET_NAME = "vit-digits.safetensors"
@@ -53,3 +57,11 @@ def build_vit_digits() -> nn.Module:
     model = vit_digits_architecture()
     model.load_state_dict({name: tensor.float() for name, tensor in load(raw).items()})
     return model.eval()
+
+
+def embedded_model(settings: ModelSettings, facts: Facts) -> BaseModel:
+    """The base model as the rest of the package takes it."""
+    module = build_vit_digits()
+    assert facts.input_shape is not None  # the settings admit only digits
+    known = provenance(module, [])
+    return BaseModel(settings.name, module, "head", DEFAULT_TARGETS, facts.input_shape, len(facts.labels), provenance=known)

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lalora_flwr.data.inputs import Inputs
+from lalora_flwr.data.records import RecordSet
+from lalora_flwr.data.texts import IGNORED, TextRecords
 from lalora_flwr.models.base import BaseModel
 
-IGNORED = -100  # label of a token that bears no loss, as in transformers
+if TYPE_CHECKING:
+    from lalora_flwr.data.cleaning import Rows
 
 
+@dataclass(frozen=True)
 class TextModel(BaseModel):
-    """What the text models have in common."""
+    """What the text models have in common.
+
+    Attributes:
+        tokenizer: the model's own; None if it only sees made-up tokens.
+        max_tokens: texts are cut to so many.
+    """
+
+    tokenizer: Any = None
+    max_tokens: int = 128
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Logits, float32 or better: (n, num_classes), or (n, tokens, vocabulary) of a language model."""
@@ -25,12 +39,32 @@ class TextModel(BaseModel):
 
     def checkpoint_activations(self) -> None:
         """As for images; the non-reentrant kind, since the engine asks for gradients of chosen tensors."""
-        self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        encoder = getattr(self.module, "encoder", self.module)  # ours around an encoder, or transformers' own
+        target = self.module if hasattr(self.module, "gradient_checkpointing_enable") else encoder
+        target.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+
+    def _texts(self, rows: Rows, column: str) -> list[str]:
+        return [value or "" for value in rows.table[column]]
 
 
 @dataclass(frozen=True)
 class SequenceClassifier(TextModel):
-    """Inputs are ``input_ids`` and ``attention_mask``, both (n, tokens); labels are (n,)."""
+    """Inputs are ``input_ids``, ``attention_mask`` and for pairs ``token_type_ids``, (n, tokens); labels are (n,)."""
+
+    def encode(self, rows: Rows) -> RecordSet:
+        """Texts, or pairs of texts, as the model's tokens, cut to ``max_tokens``."""
+        columns = rows.columns
+        pair = self._texts(rows, columns.text_pair) if columns.text_pair else None
+        if not len(rows):
+            return TextRecords([], rows.labels, 0)
+        encoded = self.tokenizer(self._texts(rows, columns.text), pair, truncation=True, max_length=self.max_tokens)
+        types = encoded.get("token_type_ids") if pair else None
+        return TextRecords(
+            [torch.tensor(ids) for ids in encoded["input_ids"]],
+            rows.labels,
+            self.tokenizer.pad_token_id,
+            None if types is None else [torch.tensor(t) for t in types],
+        )
 
     def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
         """Random tokens, each sequence padded at its end by another length."""
@@ -39,7 +73,31 @@ class SequenceClassifier(TextModel):
 
 @dataclass(frozen=True)
 class CausalLanguageModel(TextModel):
-    """Inputs as above; labels (n, tokens) hold the next token's id at its own place, or `IGNORED`."""
+    """Inputs as above; labels (n, tokens) hold the next token's id at its own place, or `IGNORED`.
+
+    Attributes:
+        answer: regular expression whose first group is the answer in a response; empty: none is graded.
+    """
+
+    answer: str = ""
+
+    def encode(self, rows: Rows) -> RecordSet:
+        """Prompt, response and end as one sequence; only the response bears loss.
+
+        A prompt too long for ``max_tokens`` loses its start, a response too long its end.
+        """
+        columns, end = rows.columns, self.tokenizer.eos_token_id
+        prompts = self._texts(rows, columns.text)
+        if columns.text_pair:
+            prompts = [f"{p}\n{q}" if q else p for p, q in zip(prompts, self._texts(rows, columns.text_pair), strict=True)]
+        responses = self._texts(rows, columns.response)
+        tokens, labels = [], []
+        for prompt, response in zip(prompts, responses, strict=True):
+            said = [*self.tokenizer(response, add_special_tokens=False)["input_ids"], end][: self.max_tokens - 1]
+            asked = self.tokenizer(prompt + "\n")["input_ids"][-(self.max_tokens - len(said)) :]
+            tokens.append(torch.tensor([*asked, *said]))
+            labels.append(torch.tensor([IGNORED] * len(asked) + said))
+        return TextRecords(tokens, labels, self.tokenizer.pad_token_id, references=responses)
 
     def losses(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
         """Mean cross-entropy of each example over its labelled tokens, shape (n,): one example is one record."""
@@ -47,6 +105,22 @@ class CausalLanguageModel(TextModel):
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
         counted = targets != IGNORED
         return losses.sum(1) / counted.sum(1).clamp(min=1)
+
+    def generate(self, model: nn.Module, prompt: Tensor, most: int) -> str:
+        """The model's response, word by word the likeliest, to one prompt of shape (tokens,)."""
+        made = model.generate(  # type: ignore[operator]
+            input_ids=prompt.unsqueeze(0),
+            attention_mask=torch.ones_like(prompt).unsqueeze(0),
+            max_new_tokens=most,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        return str(self.tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True))
+
+    def answer_in(self, text: str) -> str | None:
+        """The answer in a response, stripped; None if there is none."""
+        found = re.search(self.answer, text)
+        return None if found is None or found.group(1) is None else found.group(1).strip()
 
     def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
         """Random tokens; the first half of each sequence is a prompt without loss."""

@@ -63,8 +63,9 @@ def resolved_choices(settings: Settings) -> tuple[str, str]:
 class FederatedLora(Strategy):
     """Flower strategy that runs any `Method`; the arrays of Flower's loop are the whole adapter."""
 
-    def __init__(self, settings: Settings, on_round: Callable[[RoundReport], None]) -> None:
-        """``on_round`` gets each round's report before the server evaluates."""
+    def __init__(self, settings: Settings, on_round: Callable[[RoundReport], None], model_digest: str = "") -> None:
+        """``on_round`` gets each round's report before the server evaluates; sites must hold the model of the digest."""
+        self._model_digest = model_digest
         self._settings = settings
         self._method = METHODS[settings.strategy]
         self._schedule_text, self._filter = resolved_choices(settings)
@@ -147,6 +148,7 @@ class FederatedLora(Strategy):
             self._filter,
             self._method.share,
             digest(to_tensors(arrays), BOTH | {"head"}),
+            self._model_digest,
         )
         sent = ArrayRecord({name: arrays[name] for name in select(arrays, self._down())})
         content = RecordDict({ARRAYS: sent, CONFIG: order.to_record()})

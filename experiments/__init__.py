@@ -1,0 +1,1 @@
+"""Longer experiments, each a folder of scripts run with `python -m`."""

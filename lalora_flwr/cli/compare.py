@@ -1,0 +1,59 @@
+"""``lalora compare``: strategies, ε, seeds, learning rates or any other keys side by side."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lalora_flwr.cli.options import ConfigFile, Override
+from lalora_flwr.compare.cells import Plan
+from lalora_flwr.compare.grid import Grid, read_grid
+from lalora_flwr.config import KEYS
+from lalora_flwr.errors import ConfigError, Interrupted
+
+
+def compare(
+    override: Override = None,
+    config: ConfigFile = None,
+    grid: Annotated[Path | None, typer.Option(help="TOML file with config, [set], [over], [tune] and [tuning].")] = None,
+    over: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=V1,V2,...", help="Compare these values; repeatable; wins over the file.")
+    ] = None,
+    tune: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=V1,V2,...", help="Choose among these for each combination; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the comparison; one that was stopped goes on.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes at most; 0: as many as CPUs or GPUs carry.")] = 0,
+) -> None:
+    """Run every combination of the compared keys; results.csv, results.md and plots go to the folder."""
+    plan_grid = read_grid(grid, config, override or (), over or (), tune or ())
+    if not plan_grid.over and not plan_grid.tune:
+        raise ConfigError("nothing to compare: name keys and values in [over] of --grid or with --over")
+    folder = out or _fresh_folder(plan_grid)
+    plan = Plan(plan_grid, folder / "runs")
+    plan.validate()
+    from lalora_flwr.compare.runner import Comparison  # once the settings hold
+
+    console = Console(highlight=False)
+    console.print(f"comparison in {folder}", soft_wrap=True, markup=False)
+    try:
+        text = Comparison(plan, folder, workers, console).run()
+    except KeyboardInterrupt:
+        again = "run the same command again" + ("" if out else f" with --out {folder}")
+        raise Interrupted(f"interrupted; {again} to go on") from None
+    print_report(text, folder, console)
+
+
+def _fresh_folder(grid: Grid) -> Path:
+    parent = str(grid.base.get("output-dir", KEYS["output-dir"].default))
+    return Path(parent) / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def print_report(text: str, folder: Path, console: Console) -> None:
+    """The report's text as it is in the file, and where it lies."""
+    console.print(text, markup=False, soft_wrap=True)
+    console.print(f"results in {folder}", soft_wrap=True, markup=False)

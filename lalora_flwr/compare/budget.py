@@ -1,0 +1,75 @@
+"""Whether the compared runs had the same budget, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lalora_flwr.compare.grid import EPSILON, LR, label_of
+from lalora_flwr.compare.results import Result, varying
+
+BUDGET = ("num-rounds", "num-supernodes", "fraction-train", "train.local-steps", "train.batch-size", "privacy.delta")
+BUDGET_GROUPS = ("data.",)
+NO_RESULT = ("data.records",)  # only tells `lalora plan` what the data would
+
+
+def is_budget(key: str) -> bool:
+    """Whether runs that differ in this key are no equal-budget comparison."""
+    return key not in NO_RESULT and (key in BUDGET or key.startswith(BUDGET_GROUPS))
+
+
+def differences(final: Sequence[Result]) -> list[str]:
+    """The budget keys that differ, each with its values."""
+    return [_values(key, final) for key in varying(final) if is_budget(key)]
+
+
+def _values(key: str, final: Sequence[Result]) -> str:
+    found = list(dict.fromkeys("unset" if key not in r.values else label_of(r.values[key]) or "empty" for r in final))
+    return f"{key} ({', '.join(found)})"
+
+
+def rule(final: Sequence[Result], tuned: str | None) -> list[str]:
+    """The equal-budget rule as it holds for these runs, or in which keys it does not hold."""
+    parts = []
+    differ = differences(final)
+    if differ:
+        parts.append(f"**NOT an equal-budget comparison**: {', '.join(differ)} differ{'s' if len(differ) == 1 else ''}.")
+    else:
+        parts.append("Equal budget: " + _equal(final, tuned) + ".")
+    if differ and tuned:
+        parts.append(tuned[0].upper() + tuned[1:] + ".")
+    models = [key for key in varying(final) if key.startswith("model.")]
+    if models:
+        parts.append(f"The runs differ in the base model: {', '.join(_values(key, final) for key in models)}.")
+    return parts
+
+
+def _equal(final: Sequence[Result], tuned: str | None) -> str:
+    values = final[0].values
+    lrs = sorted({result.lr for result in final})
+    seeds = sorted({int(result.values["seed"]) for result in final})
+    lr = tuned or (f"learning rate {label_of(lrs[0])}" if len(lrs) == 1 else f"{LR} differs ({', '.join(map(label_of, lrs))})")
+    return (
+        f"same ε in a column and δ = {values['privacy.delta']:g}; same {values['num-rounds']} rounds, "
+        f"{values['train.local-steps']} local steps and expected batch of {values['train.batch-size']} on "
+        f"{values['num-supernodes']} sites; accuracy of the last round; {lr}; {len(seeds)} seed{'s' * (len(seeds) != 1)} "
+        f"({', '.join(map(str, seeds))}); model {values['model.name']}, data {values['data.name']}"
+    )
+
+
+def privacy(final: Sequence[Result], tuned: bool) -> list[str]:
+    """What the ε of the table means, and what it does not cover."""
+    done = [result for result in final if not result.failure]
+    private = [result for result in done if result.summary.get("private", True)]
+    parts = []
+    if private:
+        what = f"Privacy: {EPSILON} is the most that any site may spend in one run, for one of its records."
+        if any(result.summary.get("seeded") for result in private):
+            what += " The runs are seeded, so ε describes the mechanism and not the secrecy of these very runs."
+        if tuned:
+            what += " The tuning runs read the same private records; their ε comes on top and is not in the table."
+        elif len(private) > 1:
+            what += " Each run spends its ε anew on the same records; the table does not add them up."
+        parts.append(what)
+    if len(private) < len(done):
+        parts.append("Runs with ε = inf are non-private: no clip, no noise, no guarantee.")
+    return parts

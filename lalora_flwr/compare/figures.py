@@ -1,0 +1,228 @@
+"""Pictures of a comparison. One that would have nothing to compare is not drawn."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lalora_flwr.compare.results import Result, by_epsilon, by_method
+from lalora_flwr.compare.table import spread
+
+NAMES = ("accuracy-by-round", "accuracy-by-epsilon", "accuracy-by-bytes", "accuracy-by-learning-rate")
+# Okabe and Ito's palette, told apart by colour-blind readers as well; yellow last, for it is faint on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+FROZEN = "frozen model"
+Style = Mapping[str, Any]
+
+
+def figures(results: Sequence[Result]) -> Iterator[tuple[str, Any]]:
+    """Names and matplotlib figures of all plots that make sense for these runs."""
+    usable = [result for result in results if result.accuracy is not None]
+    final = [result for result in usable if result.is_final]
+    styles = _styles([result.method for result in results])
+    stems = _styles([result.stem for result in results])
+    if final:
+        yield NAMES[0], by_round(final, styles)
+        if len(by_epsilon(final)) > 1:
+            yield NAMES[1], by_privacy(final, styles)
+        yield NAMES[2], by_bytes(final, styles)
+    tried = [result for result in usable if result.is_tuning] or final
+    if any(len({r.lr for r in runs}) > 1 for _, runs in _stems(tried)):
+        yield NAMES[3], by_learning_rate(tried, final if tried is not final else [], stems)
+
+
+def _styles(names: Sequence[str]) -> dict[str, Style]:
+    """Colour and marker of each method, the same in all plots; beyond eight the line style changes too."""
+    unique = list(dict.fromkeys(names))
+    return {
+        name: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3],
+            "markersize": 4.5,
+            "linewidth": 1.6,
+        }
+        for i, name in enumerate(unique)
+    }
+
+
+def _stems(results: Sequence[Result]) -> Iterator[tuple[tuple[str, float], list[Result]]]:
+    found: dict[tuple[str, float], list[Result]] = {}
+    for result in results:
+        found.setdefault((result.stem, result.epsilon), []).append(result)
+    yield from found.items()
+
+
+def _title(epsilon: float) -> str:
+    return "non-private (ε = inf)" if math.isinf(epsilon) else f"ε = {epsilon:g}"
+
+
+def _panels(epsilons: Sequence[float], xlabel: str) -> tuple[Any, dict[float, Any]]:
+    """One panel an ε, up to three in a row, on one scale."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(epsilons))
+    rows = math.ceil(len(epsilons) / columns)
+    figure = Figure(figsize=(1.2 + 3.6 * columns if columns > 1 else 6, 0.9 + 3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for spare in grid[len(epsilons) :]:
+        spare.remove()
+    for index, axes in enumerate(grid[: len(epsilons)]):
+        _plain(axes)
+        axes.set_title(_title(epsilons[index]), fontsize=10)
+        if index + columns >= len(epsilons):
+            axes.set_xlabel(xlabel)
+            axes.tick_params(labelbottom=True)
+        if index % columns == 0:
+            axes.set_ylabel("test accuracy (%)")
+    return figure, dict(zip(epsilons, grid, strict=False))
+
+
+def _plain(axes: Any) -> None:
+    axes.grid(True, linewidth=0.5, alpha=0.4)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Any, axes: Sequence[Any]) -> None:
+    """One legend for all panels, above them and in their way nowhere."""
+    found: dict[str, Any] = {}
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if FROZEN in found:
+        found[FROZEN] = found.pop(FROZEN)  # last
+    width = figure.get_size_inches()[0]
+    columns = max(1, min(len(found), int(width * 15 / (max(map(len, found), default=1) + 7))))
+    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+
+
+def _frozen(axes: Any, results: Sequence[Result]) -> None:
+    found = {value for result in results if (value := result.summary.get("frozen_accuracy")) is not None}
+    if len(found) == 1:
+        axes.axhline(100 * found.pop(), linestyle=(0, (4, 3)), linewidth=1, color="0.45", label=FROZEN, zorder=1)
+
+
+Point = tuple[float, float]
+
+
+def _curves(
+    results: Sequence[Result], points: Callable[[Result], list[Point]]
+) -> Iterator[tuple[str, list[float], list[float], list[float]]]:
+    """For each method x, mean and standard deviation over the seeds, at steps that every seed has evaluated."""
+    for method, runs in by_method(results):
+        curves = [curve for run in runs if (curve := points(run))]
+        steps = min((len(curve) for curve in curves), default=0)
+        if not steps:
+            continue
+        xs = [statistics.fmean(curve[i][0] for curve in curves) for i in range(steps)]
+        at = [[100 * curve[i][1] for curve in curves] for i in range(steps)]
+        yield method, xs, [statistics.fmean(a) for a in at], [statistics.stdev(a) if len(a) > 1 else 0.0 for a in at]
+
+
+def _evaluated(result: Result) -> list[Mapping[str, Any]]:
+    return [line for line in result.metrics if line.get("accuracy") is not None]
+
+
+def _round_points(result: Result) -> list[Point]:
+    return [(line["round"], line["accuracy"]) for line in _evaluated(result)]
+
+
+def _byte_points(result: Result) -> list[Point]:
+    sent, points = 0, []
+    for line in result.metrics:
+        sent += line["bytes_up"]
+        if line.get("accuracy") is not None:
+            points.append((sent / 1e6, line["accuracy"]))
+    return points
+
+
+def by_round(final: Sequence[Result], styles: Mapping[str, Style]) -> Any:
+    """Accuracy against round, with a band of one standard deviation."""
+    from matplotlib.ticker import MaxNLocator
+
+    groups = by_epsilon(final)
+    figure, panels = _panels(list(groups), "round")
+    for epsilon, results in groups.items():
+        axes = panels[epsilon]
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for method, xs, means, stds in _curves(results, _round_points):
+            style = styles[method]
+            axes.plot(xs, means, label=method, markevery=max(1, len(xs) // 8), **style)
+            low, high = [m - s for m, s in zip(means, stds, strict=True)], [m + s for m, s in zip(means, stds, strict=True)]
+            axes.fill_between(xs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        _frozen(axes, results)
+    _legend(figure, list(panels.values()))
+    return figure
+
+
+def by_bytes(final: Sequence[Result], styles: Mapping[str, Style]) -> Any:
+    """Accuracy against what all sites have sent up so far."""
+    groups = by_epsilon(final)
+    figure, panels = _panels(list(groups), "sent up by all sites (MB)")
+    for epsilon, results in groups.items():
+        for method, xs, means, _ in _curves(results, _byte_points):
+            panels[epsilon].plot(xs, means, label=method, markevery=max(1, len(xs) // 8), **styles[method])
+        _frozen(panels[epsilon], results)
+    _legend(figure, list(panels.values()))
+    return figure
+
+
+def by_privacy(final: Sequence[Result], styles: Mapping[str, Style]) -> Any:
+    """Accuracy of the last round against ε; without privacy is a place of its own at the end."""
+    from matplotlib.figure import Figure
+
+    epsilons = list(by_epsilon(final))
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    _plain(axes)
+    names = list(styles)
+    for method, runs in by_method(final):
+        found = [(epsilons.index(eps), s) for eps, part in by_epsilon(runs).items() if (s := spread(part))]
+        shift = 0.05 * (names.index(method) - (len(names) - 1) / 2) if len(names) < 12 else 0  # error bars beside each other
+        axes.errorbar(
+            [place + shift for place, _ in found],
+            [100 * s.mean for _, s in found],
+            yerr=[0 if math.isnan(s.std) else 100 * s.std for _, s in found],
+            capsize=2.5,
+            elinewidth=1,
+            label=method,
+            **styles[method],
+        )
+    _frozen(axes, final)
+    axes.set_xticks(range(len(epsilons)), ["none" if math.isinf(eps) else f"{eps:g}" for eps in epsilons])
+    axes.set(xlabel="ε (none: without privacy)", ylabel="test accuracy (%)")
+    axes.margins(x=0.08)
+    _legend(figure, [axes])
+    return figure
+
+
+def by_learning_rate(tried: Sequence[Result], final: Sequence[Result], styles: Mapping[str, Style]) -> Any:
+    """Mean accuracy against the learning rate; a ring marks what the final runs used."""
+    groups = by_epsilon(tried)
+    figure, panels = _panels(list(groups), "learning rate")
+    chosen = {(result.stem, result.epsilon): result.lr for result in final}
+    ticks = sorted({result.lr for result in tried})
+    for (stem, epsilon), runs in _stems(tried):
+        rates = sorted({run.lr for run in runs})
+        at = {lr: spread([run for run in runs if run.lr == lr]) for lr in rates}
+        means = [100 * s.mean for s in at.values() if s]
+        panels[epsilon].plot(rates, means, label=stem, **styles[stem])
+        best = chosen.get((stem, epsilon))
+        if best in rates:
+            ring = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": "none"}
+            panels[epsilon].plot([best], [means[rates.index(best)]], color=styles[stem]["color"], **ring)
+    for axes in panels.values():
+        axes.set_xscale("log")
+        if len(ticks) <= 8:
+            axes.set_xticks(ticks, [f"{lr:g}" for lr in ticks], rotation=45 if len(ticks) > 5 else 0)
+            axes.minorticks_off()
+    if chosen:
+        next(iter(panels.values())).plot(
+            [], [], color="0.3", marker="o", markersize=9, markerfacecolor="none", linestyle="none", label="chosen"
+        )
+    _legend(figure, list(panels.values()))
+    return figure

@@ -1,0 +1,174 @@
+"""Finished runs as rows: read from their folders, written as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lalora_flwr.compare.cells import Labels, Tuned, method_label
+from lalora_flwr.compare.grid import EPSILON, LR, RESERVED, SEED, label_of
+from lalora_flwr.config import read_toml
+from lalora_flwr.errors import ConfigError
+
+METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"  # as run_folder has them
+PERFORMANCE = (  # keys that change what a run costs, not what it computes
+    "train.max-physical-batch",
+    "train.gradient-checkpointing",
+    "train.device",
+    "train.num-gpus",
+    "train.num-threads",
+    "max-failures",
+)
+# What a summary says besides accuracy, loss and the metrics of the task (F1, exact match, ...)
+NO_METRIC = frozenset(
+    """strategy model data task seed rounds accuracy loss frozen_accuracy epsilon delta noise_multiplier sample_rate clip_norm
+    accountant private seeded failures bytes_up bytes_down seconds peak_memory_mb sites versions""".split()  # noqa: SIM905
+)
+AFTER_METRICS = ("frozen_accuracy", "epsilon", "noise_multiplier", "sample_rate", "bytes_up", "bytes_down", "seconds")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of a comparison. A failed one has a reason and an empty summary.
+
+    Attributes:
+        labels: the compared axes but the seed.
+        tuned: the tuned keys' values in this run.
+        stages: what the run was used for: tuning, final, or both; empty for a run that stands alone.
+        values: its resolved settings, flat.
+    """
+
+    path: Path
+    labels: Labels
+    values: Mapping[str, Any]
+    tuned: Tuned = ()
+    stages: tuple[str, ...] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    metrics: tuple[Mapping[str, Any], ...] = ()
+    failure: str = ""
+
+    @property
+    def method(self) -> str:
+        return method_label(self.labels, self.values["strategy"])
+
+    @property
+    def stem(self) -> str:
+        """The method apart from its learning rate."""
+        return method_label(self.labels, self.values["strategy"], without=[LR])
+
+    @property
+    def epsilon(self) -> float:
+        return float(self.values[EPSILON])
+
+    @property
+    def lr(self) -> float:
+        return float(self.values[LR])
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the last round, 0 to 1; None if the run failed or diverged."""
+        value = self.summary.get("accuracy")
+        return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+    @property
+    def is_final(self) -> bool:
+        return not self.stages or "final" in self.stages
+
+    @property
+    def is_tuning(self) -> bool:
+        return "tuning" in self.stages
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run wrote its last file. One that did not is never used in part."""
+    return (folder / SUMMARY).is_file()
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any], tuple[dict[str, Any], ...]]:
+    """Settings, summary and lines of metrics of a finished run.
+
+    Raises:
+        ConfigError: if a file is missing or cannot be read.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        return read_toml(folder / CONFIG), summary, tuple(json.loads(line) for line in lines)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: not a finished run: {error}") from None
+
+
+def saved_accuracy(folder: Path) -> float | None:
+    """The last round's accuracy of a finished run."""
+    value = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("accuracy")
+    return value if isinstance(value, int | float) else None
+
+
+def varying(results: Sequence[Result]) -> list[str]:
+    """Run-config keys that are not the same in all runs, apart from where results go."""
+    keys = dict.fromkeys(key for result in results for key in result.values if key not in RESERVED)
+    return [key for key in keys if len({repr(result.values.get(key)) for result in results}) > 1]
+
+
+def task_metrics(results: Iterable[Result]) -> list[str]:
+    """Names of the numbers in the summaries that only some tasks have."""
+    found: dict[str, None] = {}
+    for result in results:
+        for name, value in result.summary.items():
+            if name not in NO_METRIC and (value is None or (isinstance(value, int | float) and not isinstance(value, bool))):
+                found[name] = None
+    return list(found)
+
+
+def csv_text(results: Sequence[Result], out: Path) -> str:
+    """One line a run; paths are relative to ``out``."""
+    fixed = ["strategy", EPSILON, SEED, LR]
+    keys = fixed + [key for key in varying(results) if key not in fixed]
+    metrics = ["accuracy", "loss", *task_metrics(results), *AFTER_METRICS]
+    file = io.StringIO()
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(["method", "stage", *keys, *metrics, "run", "failure"])
+    for result in results:
+        rows.writerow(
+            [
+                result.method,
+                "+".join(result.stages),
+                *(_field(result.values.get(key)) for key in keys),
+                *(_field(result.summary.get(name)) for name in metrics),
+                os.path.relpath(result.path, out),
+                " ".join(result.failure.split()),
+            ]
+        )
+    return file.getvalue()
+
+
+def _field(value: Any) -> str:
+    """Floats in full, so that a reader gets back the same number."""
+    return "" if value is None else repr(value) if isinstance(value, float) else label_of(value)
+
+
+def by_epsilon(results: Iterable[Result]) -> dict[float, list[Result]]:
+    """The runs by ε, ascending; non-private last."""
+    found: dict[float, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.epsilon, []).append(result)
+    return dict(sorted(found.items()))
+
+
+def by_method(results: Iterable[Result]) -> Iterator[tuple[str, list[Result]]]:
+    """The runs by method, in the order in which the methods first appear."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.method, []).append(result)
+    yield from found.items()

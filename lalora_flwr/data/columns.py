@@ -1,0 +1,76 @@
+"""Which column of a table is what: named in the settings, or found by type and by the names the field uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets import ClassLabel, Features, Image
+
+from lalora_flwr.config import DataSettings
+from lalora_flwr.errors import ConfigError
+
+IMAGE_NAMES = ("image", "img", "picture", "photo", "file_name")
+TEXT_NAMES = ("text", "sentence", "content", "review", "sentence1", "premise", "question1", "question", "document")
+PAIRS = {"sentence1": "sentence2", "premise": "hypothesis", "question1": "question2", "question": "sentence", "text": "text_pair"}
+PROMPT_NAMES = ("instruction", "prompt", "question", "input", "text")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Column names; empty where the task has none."""
+
+    image: str = ""
+    text: str = ""
+    text_pair: str = ""
+    label: str = ""
+    response: str = ""
+    site: str = ""
+
+
+def find_columns(features: Features, settings: DataSettings, task: str) -> Columns:
+    """The columns of a table for a task.
+
+    Args:
+        features: the table's columns and their types.
+        settings: names that the user gave.
+        task: ``image``, ``text`` or ``language``.
+
+    Raises:
+        ConfigError: a named column is missing, or one that the task needs cannot be told.
+    """
+    names = list(features)
+
+    def pick(key: str, given: str, candidates: Sequence[str]) -> str:
+        if given:
+            if given not in names:
+                raise ConfigError(f"data.{key} = {given!r}: no such column; there are {', '.join(names)}")
+            return given
+        found = next((name for name in candidates if name in names), "")
+        if not found:
+            raise ConfigError(f"data.{key}: no column found; name one of {', '.join(names)}")
+        return found
+
+    site = pick("site", settings.site, ()) if settings.site else ""
+    if task == "image":
+        images = [name for name in names if isinstance(features[name], Image)]
+        image = pick("image", settings.image, images if len(images) == 1 else [*images, *IMAGE_NAMES])
+        return Columns(image=image, label=_label(features, settings, pick), site=site)
+    if task == "language":
+        text = pick("text", settings.text, PROMPT_NAMES)
+        return Columns(text=text, text_pair=_pair(names, settings, "", pick), response=pick("response", settings.response, ()))
+    text = pick("text", settings.text, TEXT_NAMES)
+    pair = _pair(names, settings, PAIRS.get(text, ""), pick)
+    return Columns(text=text, text_pair=pair, label=_label(features, settings, pick), site=site)
+
+
+def _pair(names: list[str], settings: DataSettings, usual: str, pick) -> str:  # type: ignore[no-untyped-def]
+    if settings.text_pair == "none":
+        return ""
+    return pick("text-pair", settings.text_pair, ()) if settings.text_pair else usual if usual in names else ""
+
+
+def _label(features: Features, settings: DataSettings, pick) -> str:  # type: ignore[no-untyped-def]
+    typed = [name for name in features if isinstance(features[name], ClassLabel)]
+    return str(pick("label", settings.label, typed if len(typed) == 1 else LABEL_NAMES))

@@ -1,0 +1,93 @@
+"""Texts as tokens of any length, padded only within a part of a batch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+IGNORED = -100  # label of a token that bears no loss, as in transformers
+PART_COST = 64  # what one more pass through the model costs, in tokens (measured on BERT-sized models on a CPU)
+
+
+@dataclass(frozen=True)
+class TextRecords:
+    """Token ids of each record, and its labels: one class, or for language modelling one label a token.
+
+    Attributes:
+        tokens: per record, int64 (its length,).
+        labels: int64 (n,), or per record int64 (its length,).
+        padding: the id that fills up shorter records.
+        types: per record the segment of each token, for models that tell a pair of texts apart by it.
+        references: for language modelling, the answers as text.
+    """
+
+    tokens: Sequence[Tensor]
+    labels: Tensor | Sequence[Tensor]
+    padding: int
+    types: Sequence[Tensor] | None = None
+    references: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, indices: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Inputs ``input_ids``, ``attention_mask`` (and ``token_type_ids``) of shape (n, longest of these records)."""
+        rows = indices.tolist()
+        ids = [self.tokens[i] for i in rows]
+        inputs = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.padding),
+            "attention_mask": pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
+        }
+        if self.types is not None:
+            inputs["token_type_ids"] = pad_sequence([self.types[i] for i in rows], batch_first=True)
+        if isinstance(self.labels, Tensor):
+            return inputs, self.labels[indices]
+        return inputs, pad_sequence([self.labels[i] for i in rows], batch_first=True, padding_value=IGNORED)
+
+    def parts(self, indices: Tensor, most: int) -> list[Tensor]:
+        """The batch sorted by length and cut where that costs the fewest tokens, padding and passes included.
+
+        Which records join the step was drawn before and is not touched; how they are grouped changes the sum only by
+        rounding.
+        """
+        if not len(indices):
+            return [indices]
+        lengths = torch.tensor([len(self.tokens[i]) for i in indices.tolist()])
+        order = lengths.argsort(stable=True)
+        ordered, ascending = indices[order], lengths[order].tolist()
+        cuts = cheapest_cuts(ascending, most or len(ascending))
+        return [ordered[a:b] for a, b in itertools.pairwise(cuts)]
+
+
+def cheapest_cuts(lengths: Sequence[int], most: int) -> list[int]:
+    """Where to cut ascending lengths so that Σ (records · longest + `PART_COST`) over the parts is least.
+
+    Args:
+        lengths: at least one, ascending.
+        most: records a part may hold.
+
+    Returns:
+        Positions from 0 to ``len(lengths)``; a part lies between two neighbours.
+    """
+    ends = [i for i in range(1, len(lengths) + 1) if i == len(lengths) or lengths[i] != lengths[i - 1]]
+    starts = {0, *ends}
+    for a, b in zip([0, *ends], ends, strict=False):  # a run of equal lengths longer than a part
+        starts.update(range(a, b, most))
+    places = sorted(starts)
+    best: dict[int, tuple[int, int]] = {0: (0, 0)}  # place -> (cost up to it, where its part begins)
+    for j, end in enumerate(places[1:], 1):
+        candidates = (
+            (best[start][0] + (end - start) * lengths[end - 1] + PART_COST, start)
+            for start in reversed(places[:j])
+            if end - start <= most
+        )
+        best[end] = min(candidates)
+    cuts = [len(lengths)]
+    while cuts[-1]:
+        cuts.append(best[cuts[-1]][1])
+    return cuts[::-1]

@@ -1,0 +1,49 @@
+"""Which base model this is: revision, file digests, and one digest over all frozen weights that sites compare."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Attributes:
+    revision: commit of the hub repository; empty for a local folder or random weights.
+    files: SHA-256 of each file that was read, by name.
+    digest: SHA-256 over names, shapes, types and bytes of all weights as loaded, before any cast.
+    """
+
+    revision: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
+
+
+def provenance(module: nn.Module, files: list[Path], revision: str = "") -> Provenance:
+    """Provenance of a model that was just loaded from files."""
+    return Provenance(revision, {file.name: file_digest(file) for file in sorted(files)}, weights_digest(module))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Equal for two models only if their weights and buffers are identical."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def commit_of(file: Path) -> str:
+    """The commit under which the hub's cache keeps a file (…/snapshots/<commit>/file); empty elsewhere."""
+    parts = file.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-2] else ""

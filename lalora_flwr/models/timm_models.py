@@ -1,0 +1,132 @@
+"""Image classifiers of timm: published ones by name, or a folder with ``config.json`` and ``model.safetensors``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import Tensor, nn
+
+from lalora_flwr.config import ModelSettings
+from lalora_flwr.data.data_set import Facts
+from lalora_flwr.data.images import ImageRecords
+from lalora_flwr.data.records import RecordSet
+from lalora_flwr.errors import ConfigError
+from lalora_flwr.models.base import BaseModel
+from lalora_flwr.models.provenance import Provenance, commit_of, provenance
+from lalora_flwr.models.targets import TIMM_TARGETS
+
+if TYPE_CHECKING:
+    from lalora_flwr.data.cleaning import Rows
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TimmClassifier(BaseModel):
+    """An image classifier with its own preparation of images."""
+
+    prepare: Callable[[Image.Image], Tensor] | None = None
+
+    def encode(self, rows: Rows) -> RecordSet:
+        """Images resized and normalised as the model was trained, without augmentation."""
+        if self.prepare is None:
+            return super().encode(rows)
+        mode = {1: "L", 3: "RGB"}[self.input_shape[0]]
+        return ImageRecords(rows.table, rows.columns.image, rows.labels, self.prepare, mode)
+
+
+def timm_model(settings: ModelSettings, facts: Facts, *, weights: bool) -> BaseModel:
+    """A timm model for a data set.
+
+    Args:
+        settings: ``timm/<name>`` or ``timm/<folder>``, revision, whether the published weights are wanted.
+        facts: the data set's.
+        weights: False builds the architecture only, on whatever device is the default.
+
+    Raises:
+        ConfigError: unknown model, several heads, or weights that are out of reach or no safetensors.
+    """
+    import timm
+    from timm.data import create_transform, resolve_data_config
+
+    if facts.task != "image":
+        raise ConfigError(f"model.name = {settings.name!r}: timm models take images; choose an hf/ model")
+    name = settings.name.removeprefix("timm/")
+    folder = Path(name).expanduser()
+    local = (folder / "config.json").is_file()
+    if not local and not timm.is_model(name.partition(".")[0]):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
+        raise ConfigError(
+            f"model.name = {settings.name!r}: timm has no such model and it is no folder with a config.json"
+            + (f"; near: {', '.join(near)}" if near else "")
+        )
+    files: list[Path] = []
+    options: dict[str, Any] = {"num_classes": len(facts.labels), "pretrained": False}
+    if settings.pretrained and weights:
+        file = _local_weights(settings, folder) if local else _hub_weights(settings, name)
+        files = [file, folder / "config.json"] if local else [file]
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"source": "", "file": str(file)}}
+    module = _created(settings, f"local-dir:{folder}" if local else name, facts.input_shape, options)
+    published = getattr(module, "pretrained_cfg", {})
+    head = published.get("classifier", "head")
+    if not isinstance(head, str):
+        raise ConfigError(f"model.name = {settings.name!r}: has {len(head)} heads; choose a model with one")
+    preparation = resolve_data_config({}, model=module)
+    return TimmClassifier(
+        settings.name,
+        module,
+        head,
+        TIMM_TARGETS,
+        facts.input_shape or tuple(preparation["input_size"]),
+        len(facts.labels),
+        fresh_head=not files or published.get("num_classes") != len(facts.labels),
+        provenance=provenance(module, files, commit_of(files[0]) if files else "") if weights else Provenance(),
+        prepare=None if facts.input_shape else create_transform(**preparation, is_training=False),  # type: ignore[arg-type]
+    )
+
+
+def _created(settings: ModelSettings, name: str, input_shape: tuple[int, ...] | None, options: dict[str, Any]) -> nn.Module:
+    import timm
+
+    if input_shape:  # records that come as tensors decide; images from files are resized to the model
+        options = {**options, "in_chans": input_shape[0]}
+    try:
+        if not input_shape:
+            return timm.create_model(name, **options)
+        try:
+            return timm.create_model(name, **options, img_size=input_shape[1])
+        except TypeError:  # an architecture that takes any size has no such argument
+            return timm.create_model(name, **options)
+    except Exception as error:  # broken files, an image too small: timm and its loaders raise many types
+        what = f" for {input_shape[1]} x {input_shape[2]} images" if input_shape else ""
+        raise ConfigError(f"model.name = {settings.name!r}: cannot be made{what}: {error}") from None
+
+
+def _local_weights(settings: ModelSettings, folder: Path) -> Path:
+    if not (folder / WEIGHTS).is_file():
+        raise ConfigError(f"model.name = {settings.name!r}: the folder holds no {WEIGHTS}; other formats can run code")
+    return folder / WEIGHTS
+
+
+def _hub_weights(settings: ModelSettings, name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from timm.models import get_pretrained_cfg
+
+    published = get_pretrained_cfg(name)
+    repository = getattr(published, "hf_hub_id", None)
+    if not repository:
+        raise ConfigError(f"model.name = {settings.name!r}: has no published weights; set model.pretrained = false")
+    if repository == "timm/":  # timm's short form: the repository is named like the model
+        repository = f"timm/{published.architecture}.{published.tag}"  # type: ignore[union-attr]
+    try:
+        return Path(hf_hub_download(repository, WEIGHTS, revision=settings.revision or None))
+    except Exception as error:  # no network, no such revision, no safetensors there
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"model.name = {settings.name!r}: {WEIGHTS} of {repository} cannot be had: {reason}; put the model into a folder "
+            "and name that, or set model.pretrained = false"
+        ) from None

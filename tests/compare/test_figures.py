@@ -1,0 +1,89 @@
+"""Which plots are drawn, and that they show the numbers."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import pytest
+
+from lalora_flwr.compare.figures import figures
+from lalora_flwr.compare.results import Result
+from tests.compare.made import BEST_LR, ROUNDS, failed, result
+
+METHODS = ("la-lora", "ffa-lora")
+
+
+def drawn(results: list[Result]) -> dict[str, Any]:
+    made = dict(figures(results))
+    for figure in made.values():
+        figure.savefig(io.BytesIO(), format="png", dpi=30)
+    return made
+
+
+def line(axes: Any, label: str) -> Any:
+    return next(found for found in axes.get_lines() if found.get_label() == label)
+
+
+def test_one_epsilon_and_one_learning_rate_leave_two_plots() -> None:
+    made = drawn([result(strategy=m, seed=s) for m in METHODS for s in (0, 1)])
+    assert list(made) == ["accuracy-by-round", "accuracy-by-bytes"]
+    assert [len(figure.axes) for figure in made.values()] == [1, 1]
+
+
+def test_rounds_without_an_evaluation_are_skipped_and_bytes_add_up() -> None:
+    results = [result(seed=s) for s in (0, 1)]
+    made = drawn(results)
+    by_round = line(made["accuracy-by-round"].axes[0], "la-lora")
+    assert list(by_round.get_xdata()) == [1, 3, 4]  # round 2 was not evaluated
+    assert by_round.get_ydata()[-1] == pytest.approx(50 * (results[0].accuracy + results[1].accuracy))  # type: ignore[operator]
+    assert list(line(made["accuracy-by-bytes"].axes[0], "la-lora").get_xdata()) == [0.002, 0.006, 0.008]
+    assert list(line(made["accuracy-by-round"].axes[0], "frozen model").get_ydata()) == [20, 20]
+
+
+def test_epsilons_are_panels_and_without_privacy_the_last_place() -> None:
+    made = drawn([result(strategy=m, privacy__epsilon=e, seed=s) for e in (math.inf, 1.0, 8.0) for m in METHODS for s in (0, 1)])
+    assert [axes.get_title() for axes in made["accuracy-by-round"].axes] == ["ε = 1", "ε = 8", "non-private (ε = inf)"]
+    (axes,) = made["accuracy-by-epsilon"].axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "8", "none"]
+
+
+def test_a_method_has_one_colour_in_all_plots() -> None:
+    results = [result(strategy=m, privacy__epsilon=e, train__lr=lr, tuned=True, stages=("tuning", "final") if lr == BEST_LR[m] else ("tuning",))
+               for m in METHODS for e in (1.0, 3.0) for lr in (0.1, 0.3, 1.0)]  # fmt: skip
+    made = drawn(results)
+    assert list(made) == ["accuracy-by-round", "accuracy-by-epsilon", "accuracy-by-bytes", "accuracy-by-learning-rate"]
+    for method in METHODS:
+        colours = {
+            line(made[n].axes[0], method).get_color()
+            for n in ("accuracy-by-round", "accuracy-by-bytes", "accuracy-by-learning-rate")
+        }
+        assert len(colours) == 1
+    assert (
+        line(made["accuracy-by-round"].axes[0], "la-lora").get_color()
+        != line(made["accuracy-by-round"].axes[0], "ffa-lora").get_color()
+    )
+    tried = made["accuracy-by-learning-rate"].axes[0]
+    assert tried.get_xscale() == "log" and list(line(tried, "ffa-lora").get_xdata()) == [0.1, 0.3, 1.0]
+    rings = {
+        float(found.get_xdata()[0])
+        for found in tried.get_lines()
+        if found.get_markerfacecolor() == "none" and len(found.get_xdata())
+    }
+    assert rings == {0.3, 1.0}
+    rounds = line(made["accuracy-by-round"].axes[0], "ffa-lora").get_ydata()[-1]
+    assert rounds == pytest.approx(
+        100 * max(r.accuracy for r in results if r.epsilon == 1.0 and r.values["strategy"] == "ffa-lora")
+    )  # type: ignore[type-var, arg-type]
+
+
+def test_compared_learning_rates_are_a_plot_too() -> None:
+    results = [result(train__lr=lr) for lr in (0.1, 0.3)]
+    assert "accuracy-by-learning-rate" in drawn(results)
+
+
+def test_failed_runs_are_left_out_and_nothing_else_draws_nothing() -> None:
+    assert drawn([failed(), failed(seed=1)]) == {}
+    made = drawn([result(), failed(seed=1)])
+    assert len(line(made["accuracy-by-round"].axes[0], "la-lora").get_xdata()) == ROUNDS - 1
