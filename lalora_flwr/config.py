@@ -118,6 +118,7 @@ class DataSettings:
     response: str = _key("", "column of the responses; naming it makes the task language modelling, with loss on them only")
     site: str = _key("", "column that says whose record it is, for data.partition = natural")
     labels: str = _key("", "comma-separated label names in the order of the classes; empty: those of the data set")
+    num_classes: int = _at_least(0, 0, "how many classes there are, for lalora plan without the data; 0: count them")
     records: int = _at_least(0, 0, "how many private records there are, for lalora plan without the data; 0: count them")
     max_tokens: int = _at_least(2, 128, "texts are cut to so many tokens (a prompt at its start, so that the response stays)")
     answer: str = _key(
@@ -143,12 +144,6 @@ class DataSettings:
     shards_per_site: int = _at_least(1, 2, "shards of a site, for data.partition = shards")
     size_skew: str = _choice(
         "linear", "how the sizes of size-skewed sites grow with their number", "linear", "square", "exponential"
-    )
-    site_test: float = _key(
-        0.0,
-        "share of each site's records set aside for evaluation there every round; the metrics leave the site WITHOUT privacy",
-        "a number in [0, 1)",
-        lambda v: 0 <= v < 1,
     )
 
 

@@ -30,7 +30,7 @@ class Facts:
 
     Attributes:
         task: ``image``, ``text`` or ``language``.
-        labels: names of the classes in order; empty for language modelling.
+        labels: names of the classes in order (numbers if only their count is declared); empty for language modelling.
         input_shape: shape of one record if the data decide it; None if the model does.
     """
 
@@ -92,6 +92,9 @@ class Tables:
             raise ConfigError(f"data.split = {settings.split!r}: {settings.name} has no such split")
         columns = find_columns(table.features, settings, task)
         self.labels = declared_labels(settings) or (label_names(table, columns.label) if columns.label else ())
+        declared = settings.num_classes or len(self.labels)
+        if columns.label and declared != len(self.labels):
+            raise ConfigError(f"data.num-classes = {declared}: {settings.name} has {len(self.labels)} classes")
         rows = usable_rows(table, columns, self.labels)
         if not rows:
             raise ConfigError(f"data.name = {settings.name!r}: no usable record; see data.label and data.labels")
@@ -157,7 +160,7 @@ def _data_set(settings: DataSettings, task: str) -> DataSet:
 
 
 def facts(settings: Settings) -> Facts:
-    """What the model has to be built for; reads the data only if ``data.labels`` does not name the classes.
+    """What the model has to be built for; reads the data only if the settings name or count no classes.
 
     Raises:
         ConfigError: if the data would have to be read and cannot be.
@@ -166,7 +169,8 @@ def facts(settings: Settings) -> Facts:
         return Facts("image", Digits.labels, (1, digits.IMAGE_SIZE, digits.IMAGE_SIZE))
     if settings.task == "language":
         return Facts("language", ())
-    return Facts(settings.task, declared_labels(settings.data) or data_set(settings).labels)
+    counted = tuple(str(number) for number in range(settings.data.num_classes))
+    return Facts(settings.task, declared_labels(settings.data) or counted or data_set(settings).labels)
 
 
 def private_records(settings: Settings) -> int:

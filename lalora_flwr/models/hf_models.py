@@ -84,13 +84,8 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
 
 
 def _config(source: str, place: dict[str, Any], weights: bool) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(source, **place, **SAFE)
-    except OSError:
-        known = None if weights else known_config(source)
-        if known is None:
-            raise
-        return known
+    known = None if weights or not place else known_config(source)  # a plan does not ask the hub for what is known
+    return known or AutoConfig.from_pretrained(source, **place, **SAFE)
 
 
 def _module(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -175,7 +176,7 @@ def test_a_worker_takes_many_cells_and_changes_model_as_seldom_as_it_can(tmp_pat
     first = [types[0] for types in by_process.values()]
     assert len(first) == 1 or sorted(first) == ["bfloat16", "float32"]  # each worker loads its own model first
     for types in by_process.values():
-        assert sum(a != b for a, b in zip(types, types[1:], strict=False)) <= 1
+        assert sum(a != b for a, b in itertools.pairwise(types)) <= 1
 
 
 def test_another_comparison_in_the_folder_is_refused(tmp_path: Path) -> None:
