@@ -50,8 +50,13 @@ def test_epsilons_are_panels_and_without_privacy_the_last_place() -> None:
 
 
 def test_a_method_has_one_colour_in_all_plots() -> None:
-    results = [result(strategy=m, privacy__epsilon=e, train__lr=lr, tuned=True, stages=("tuning", "final") if lr == BEST_LR[m] else ("tuning",))
-               for m in METHODS for e in (1.0, 3.0) for lr in (0.1, 0.3, 1.0)]  # fmt: skip
+    both, one = ("tuning", "final"), ("tuning",)
+    results = [
+        result(strategy=m, privacy__epsilon=e, train__lr=lr, tuned=True, stages=both if lr == BEST_LR[m] else one)
+        for m in METHODS
+        for e in (1.0, 3.0)
+        for lr in (0.1, 0.3, 1.0)
+    ]
     made = drawn(results)
     assert list(made) == ["accuracy-by-round", "accuracy-by-epsilon", "accuracy-by-bytes", "accuracy-by-learning-rate"]
     for method in METHODS:
