@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sklearn.datasets
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -16,7 +17,6 @@ from flwr.clientapp import ClientApp
 from lalora_flwr import adapted
 from lalora_flwr.client_app import answer
 from lalora_flwr.client_app import app as real
-from lalora_flwr.data import digits
 
 SECRET = "patient 17 has blood group AB"
 NOTES = "LALORA_TEST_NOTES"  # environment variable: the folder for the notes
@@ -60,4 +60,4 @@ def counted(name: str, load: Callable[..., Any]) -> Callable[..., Any]:
 
 if NOTES in os.environ:
     adapted.load_base_model = counted("model", adapted.load_base_model)
-    digits.load_digits = counted("data", digits.load_digits)
+    sklearn.datasets.load_digits = counted("data", sklearn.datasets.load_digits)
