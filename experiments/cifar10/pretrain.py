@@ -29,11 +29,11 @@ RATE = 2e-3
 ARCHITECTURE = "swin_tiny_patch4_window7_224"
 SIZES: dict[str, Any] = {
     "img_size": 32,
-    "patch_size": 2,
+    "patch_size": 4,
     "window_size": 4,
-    "embed_dim": 48,
-    "depths": (1, 3, 2),
-    "num_heads": (2, 4, 8),
+    "embed_dim": 96,
+    "depths": (4, 2),
+    "num_heads": (4, 8),
 }
 
 
@@ -129,7 +129,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Pretrain a small Swin transformer on CIFAR-10's animals.")
     parser.add_argument("out", type=Path, help="folder written by experiments.cifar10.prepare")
     parser.add_argument("model_folder", type=Path, help="folder for config.json and model.safetensors")
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -43,14 +43,13 @@ class Worker:
 
 
 def run_cell(values: dict[str, Any]) -> None:
-    """Run one cell in this process, in place of what an earlier attempt left of it.
+    """Run one cell in this process.
 
     Raises:
         ConfigError, RunFailed: as `run_inline`.
     """
     from lalora_flwr.engines.inline import run_inline
 
-    shutil.rmtree(Path(values["output-dir"]) / values["run-name"], ignore_errors=True)
     parent = os.getppid()
 
     def leave_with_parent(_: dict[str, Any]) -> None:
@@ -71,6 +70,7 @@ def work(pipe: connection.Connection, job: Job, log: str, env: Mapping[str, str]
             values = pipe.recv()
         except EOFError:
             return
+        shutil.rmtree(Path(values["output-dir"]) / values["run-name"], ignore_errors=True)  # an earlier attempt's
         try:
             job(values)
             reason = None

@@ -78,7 +78,11 @@ def markdown(results: Sequence[Result], tuning: Tuning | None = None) -> str:
     """
     final = [result for result in results if result.is_final]
     choices = choices_of(results, tuning.axes) if tuning else {}
-    parts = ["# Comparison", *budget.rule(final, tuning_text(results, tuning) if tuning else None), *_accuracies(final, choices)]
+    parts = ["# Comparison"]
+    if final:
+        parts += [*budget.rule(final, tuning_text(results, tuning) if tuning else None), *_accuracies(final, choices)]
+    else:
+        parts.append("No tuned value has a finished run for every seed, so there is nothing to compare.")
     if frozen := _frozen(final):
         parts.append(frozen)
     if failed := [result for result in final if result.failure]:
