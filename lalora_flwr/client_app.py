@@ -44,6 +44,14 @@ def train(message: Message, context: Context) -> Message:
     return answer(site.train, message, context)
 
 
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate on the site's own records, if run and site allow this leak."""
+    from lalora_flwr.site_evaluation import evaluate_on_site
+
+    return answer(evaluate_on_site, message, context)
+
+
 @app.query("identity")
 def identity(message: Message, context: Context) -> Message:
     """Tell the virtual site's number and how many there are; -1 for a real site, which its node id identifies."""

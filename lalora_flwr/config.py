@@ -204,6 +204,9 @@ class Settings:
     fraction_train: float = _key(1.0, "share of the sites drawn each round", "a number in (0, 1]", lambda v: 0 < v <= 1)
     max_failures: int = _at_least(0, 1, "sites a round may lose before the run stops")
     evaluate_every: int = _at_least(1, 1, "the server evaluates every so many rounds, and after the last")
+    evaluate_sites: bool = _key(
+        False, "sites also report exact accuracy and loss on their own records: a LEAK that no ε covers; a site may refuse"
+    )
     seed: int = _at_least(0, 0, "seed of the initial adapter, the partition and, in simulation only, of noise and sampling")
     output_dir: str = _key("runs", "folder under which the run's own folder is made")
     run_name: str = _key(
@@ -235,6 +238,10 @@ class Settings:
     def sites_per_round(self) -> int:
         """Sites drawn each round."""
         return max(1, round(self.fraction_train * self.num_supernodes))
+
+    def evaluates_after(self, server_round: int) -> bool:
+        """Whether the model is evaluated after this round."""
+        return server_round % self.evaluate_every == 0 or server_round == self.num_rounds
 
     @property
     def rounds_per_site(self) -> int:

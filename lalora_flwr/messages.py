@@ -4,10 +4,13 @@
                      config    server-round, schedule, filter, share, adapter-digest, model-digest
                up    arrays    adapter tensors, as the method shares them
                      counters  steps, epsilon, noise-multiplier, sample-rate, seeded
+    evaluate   down  arrays    adapter tensors the site cannot derive itself
+                     config    server-round, model-digest
+               up    site-metrics  accuracy, loss (a leak: only with evaluate-sites and the site's leave)
     identity   up    identity  site, sites (-1 outside of a simulation)
 
 Counters are public: they follow from public constants and from how often the site was asked. Nothing that depends on
-the records travels but the tensors, and those only after clipping and noise.
+the records travels but the tensors, and those only after clipping and noise, unless a run evaluates on the sites.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-ARRAYS, CONFIG, COUNTERS, IDENTITY = "arrays", "config", "counters", "identity"
+ARRAYS, CONFIG, COUNTERS, IDENTITY, SITE_METRICS = "arrays", "config", "counters", "identity", "site-metrics"
 ARRAY_HEADER = 128  # bytes before the values of a ``.npy``
 IDENTITY_QUERY = "query.identity"
 
@@ -160,3 +163,18 @@ def read_counters(content: RecordDict) -> Counters:
     if not isinstance(record, MetricRecord):
         raise BadReply("its records have the wrong kind")
     return Counters.from_record(record)
+
+
+def read_site_metrics(content: RecordDict) -> tuple[float, float]:
+    """Accuracy and loss of an evaluation reply.
+
+    Raises:
+        BadReply: if they are missing, not the declared ones, or not finite.
+    """
+    record = content.get(SITE_METRICS)
+    if set(content) != {SITE_METRICS} or not isinstance(record, MetricRecord) or set(record) != {"accuracy", "loss"}:
+        raise BadReply("its metrics are not the declared ones")
+    accuracy, loss = record["accuracy"], record["loss"]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (accuracy, loss)):
+        raise BadReply("its metrics are not finite numbers")
+    return float(accuracy), float(loss)  # type: ignore[arg-type]

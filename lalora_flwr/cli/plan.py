@@ -3,26 +3,74 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.config import Settings
+from lalora_flwr.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lalora_flwr.data.holdings import Holdings
     from lalora_flwr.plan import Plan
 
 ROWS = 10  # rounds shown at most
 
 
-def plan(override: Override = None, config: ConfigFile = None) -> None:
+CLASSES = 12  # columns shown at most in the table of sites
+
+
+def plan(
+    override: Override = None,
+    config: ConfigFile = None,
+    data: Annotated[bool, typer.Option("--data", help="Read and split the data, and show who holds what.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="With --data: the picture; default partition.png in output-dir.")] = None,
+) -> None:
     """Show noise, steps, predicted ε, parameters and bytes of a run; refuse impossible settings."""
     settings = resolve(config, override)
+    if plot and not data:
+        raise ConfigError("--plot: draws who holds what; add --data")
     from lalora_flwr.plan import make_plan  # torch and friends, only once the settings hold
 
-    print_plan(settings, make_plan(settings), Console())
+    console = Console()
+    print_plan(settings, make_plan(settings), console)
+    if data:
+        _show_holdings(settings, plot or Path(settings.output_dir) / "partition.png", console)
+
+
+def _show_holdings(settings: Settings, plot: Path, console: Console) -> None:
+    from lalora_flwr.data.holdings import holdings, holdings_figure
+
+    held = holdings(settings)
+    console.print(_table_of(settings, held))
+    split = settings.data.partition + (f" (β = {settings.data.beta:g})" if settings.data.partition == "dirichlet" else "")
+    figure = holdings_figure(held, f"{settings.data.name}, {split}, seed {settings.seed}")
+    try:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(plot, dpi=120)
+    except (OSError, ValueError) as error:  # ValueError: an ending that is no picture's
+        raise ConfigError(f"--plot {plot}: {error}") from None
+    console.print(f"who holds what: {plot}", soft_wrap=True, highlight=False)
+
+
+def _table_of(settings: Settings, held: Holdings) -> Table:
+    """One row a site: records, its own q and σ, and the records of each class, or of how many classes it has some."""
+    from lalora_flwr.site import mechanism_for
+
+    single = 1 < len(held.labels) <= CLASSES
+    several = ["classes", "largest class"] if len(held.labels) > CLASSES else []
+    table = Table("site", "records", "q", "σ", *(held.labels if single else several), box=None, header_style="bold")
+    for site, (row, records) in enumerate(zip(held.counts, held.records(), strict=True)):
+        mechanism = mechanism_for(settings, records)
+        cells = [str(count) for count in row] if single else []
+        if several:
+            cells = [f"{sum(count > 0 for count in row)} of {len(row)}", f"{max(row) / records:.0%}"]
+        table.add_row(str(site), str(records), f"{mechanism.sample_rate:.4g}", f"{mechanism.noise_multiplier:.3f}", *cells)
+    return table
 
 
 def print_plan(settings: Settings, plan: Plan, console: Console) -> None:

@@ -103,4 +103,6 @@ def report(folder: Path, console: Console) -> None:
         else "NON-PRIVATE"
     )
     console.print(f"accuracy {summary['frozen_accuracy']:.3f} (frozen model) -> {summary['accuracy']:.3f}; {guarantee}")
+    if "site_accuracy" in summary:
+        console.print(f"sites' own accuracy {summary['site_accuracy']:.3f}: exact, on private records; ε does NOT cover it")
     console.print(f"results in {folder}", soft_wrap=True)

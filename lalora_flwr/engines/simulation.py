@@ -7,7 +7,6 @@ installed, and a run counts as good only if its summary was written.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ import tomli_w
 from lalora_flwr.config import Settings, flatten
 from lalora_flwr.errors import RunFailed
 from lalora_flwr.federation import named
+from lalora_flwr.local_paths import with_absolute_paths
 from lalora_flwr.run_folder import FAILURE, LOG, METRICS, SUMMARY, free_path
 
 CLIENT_APP = "lalora_flwr.client_app:app"
@@ -149,8 +149,7 @@ def run_simulation(
     Raises:
         RunFailed: if the run ended without a summary, with its reason; Flower's log then lies in the run folder.
     """
-    output_dir = Path(settings.output_dir).absolute()  # the server runs in another folder
-    settings = dataclasses.replace(named(settings), output_dir=str(output_dir))
+    settings = with_absolute_paths(named(settings))  # the server runs in another folder
     folder = free_path(settings)
     with tempfile.TemporaryDirectory(prefix="lalora-") as scratch:
         home, log = Path(scratch), Path(scratch) / LOG

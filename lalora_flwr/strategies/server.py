@@ -31,6 +31,7 @@ from lalora_flwr.messages import (
     num_bytes,
     read_counters,
     read_reply,
+    read_site_metrics,
     to_tensors,
 )
 from lalora_flwr.privacy.randomness import derive_seed
@@ -48,6 +49,7 @@ class RoundReport:
     server_round: int
     served: list[int] = field(default_factory=list)  # sites whose reply was merged
     failed: dict[int, str] = field(default_factory=dict)  # site -> fixed reason
+    evaluated: dict[int, float] = field(default_factory=dict)  # site -> exact accuracy on its records (evaluate-sites)
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -220,8 +222,22 @@ class FederatedLora(Strategy):
         raise RunFailed(f"round {report.server_round}: {len(report.failed)} of {len(self._asked)} sites failed, {limit} ({who})")
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
-        """None: evaluation on the sites would release functions of their records."""
-        return []
+        """None, unless the run wants the sites' own accuracies, which are exact functions of their records."""
+        if not self._settings.evaluate_sites or not self._settings.evaluates_after(server_round):
+            return []
+        sent = ArrayRecord({name: arrays[name] for name in select(arrays, self._down())})
+        order = ConfigRecord({"server-round": server_round, "model-digest": self._model_digest})
+        content = RecordDict({ARRAYS: sent, CONFIG: order})
+        self._report.bytes_down += len(self._asked) * num_bytes(sent)
+        return [Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for node in self._asked]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
-        return None
+        """Keep the accuracies; a site that does not answer loses nothing but its place in the mean."""
+        for reply in sorted(replies, key=lambda m: self._sites[m.metadata.src_node_id]):
+            site = self._sites[reply.metadata.src_node_id]
+            try:
+                if reply.has_error():
+                    raise BadReply(reply.error.reason or "no reason given")
+                self._report.evaluated[site] = read_site_metrics(reply.content)[0]
+            except BadReply as problem:
+                log.warning("round %d: site %d did not evaluate (%s)", server_round, site, problem)

@@ -1,0 +1,66 @@
+"""Who holds what: the records of each virtual site by class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from lalora_flwr.config import Settings
+from lalora_flwr.data.data_set import data_set
+from lalora_flwr.data.partition import site_rows
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """A partition in numbers.
+
+    Attributes:
+        labels: names of the classes; one empty name for language modelling, which has none.
+        counts: records of each class, one row a site; (sites, classes).
+    """
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+    def records(self) -> list[int]:
+        """Records of each site."""
+        return [sum(row) for row in self.counts]
+
+
+def holdings(settings: Settings) -> Holdings:
+    """Split the data set as a simulation with these settings would.
+
+    Raises:
+        ConfigError: if it cannot be read, or not be split this way.
+    """
+    data = data_set(settings)
+    classes = data.classes()
+    labels = data.labels or ("",)
+    rows = site_rows(classes, settings.data, settings.seed, settings.num_supernodes, data.owners())
+    counted = [Counter(classes[row] for row in own) for own in rows]
+    return Holdings(labels, tuple(tuple(count[c] for c in range(len(labels))) for count in counted))
+
+
+def holdings_figure(held: Holdings, title: str) -> Any:
+    """One stacked bar a site, coloured by class."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    sites, classes = len(held.counts), len(held.labels)
+    figure = Figure(figsize=(max(6.0, min(16.0, 2 + 0.4 * sites)), 4.5), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["tab20" if classes > 10 else "tab10"] if classes <= 20 else colormaps["turbo"]
+    bottom = [0] * sites
+    for number, label in enumerate(held.labels):
+        heights = [row[number] for row in held.counts]
+        colour = colours(number) if classes <= 20 else colours(number / classes)
+        axes.bar(range(sites), heights, bottom=bottom, width=0.85, color=colour, label=label)
+        bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
+    axes.set(xlabel="site", ylabel="records", title=title, xlim=(-0.6, sites - 0.4), ylim=(0, 1.05 * max(bottom)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if 1 < classes <= 20:
+        handles, names = axes.get_legend_handles_labels()
+        figure.legend(handles[::-1], names[::-1], loc="outside right center", title="class", fontsize="small")
+    return figure
