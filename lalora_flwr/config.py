@@ -190,7 +190,13 @@ class FilterSettings:
     """What happens to a gradient after the noise (free under differential privacy)."""
 
     name: str = _choice(
-        "auto", "auto (the strategy's own), none, or gauss5 (5-tap binomial along the features)", "auto", "none", "gauss5"
+        "auto",
+        "auto (the strategy's own), none, gauss5 (5-tap binomial along the features), or gauss5-permuted (its control: the same "
+        "along the features in a fixed random order)",
+        "auto",
+        "none",
+        "gauss5",
+        "gauss5-permuted",
     )
 
 

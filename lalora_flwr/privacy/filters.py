@@ -33,13 +33,40 @@ def gauss5(name: str, gradient: Tensor) -> Tensor:
         name: the parameter's name, which tells A, B and head apart.
         gradient: the noised gradient, of the parameter's shape.
     """
+    return _along_features(_smooth_rows, name, gradient)
+
+
+def gauss5_permuted(name: str, gradient: Tensor) -> Tensor:
+    """`gauss5` along the features in a fixed random order: the control that tells what their own order contributes.
+
+    It treats white noise exactly as `gauss5` does. What `gauss5` gains over it, it gains from neighbouring features that
+    are alike; what both gain over no filter is a smaller step.
+
+    Args:
+        name, gradient: as for `gauss5`.
+    """
+    return _along_features(_smooth_shuffled_rows, name, gradient)
+
+
+def _smooth_shuffled_rows(x: Tensor) -> Tensor:
+    order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(x.shape[1])).to(x.device)
+    smoothed = torch.empty_like(x)
+    smoothed[:, order] = _smooth_rows(x[:, order])
+    return smoothed
+
+
+def _along_features(rows: Callable[[Tensor], Tensor], name: str, gradient: Tensor) -> Tensor:
     match factor_of(name):
         case "A":
-            return _smooth_rows(gradient)
+            return rows(gradient)
         case "B":
-            return _smooth_rows(gradient.T).T.contiguous()
+            return rows(gradient.T).T.contiguous()
         case _:
             return gradient
 
 
-FILTERS: dict[str, Callable[[str, Tensor], Tensor]] = {"none": lambda _, gradient: gradient, "gauss5": gauss5}
+FILTERS: dict[str, Callable[[str, Tensor], Tensor]] = {
+    "none": lambda _, gradient: gradient,
+    "gauss5": gauss5,
+    "gauss5-permuted": gauss5_permuted,
+}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lalora_flwr.privacy.filters import FILTERS, gauss5
+from lalora_flwr.privacy.filters import FILTERS, gauss5, gauss5_permuted
 from tests.reference import generator, smooth
 
 A, B = "m.lora_A.default.weight", "m.lora_B.default.weight"
@@ -75,6 +75,20 @@ def test_white_noise_keeps_seventy_parts_in_256_of_its_variance() -> None:
         assert float(gauss5(name, x).std() / x.std()) == pytest.approx((70 / 256) ** 0.5, rel=0.01)
 
 
+@pytest.mark.parametrize("features", [1, 7, 40])
+def test_the_control_smooths_in_another_order_of_the_features(features: int) -> None:
+    x = random(3, features)
+    one = torch.eye(features, dtype=torch.float64)
+    kernel = gauss5_permuted(A, one)  # row i: where a value of feature i goes
+    order = torch.randperm(features, generator=generator(features))
+    torch.testing.assert_close(kernel[order][:, order], gauss5(A, one))
+    torch.testing.assert_close(gauss5_permuted(A, x), x @ kernel)
+    torch.testing.assert_close(gauss5_permuted(B, x.T.contiguous()).T, x @ kernel)
+    if features == 40:
+        assert not torch.allclose(kernel, gauss5(A, one))
+    assert all(torch.equal(gauss5_permuted(name, x), x) for name in HEADS)
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_keeps_its_gradient(name: str) -> None:
     for x in (random(3, 9), random(9)):
@@ -93,4 +107,4 @@ def test_shape_type_and_input_are_kept(name: str) -> None:
 def test_filter_none_changes_nothing_and_gauss5_is_registered() -> None:
     x = random(3, 5)
     assert all(torch.equal(FILTERS["none"](name, x), x) for name in (A, B, *HEADS))
-    assert FILTERS["gauss5"] is gauss5
+    assert FILTERS["gauss5"] is gauss5 and FILTERS["gauss5-permuted"] is gauss5_permuted
