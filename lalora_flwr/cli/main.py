@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from lalora_flwr.cli.certs import certs
 from lalora_flwr.cli.compare import compare
 from lalora_flwr.cli.keys import keys
 from lalora_flwr.cli.plan import plan
@@ -24,6 +25,7 @@ app.command()(plan)
 app.command()(compare)
 app.command()(report)
 app.command()(keys)
+app.command()(certs)
 
 
 def main() -> None:
