@@ -11,6 +11,7 @@ from lalora_flwr.adapted import Adapted
 from lalora_flwr.data.inputs import to_device
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.data.texts import IGNORED, TextRecords
+from lalora_flwr.errors import ConfigError
 from lalora_flwr.models.text import CausalLanguageModel
 
 BATCH = 128  # records at once
@@ -25,6 +26,9 @@ def evaluate(adapted: Adapted, records: RecordSet) -> dict[str, float]:
         the classes) and ``matthews``. For language modelling ``loss`` is the mean over response tokens, ``accuracy`` the
         share of them predicted right given those before, or with ``data.answer`` the share of exact answers, which is
         then also called ``exact_match``.
+
+    Raises:
+        ConfigError: if no image can be read.
     """
     adapted.model.eval()
     with torch.inference_mode():
@@ -46,6 +50,8 @@ def _classes(adapted: Adapted, records: RecordSet) -> dict[str, float]:
         loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
         truth.append(labels.cpu())
         guesses.append(logits.argmax(-1).cpu())
+    if not truth:
+        raise ConfigError("data.test: none of the records can be read")
     y, guess = torch.cat(truth), torch.cat(guesses)
     average = "binary" if adapted.base.num_classes == 2 else "macro"
     return {

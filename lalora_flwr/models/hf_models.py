@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from transformers import (
     AutoTokenizer,
     PretrainedConfig,
 )
-from transformers import logging as transformers_logging
 
 from lalora_flwr.config import ModelSettings
 from lalora_flwr.data.data_set import Facts
@@ -23,11 +23,17 @@ from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.known import known_config
 from lalora_flwr.models.mean_pooling import MeanPooledClassifier, wants_mean
 from lalora_flwr.models.provenance import Provenance, commit_of, provenance
+from lalora_flwr.models.quiet import quiet_transformers
 from lalora_flwr.models.targets import TRANSFORMERS_TARGETS
 from lalora_flwr.models.text import CausalLanguageModel, SequenceClassifier
 
 CHECK_TOKENS = 12  # length of the made-up texts of the check before training
 SAFE: dict[str, Any] = {"trust_remote_code": False}
+CAUSAL = ("gpt2", "llama")  # architectures whose tokens do not see those after them
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+# of a configuration: what does not change what the network computes
+NAMES = ("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "id2label", "label2id")
 
 
 def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str, *, weights: bool) -> BaseModel:
@@ -42,22 +48,17 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
     Raises:
         ConfigError: an unknown architecture, or files that are missing, out of reach or no safetensors.
     """
-    source = settings.name.removeprefix("hf/")
-    place: dict[str, Any] = {} if Path(source).expanduser().is_dir() else {"revision": settings.revision or None}
-    source = str(Path(source).expanduser()) if not place else source
-    transformers_logging.set_verbosity_error()  # its advice on missing heads is what fresh_head means
+    source, place = _place(settings)
     try:
-        config = _config(source, place, weights)
-        if config.model_type not in TRANSFORMERS_TARGETS:
-            kinds = ", ".join(TRANSFORMERS_TARGETS)
-            raise ConfigError(f"model.name = {settings.name!r}: architecture {config.model_type!r}; must be one of {kinds}")
-        tokenizer = AutoTokenizer.from_pretrained(source, **place, **SAFE) if weights else None
-        if tokenizer is not None and tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token  # padding is masked; any token will do
-        if config.pad_token_id is None and tokenizer is not None:
-            config.pad_token_id = tokenizer.pad_token_id
-        module, fresh = _module(settings, facts, source, place, config, weights)
-        files, revision = _files(source, place) if weights else ([], "")
+        with quiet_transformers():
+            config = _config(source, place, weights)
+            kinds = CAUSAL if facts.task == "language" else tuple(TRANSFORMERS_TARGETS)
+            if config.model_type not in kinds:
+                wanted = ", ".join(kinds) + (" for language modelling" if facts.task == "language" else "")
+                raise ConfigError(f"model.name = {settings.name!r}: architecture {config.model_type!r}; must be one of {wanted}")
+            tokenizer = _tokenizer(settings, facts, source, place, config) if weights else None
+            module, fresh = _module(settings, facts, source, place, config, weights)
+            files, revision = _files(settings, source, place) if weights else ([], "")
     except ConfigError:
         raise
     except Exception as error:  # no network, missing or broken files: transformers raises many types
@@ -66,12 +67,10 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
             f"model.name = {settings.name!r}: cannot be loaded: {reason}; a folder needs config.json, the tokenizer's files and "
             "weights as safetensors"
         ) from None
-    finally:
-        transformers_logging.set_verbosity_warning()
-    known = provenance(module, files, revision) if weights else Provenance()
+    known = provenance(module, files, revision, _about(config, tokenizer)) if weights else Provenance()
     longest = min(max_tokens, int(getattr(config, "max_position_embeddings", max_tokens)))
     if config.model_type == "roberta":
-        longest = min(max_tokens, config.max_position_embeddings - 2)  # its positions start at 2
+        longest = min(max_tokens, config.max_position_embeddings - 1 - config.pad_token_id)  # positions start behind that number
     targets = TRANSFORMERS_TARGETS[config.model_type]
     shape = (min(CHECK_TOKENS, longest),)
     if facts.task == "language":
@@ -81,6 +80,41 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
         )
     head = "classifier" if hasattr(module, "classifier") else "score"
     return SequenceClassifier(settings.name, module, head, targets, shape, len(facts.labels), fresh, known, tokenizer, longest)
+
+
+def _place(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
+    """A folder, or a repository of the hub and the arguments that say which state of it."""
+    name = settings.name.removeprefix("hf/")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder), {}
+    if name.startswith(("/", "~", ".")) or name.count("/") > 1:
+        raise ConfigError(f"model.name = {settings.name!r}: no such folder, and no name of a repository")
+    return name, {"revision": settings.revision or None}
+
+
+def _tokenizer(settings: ModelSettings, facts: Facts, source: str, place: dict[str, Any], config: PretrainedConfig) -> Any:
+    """The model's tokenizer; the configuration gets an id for padding if it has none that can be one.
+
+    Raises:
+        ConfigError: if there is none: transformers then makes one without words; or it lacks the end of a response.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source, **place, **SAFE)
+    if set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens, *tokenizer.added_tokens_encoder}:
+        raise ConfigError(f"model.name = {settings.name!r}: its tokenizer's files are missing: tokenizer.json, or vocab.txt")
+    if facts.task == "language" and tokenizer.eos_token_id is None:
+        raise ConfigError(f"model.name = {settings.name!r}: its tokenizer has no token that ends a text")
+    known = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)  # padding is masked; any token will do
+    config.pad_token_id = next(number for number in known if number is not None and 0 <= number < config.vocab_size)
+    return tokenizer
+
+
+def _about(config: PretrainedConfig, tokenizer: Any) -> str:
+    """What decides what the model computes, apart from its weights."""
+    shaping = {name: value for name, value in config.to_dict().items() if name not in NAMES}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    return json.dumps([shaping, words, tokenizer.special_tokens_map], sort_keys=True, default=str)
 
 
 def _config(source: str, place: dict[str, Any], weights: bool) -> PretrainedConfig:
@@ -93,6 +127,7 @@ def _module(
 ) -> tuple[nn.Module, bool]:
     """The network, and whether its head is random."""
     mean = settings.pooling == "mean" or (settings.pooling == "auto" and wants_mean(Path(source)))
+    mean = mean and facts.task == "text"
     kind: Any = AutoModelForSequenceClassification
     if facts.task == "language":
         kind = AutoModelForCausalLM
@@ -125,7 +160,7 @@ def _module(
     return module, bool(missing)
 
 
-def _files(source: str, place: dict[str, Any]) -> tuple[list[Path], str]:
+def _files(settings: ModelSettings, source: str, place: dict[str, Any]) -> tuple[list[Path], str]:
     """The files that were read, and the commit of a hub repository."""
     if not place:
         folder = Path(source)
@@ -133,6 +168,6 @@ def _files(source: str, place: dict[str, Any]) -> tuple[list[Path], str]:
         from huggingface_hub import hf_hub_download
 
         folder = Path(hf_hub_download(source, "config.json", **place, local_files_only=True)).parent
-    names = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+    names = (*WEIGHTS, *FILES) if settings.pretrained else FILES
     files = sorted({file for name in names for file in folder.glob(name) if file.is_file()})
     return files, commit_of(folder / "config.json") if place else ""

@@ -22,7 +22,7 @@ class MeanPooledClassifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **more: Tensor) -> SequenceClassifierOutput:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (n, tokens, 1)
-        return SequenceClassifierOutput(logits=self.classifier((hidden * mask).sum(1) / mask.sum(1)))  # type: ignore[arg-type]
+        return SequenceClassifierOutput(logits=self.classifier((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)))  # type: ignore[arg-type]
 
 
 def wants_mean(folder: Path) -> bool:

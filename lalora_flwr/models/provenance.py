@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,8 @@ class Provenance:
     """Attributes:
     revision: commit of the hub repository; empty for a local folder or random weights.
     files: SHA-256 of each file that was read, by name.
-    digest: SHA-256 over names, shapes, types and bytes of all weights as loaded, before any cast.
+    digest: SHA-256 over names, shapes, types and bytes of all weights as loaded, before any cast, and over what else
+        decides what the model computes: configuration, tokenizer, preparation of images.
     """
 
     revision: str = ""
@@ -23,9 +25,12 @@ class Provenance:
     digest: str = ""
 
 
-def provenance(module: nn.Module, files: list[Path], revision: str = "") -> Provenance:
-    """Provenance of a model that was just loaded from files."""
-    return Provenance(revision, {file.name: file_digest(file) for file in sorted(files)}, weights_digest(module))
+def provenance(module: nn.Module, files: list[Path], revision: str = "", about: str = "") -> Provenance:
+    """Provenance of a model that was just loaded from files; ``about`` says all that its weights do not tell."""
+    digest = weights_digest(module)
+    if about:
+        digest = hashlib.sha256(f"{digest}{about}".encode()).hexdigest()
+    return Provenance(revision, {file.name: file_digest(file) for file in sorted(files)}, digest)
 
 
 def file_digest(path: Path) -> str:
@@ -45,5 +50,5 @@ def weights_digest(module: nn.Module) -> str:
 
 def commit_of(file: Path) -> str:
     """The commit under which the hub's cache keeps a file (…/snapshots/<commit>/file); empty elsewhere."""
-    parts = file.parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-2] else ""
+    folder = file.parent
+    return folder.name if folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name) else ""

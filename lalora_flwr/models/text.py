@@ -31,6 +31,11 @@ class TextModel(BaseModel):
     tokenizer: Any = None
     max_tokens: int = 128
 
+    @property
+    def padding(self) -> int:
+        """The id that fills up shorter texts: the one that the network takes for padding."""
+        return int(self.module.config.pad_token_id)  # type: ignore[union-attr, arg-type]
+
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Logits, float32 or better: (n, num_classes), or (n, tokens, vocabulary) of a language model."""
         assert isinstance(inputs, dict)
@@ -44,7 +49,7 @@ class TextModel(BaseModel):
         target.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
 
     def _texts(self, rows: Rows, column: str) -> list[str]:
-        return [value or "" for value in rows.table[column]]
+        return ["" if value is None else str(value) for value in rows.table[column]]  # a column of answers may hold numbers
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,12 @@ class SequenceClassifier(TextModel):
         if not len(rows):
             return TextRecords([], rows.labels, 0)
         encoded = self.tokenizer(self._texts(rows, columns.text), pair, truncation=True, max_length=self.max_tokens)
-        types = encoded.get("token_type_ids") if pair else None
+        segments = getattr(self.module.config, "type_vocab_size", 0) > 1
+        types = encoded.get("token_type_ids") if pair and segments else None
         return TextRecords(
             [torch.tensor(ids) for ids in encoded["input_ids"]],
             rows.labels,
-            self.tokenizer.pad_token_id,
+            self.padding,
             None if types is None else [torch.tensor(t) for t in types],
         )
 
@@ -97,7 +103,7 @@ class CausalLanguageModel(TextModel):
             asked = self.tokenizer(prompt + "\n")["input_ids"][-(self.max_tokens - len(said)) :]
             tokens.append(torch.tensor([*asked, *said]))
             labels.append(torch.tensor([IGNORED] * len(asked) + said))
-        return TextRecords(tokens, labels, self.tokenizer.pad_token_id, references=responses)
+        return TextRecords(tokens, labels, self.padding, references=responses)
 
     def losses(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
         """Mean cross-entropy of each example over its labelled tokens, shape (n,): one example is one record."""
@@ -107,13 +113,15 @@ class CausalLanguageModel(TextModel):
         return losses.sum(1) / counted.sum(1).clamp(min=1)
 
     def generate(self, model: nn.Module, prompt: Tensor, most: int) -> str:
-        """The model's response, word by word the likeliest, to one prompt of shape (tokens,)."""
+        """The model's response, token by token the likeliest, to one prompt of shape (tokens,): at most so many tokens."""
+        room = int(getattr(self.module.config, "max_position_embeddings", len(prompt) + most)) - len(prompt)
         made = model.generate(  # type: ignore[operator]
             input_ids=prompt.unsqueeze(0),
             attention_mask=torch.ones_like(prompt).unsqueeze(0),
-            max_new_tokens=most,
+            max_new_tokens=min(most, room),
             do_sample=False,
-            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,  # the end that responses are trained with
+            pad_token_id=self.padding,
         )
         return str(self.tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True))
 

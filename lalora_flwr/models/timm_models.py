@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,17 +66,22 @@ def timm_model(settings: ModelSettings, facts: Facts, *, weights: bool) -> BaseM
             + (f"; near: {', '.join(near)}" if near else "")
         )
     files: list[Path] = []
-    options: dict[str, Any] = {"num_classes": len(facts.labels), "pretrained": False}
+    options: dict[str, Any] = {"num_classes": len(facts.labels)}
     if settings.pretrained and weights:
         file = _local_weights(settings, folder) if local else _hub_weights(settings, name)
         files = [file, folder / "config.json"] if local else [file]
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"source": "", "file": str(file)}}
-    module = _created(settings, f"local-dir:{folder}" if local else name, facts.input_shape, options)
+        # with the published number of classes every weight must be there; only then does the head change
+        options = {"pretrained": True, "pretrained_cfg_overlay": {"source": "", "file": str(file)}}
+    module: Any = _created(settings, f"local-dir:{folder}" if local else name, facts.input_shape, options)
     published = getattr(module, "pretrained_cfg", {})
     head = published.get("classifier", "head")
     if not isinstance(head, str):
         raise ConfigError(f"model.name = {settings.name!r}: has {len(head)} heads; choose a model with one")
+    fresh = not files or module.num_classes != len(facts.labels)
+    if files and fresh:
+        module.reset_classifier(len(facts.labels))
     preparation = resolve_data_config({}, model=module)
+    about = json.dumps([published.get("architecture"), preparation], sort_keys=True)
     return TimmClassifier(
         settings.name,
         module,
@@ -83,8 +89,8 @@ def timm_model(settings: ModelSettings, facts: Facts, *, weights: bool) -> BaseM
         TIMM_TARGETS,
         facts.input_shape or tuple(preparation["input_size"]),
         len(facts.labels),
-        fresh_head=not files or published.get("num_classes") != len(facts.labels),
-        provenance=provenance(module, files, commit_of(files[0]) if files else "") if weights else Provenance(),
+        fresh_head=fresh,
+        provenance=provenance(module, files, commit_of(files[0]) if files else "", about) if weights else Provenance(),
         prepare=None if facts.input_shape else create_transform(**preparation, is_training=False),  # type: ignore[arg-type]
     )
 
@@ -103,7 +109,10 @@ def _created(settings: ModelSettings, name: str, input_shape: tuple[int, ...] | 
             return timm.create_model(name, **options)
     except Exception as error:  # broken files, an image too small: timm and its loaders raise many types
         what = f" for {input_shape[1]} x {input_shape[2]} images" if input_shape else ""
-        raise ConfigError(f"model.name = {settings.name!r}: cannot be made{what}: {error}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"model.name = {settings.name!r}: cannot be made{what}: {reason}; a folder is as timm.models.save_for_hf writes it"
+        ) from None
 
 
 def _local_weights(settings: ModelSettings, folder: Path) -> Path:
@@ -116,7 +125,10 @@ def _hub_weights(settings: ModelSettings, name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from timm.models import get_pretrained_cfg
 
-    published = get_pretrained_cfg(name)
+    try:
+        published = get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ConfigError(f"model.name = {settings.name!r}: {error}") from None
     repository = getattr(published, "hf_hub_id", None)
     if not repository:
         raise ConfigError(f"model.name = {settings.name!r}: has no published weights; set model.pretrained = false")
