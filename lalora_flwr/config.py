@@ -208,7 +208,8 @@ class Settings:
     num_rounds: int = _at_least(1, 15, "communication rounds")
     num_supernodes: int = _at_least(1, 4, "sites the run waits for (virtual sites in a simulation)")
     fraction_train: float = _key(1.0, "share of the sites drawn each round", "a number in (0, 1]", lambda v: 0 < v <= 1)
-    max_failures: int = _at_least(0, 1, "sites a round may lose before the run stops")
+    max_failures: int = _at_least(0, 1, "sites a round may lose before the run stops; a site whose budget is spent is not lost")
+    min_sites: int = _at_least(1, 1, "sites a round must merge; with fewer the run stops")
     evaluate_every: int = _at_least(1, 1, "the server evaluates every so many rounds, and after the last")
     evaluate_sites: bool = _key(
         False, "sites also report exact accuracy and loss on their own records: a LEAK that no ε covers; a site may refuse"
@@ -221,6 +222,7 @@ class Settings:
         "a name without slashes that does not start with a dot",
         lambda v: not v.startswith(".") and "/" not in v and "\\" not in v,
     )
+    resume: bool = _key(False, "go on with the run of this run-name after its last checkpoint; all other keys must be the same")
     model: ModelSettings = field(default_factory=ModelSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -359,6 +361,10 @@ def _check_together(settings: Settings) -> None:
         raise ConfigError("data.labels: must name the classes for data.name = 'sites', in the same order for every site")
     if settings.data.partition == "natural" and not settings.data.site:
         raise ConfigError("data.site: must name the column that tells the sites apart for data.partition = 'natural'")
+    if settings.min_sites > settings.sites_per_round:
+        raise ConfigError(f"min-sites = {settings.min_sites}: only {settings.sites_per_round} sites are drawn for a round")
+    if settings.resume and not settings.run_name:
+        raise ConfigError("run-name: must name the run that resume = true goes on with")
     if settings.lora.schedule != "auto":
         parse_schedule(settings.lora.schedule)
     if settings.train.optimizer == "adamw" and settings.train.momentum:

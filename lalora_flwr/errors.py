@@ -21,5 +21,12 @@ class SiteRefusal(LaloraError):
     """A reason a site may give the server: a fixed text that holds nothing of the site's data."""
 
 
+BUDGET = "budget: "  # how the reason begins with which a site leaves a run
+
+
 class BudgetExhausted(SiteRefusal):
-    """The site has no privacy budget left for the step it was asked for."""
+    """The site has no privacy budget left for the steps it was asked for; the reason begins with `BUDGET`."""
+
+
+class LedgerError(LaloraError):
+    """A site's ledger cannot be used or was tampered with. The text is for the ledger's owner and never leaves the site."""

@@ -23,7 +23,7 @@ from lalora_flwr.evaluation import evaluate
 from lalora_flwr.lora.adapter import load_adapter_state
 from lalora_flwr.messages import to_arrays, to_tensors
 from lalora_flwr.plots import accuracy_figure
-from lalora_flwr.run_folder import RunFolder, versions
+from lalora_flwr.run_folder import Checkpoint, RunFolder, versions
 from lalora_flwr.strategies.server import FederatedLora, RoundReport
 
 METRIC_NAMES = ("accuracy", "loss", "f1", "matthews", "exact_match", "site_accuracy")
@@ -41,7 +41,9 @@ def named(settings: Settings) -> Settings:
 
 
 def run_federation(settings: Settings, grid: Grid, on_round: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    """Run all rounds and write the run folder; ``on_round`` gets each line of metrics as it is written.
+    """Run all rounds, or with ``resume`` those after the last checkpoint, and write the run folder.
+
+    ``on_round`` gets each line of metrics as it is written.
 
     Returns:
         The run folder.
@@ -53,24 +55,27 @@ def run_federation(settings: Settings, grid: Grid, on_round: Callable[[dict[str,
     settings = named(settings)
     torch.set_num_threads(settings.train.num_threads)  # the same arithmetic in every engine
     adapted = adapted_model(settings)
-    folder = RunFolder(settings)
-    try:
-        run = _Run(settings, adapted, folder, on_round)
-        run.strategy.start(
-            grid,
-            to_arrays(adapted.initial),
-            num_rounds=settings.num_rounds,
-            timeout=ROUND_TIMEOUT,
-            evaluate_fn=run.after_round,
-        )
-        run.finish()
-    except LaloraError as error:
-        folder.fail(str(error))
-        raise
-    except Exception as error:
-        folder.fail(f"unexpected {type(error).__name__}: {error}")
-        raise
-    return folder.path
+    with RunFolder(settings) as folder:
+        try:
+            run = _Run(settings, adapted, folder, on_round)
+            checkpoint = folder.load_checkpoint() if settings.resume else None
+            if checkpoint:
+                run.restore(checkpoint)
+            run.strategy.start(
+                grid,
+                to_arrays(checkpoint.adapter if checkpoint else adapted.initial),
+                num_rounds=settings.num_rounds - run.strategy.done,
+                timeout=ROUND_TIMEOUT,
+                evaluate_fn=run.after_round,
+            )
+            run.finish()
+        except LaloraError as error:
+            folder.fail(str(error))
+            raise
+        except Exception as error:
+            folder.fail(f"unexpected {type(error).__name__}: {error}")
+            raise
+        return folder.path
 
 
 class _Run:
@@ -86,6 +91,7 @@ class _Run:
         self._frozen_accuracy = math.nan
         self._report = RoundReport(0)
         self._begun = self._round_begun = time.monotonic()
+        self._seconds_before = 0.0
         self.strategy = FederatedLora(settings, self._keep, adapted.base.provenance.digest)
 
     def _keep(self, report: RoundReport) -> None:
@@ -94,10 +100,35 @@ class _Run:
     def _epsilon(self) -> float:
         return max((counters.epsilon for counters in self.strategy.counters.values()), default=0.0)
 
-    def after_round(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Evaluate, write the round's line and the checkpoint. Round 0 is the frozen model."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on after the checkpoint's round."""
+        state = checkpoint.state
+        self._metrics, self._frozen_accuracy = list(state["metrics"]), state["frozen_accuracy"]
+        self._seconds_before = state["seconds"]
+        self._folder.add_metrics(*self._metrics)
+        self.strategy.restore(checkpoint.server_round, state["strategy"])
+
+    def _seconds(self) -> float:
+        """Of this attempt and of those it resumed, each up to its last checkpoint."""
+        return round(self._seconds_before + time.monotonic() - self._begun, 3)
+
+    def _checkpoint(self, server_round: int, adapter: dict[str, torch.Tensor]) -> Checkpoint:
+        state = {
+            "metrics": self._metrics,
+            "frozen_accuracy": self._frozen_accuracy,
+            "seconds": self._seconds(),
+            "strategy": self.strategy.state(),
+        }
+        return Checkpoint(server_round, adapter, state)
+
+    def after_round(self, round_of_attempt: int, arrays: ArrayRecord) -> MetricRecord:
+        """Evaluate, write the checkpoint and the round's line. Round 0 is the frozen model."""
+        server_round = self.strategy.done + round_of_attempt
         state = to_tensors(arrays)
         load_adapter_state(self._adapted.model, state)
+        if server_round and not round_of_attempt:  # resumed: evaluated before
+            self._round_begun = time.monotonic()
+            return MetricRecord()
         due = self._settings.evaluates_after(server_round)
         quality: dict[str, Any] = evaluate(self._adapted, self._test) if due else {"accuracy": None, "loss": None}
         if server_round == 0:
@@ -112,6 +143,7 @@ class _Run:
                 "sites": len(self._report.served),
                 "failures": len(self._report.failed),
                 "failed_sites": {str(site): reason for site, reason in self._report.failed.items()},
+                "left_sites": sorted(str(site) for site in self._report.left),
                 "seconds": round(now - self._round_begun, 3),
                 "bytes_up": self._report.bytes_up,
                 "bytes_down": self._report.bytes_down,
@@ -119,7 +151,7 @@ class _Run:
                 "seeded": self._seeded(),
             }
             self._metrics.append(line)
-            self._folder.save_checkpoint(server_round, state)
+            self._folder.save_checkpoint(self._checkpoint(server_round, state))
             self._folder.add_metrics(line)
             if self._on_round:
                 self._on_round(line)
@@ -164,7 +196,7 @@ class _Run:
                 "failures": sum(line["failures"] for line in self._metrics),
                 "bytes_up": sum(line["bytes_up"] for line in self._metrics),
                 "bytes_down": sum(line["bytes_down"] for line in self._metrics),
-                "seconds": round(time.monotonic() - self._begun, 3),
+                "seconds": self._seconds(),
                 "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
                 "sites": {str(site): dataclasses.asdict(counters[site]) for site in sorted(counters)},
                 "versions": versions(),

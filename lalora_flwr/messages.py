@@ -1,7 +1,7 @@
 """What travels between server and sites: the only names a message may hold.
 
     train      down  arrays    adapter tensors the site cannot derive itself
-                     config    server-round, schedule, filter, share, adapter-digest, model-digest
+                     config    server-round, schedule, filter, share, adapter-digest, model-digest, counted-steps
                up    arrays    adapter tensors, as the method shares them
                      counters  steps, epsilon, noise-multiplier, sample-rate, seeded
     evaluate   down  arrays    adapter tensors the site cannot derive itself
@@ -43,6 +43,7 @@ class TrainOrder:
     share: str
     adapter_digest: str  # of the whole adapter the site must start from
     model_digest: str  # of the frozen weights below it
+    counted_steps: int = 0  # most steps the site can have taken in the run before; it counts them, or more by its own ledger
 
     def to_record(self) -> ConfigRecord:
         return ConfigRecord(
@@ -53,6 +54,7 @@ class TrainOrder:
                 "share": self.share,
                 "adapter-digest": self.adapter_digest,
                 "model-digest": self.model_digest,
+                "counted-steps": self.counted_steps,
             }
         )
 
@@ -65,6 +67,7 @@ class TrainOrder:
             str(record["share"]),
             str(record["adapter-digest"]),
             str(record["model-digest"]),
+            int(record["counted-steps"]),  # type: ignore[arg-type]
         )
 
 

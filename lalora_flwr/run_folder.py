@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from safetensors import safe_open
 from safetensors.torch import save
+from torch import Tensor
 
-from lalora_flwr.config import Settings, flatten
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.config import Settings, flatten, read_toml, settings_from
+from lalora_flwr.errors import ConfigError, RunFailed
 
 PACKAGES = ("lalora-flwr", "flwr", "torch", "timm", "peft", "opacus")
 METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"
+LOCK = ".lock"
+CHECKPOINT = "checkpoint/adapter.safetensors"
 LOG = "flower.log"
 
 
@@ -30,6 +36,11 @@ def write_whole(path: Path, data: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name must survive a power cut too
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def to_json(value: Any, **options: Any) -> str:
@@ -56,20 +67,54 @@ def versions() -> dict[str, str]:
     return found
 
 
-def free_path(settings: Settings) -> Path:
-    """Where the run's folder will be.
+FREE_ON_RESUME = ("resume", "output-dir")  # keys that may differ from the first start
+
+
+def folder_for(settings: Settings) -> Path:
+    """Where the run's folder will be, or with ``resume`` is.
 
     Raises:
-        ConfigError: if it holds a run already.
+        ConfigError: if it holds a run already; with ``resume``: if it holds none, a finished one, or one of other settings.
     """
     path = Path(settings.output_dir).absolute() / settings.run_name
-    if (path / CONFIG).exists():
-        raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds a run already; choose another name")
+    if not settings.resume:
+        if (path / CONFIG).exists():
+            raise ConfigError(
+                f"run-name = {settings.run_name!r}: {path} holds a run already; choose another name, or go on with it by "
+                f"lalora run --resume {path}"
+            )
+        return path
+    if not (path / CONFIG).is_file():
+        raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds no run to resume")
+    if (path / SUMMARY).exists():
+        raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds a finished run; there is nothing to resume")
+    before, now = flatten(settings_from(read_toml(path / CONFIG))), flatten(settings)
+    for key, value in now.items():
+        if key not in FREE_ON_RESUME and before[key] != value:
+            raise ConfigError(f"{key} = {value!r}: the run to resume has {before[key]!r}; only an unchanged run goes on")
     return path
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on after a round.
+
+    Attributes:
+        server_round: the last finished round.
+        adapter: the whole adapter after it.
+        state: the rest, as plain JSON: metrics so far, and what the strategy knows of its sites.
+    """
+
+    server_round: int
+    adapter: dict[str, Tensor]
+    state: dict[str, Any]
+
+
 class RunFolder:
-    """``<output-dir>/<run-name>/`` with the files of design contract: config, metrics, checkpoint, adapter, summary."""
+    """``<output-dir>/<run-name>/`` with the files of design contract: config, metrics, checkpoint, adapter, summary.
+
+    A context that holds the folder: of two processes that write one run, the second is refused.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Make the folder and write the resolved settings.
@@ -77,24 +122,55 @@ class RunFolder:
         Raises:
             ConfigError: if the folder holds a run already, or cannot be made.
         """
-        self.path = free_path(settings)
+        self.path = folder_for(settings)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / CONFIG, tomli_w.dumps(_nested(flatten(settings))))
+            self._lock = (self.path / LOCK).open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (self.path / FAILURE).unlink(missing_ok=True)  # of the attempt that is resumed
+            if not settings.resume:
+                write_whole(self.path / CONFIG, tomli_w.dumps(_nested(flatten(settings))))
+        except BlockingIOError:
+            raise ConfigError(
+                f"run-name = {settings.run_name!r}: another process still writes {self.path}; wait for it, or end it"
+            ) from None
         except OSError as error:
             raise ConfigError(f"output-dir = {settings.output_dir!r}: {error.strerror}") from None
         self._lines: list[str] = []
 
-    def add_metrics(self, line: Mapping[str, Any]) -> None:
-        """One round's line."""
-        self._lines.append(to_json(line) + "\n")
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def add_metrics(self, *lines: Mapping[str, Any]) -> None:
+        """One round's line, or those of several."""
+        self._lines += [to_json(line) + "\n" for line in lines]
         write_whole(self.path / METRICS, "".join(self._lines))
 
-    def save_checkpoint(self, server_round: int, state: Mapping[str, Any]) -> None:
-        """The adapter after a round, and which round, in one file."""
-        folder = self.path / "checkpoint"
-        folder.mkdir(exist_ok=True)
-        write_whole(folder / "adapter.safetensors", save(dict(state), metadata={"round": str(server_round)}))
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Everything in one file, so that adapter and state are always of the same round."""
+        (self.path / CHECKPOINT).parent.mkdir(exist_ok=True)
+        about = {"round": str(checkpoint.server_round), "state": json.dumps(checkpoint.state)}  # Python's JSON keeps inf
+        write_whole(self.path / CHECKPOINT, save(checkpoint.adapter, metadata=about))
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The last checkpoint; None if the run had none yet.
+
+        Raises:
+            RunFailed: if it is damaged.
+        """
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata()
+                adapter = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            return Checkpoint(int(about["round"]), adapter, json.loads(about["state"]))
+        except Exception as error:  # safetensors and JSON raise their own
+            raise RunFailed(f"{path} is damaged ({type(error).__name__}); the run cannot go on from it") from None
 
     def save_adapter(self, model: Any) -> None:
         """The model's adapter as a folder that ``PeftModel.from_pretrained`` loads."""
@@ -102,6 +178,7 @@ class RunFolder:
         shutil.rmtree(part, ignore_errors=True)
         model.save_pretrained(part, save_embedding_layers=False)
         (part / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form to fill in
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that died after it; the checkpoint holds the same
         part.replace(folder)
 
     def save_plot(self, name: str, figure: Any) -> None:

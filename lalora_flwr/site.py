@@ -12,7 +12,7 @@ import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from lalora_flwr.adapted import Adapted, adapted_model
-from lalora_flwr.config import Settings, settings_from
+from lalora_flwr.config import Settings, flatten, settings_from
 from lalora_flwr.data.data_set import data_set, own_records
 from lalora_flwr.data.partition import site_rows
 from lalora_flwr.data.records import RecordSet
@@ -21,10 +21,16 @@ from lalora_flwr.lora.adapter import adapter_state, digest, load_adapter_state, 
 from lalora_flwr.lora.schedule import BOTH, parse_schedule
 from lalora_flwr.messages import ARRAYS, CONFIG, COUNTERS, Counters, TrainOrder, to_arrays, to_tensors
 from lalora_flwr.models.base import BaseModel
-from lalora_flwr.privacy.accounting import noise_multiplier_for
-from lalora_flwr.privacy.ledger import RunLedger, history_from
+from lalora_flwr.privacy.accounting import Segment, noise_multiplier_for
+from lalora_flwr.privacy.caps import Caps, caps_from, check_mechanism, check_run
+from lalora_flwr.privacy.fingerprint import fingerprint_of_files, fingerprint_of_share
+from lalora_flwr.privacy.ledger import RunLedger, at_least, history_from
+from lalora_flwr.privacy.ledger_file import LedgerFile
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.privacy.randomness import RandomSource, SeededRandom, SystemRandom, derive_seed
+from lalora_flwr.privacy.site_ledger import Request, SiteLedger
+from lalora_flwr.strategies import METHODS
+from lalora_flwr.strategies.server import resolved_choices
 from lalora_flwr.training import train_round
 
 log = logging.getLogger("lalora_flwr.site")  # the site's own log; the server never sees it
@@ -81,15 +87,20 @@ def _read_records(settings: Settings, base: BaseModel, path: str, site: int, sit
     return data.private(site_rows(data.classes(), settings.data, settings.seed, sites, data.owners())[site], base.encode)
 
 
-def mechanism_for(settings: Settings, records: int) -> Mechanism:
+def sample_rate_for(settings: Settings, records: int) -> float:
+    """q, each record's probability of joining a step."""
+    return min(1.0, settings.train.batch_size / records)
+
+
+def mechanism_for(settings: Settings, records: int, sigma: float | None = None) -> Mechanism:
     """The constants of a site's steps, from the settings and its number of records, which is taken as public.
 
     Guarantee: σ is calibrated for the most steps the site may take in the run, without amplification by the drawing of
-    sites: the server sees who takes part.
+    sites: the server sees who takes part. ``sigma``: the result, if it is known from before.
     """
-    sample_rate = min(1.0, settings.train.batch_size / records)
-    privacy = settings.privacy
-    sigma = noise_multiplier_for(privacy.epsilon, privacy.delta, sample_rate, settings.steps_per_site, privacy.accountant)
+    sample_rate, privacy = sample_rate_for(settings, records), settings.privacy
+    if sigma is None:
+        sigma = noise_multiplier_for(privacy.epsilon, privacy.delta, sample_rate, settings.steps_per_site, privacy.accountant)
     return Mechanism(sigma, privacy.clip_norm, sample_rate, expected_batch=sample_rate * records)
 
 
@@ -108,27 +119,81 @@ def _random_source(settings: Settings, site: int, server_round: int) -> RandomSo
     return SeededRandom(settings.seed, site, server_round)
 
 
+def _admitted(caps: Caps, settings: Settings, order: TrainOrder, run_id: int) -> tuple[Mechanism, SiteLedger]:
+    """What a site with caps trains with, once all that can be checked without its records has been checked.
+
+    Raises:
+        SiteRefusal, LedgerError: the owner does not allow the round, has no budget left for it, or the ledger is unusable.
+    """
+    method = METHODS[settings.strategy]
+    own = (order.schedule, order.filter, order.share) == (*resolved_choices(settings), method.share)
+    check_run(caps, settings, is_strategys_own=own)
+    privacy = settings.privacy
+    request = Request(
+        run=str(run_id),
+        strategy=settings.strategy,
+        server_round=order.server_round,
+        schedule=order.schedule,
+        dataset=caps.dataset,
+        clip_norm=privacy.clip_norm,
+        run_epsilon=privacy.epsilon,
+        run_delta=privacy.delta,
+        run_steps=settings.steps_per_site,
+        run_accountant=privacy.accountant,
+        counted_steps=order.counted_steps,
+    )
+    ledger = SiteLedger(LedgerFile(caps.ledger_path), request, caps.max_epsilon, caps.delta)
+    known = ledger.known_noise(sample_rate_for(settings, caps.num_records))
+    mechanism = mechanism_for(settings, caps.num_records, known)
+    check_mechanism(caps, mechanism)
+    ledger.check(mechanism.noise_multiplier, mechanism.sample_rate, settings.train.local_steps)
+    return mechanism, ledger
+
+
+def _fingerprint(settings: Settings, node_config: Mapping[str, Any]) -> str:
+    if path := str(node_config.get("data-path", "")):
+        return fingerprint_of_files(path)
+    share = {"site": int(node_config["partition-id"]), "sites": int(node_config["num-partitions"])}
+    return fingerprint_of_share({**flatten(settings.data), "seed": settings.seed, **share})
+
+
+def _run_ledger(settings: Settings, history: list[Segment]) -> RunLedger:
+    privacy = settings.privacy
+    return RunLedger(privacy.epsilon, settings.steps_per_site, privacy.delta, privacy.accountant, history)
+
+
 def train(content: RecordDict, context: Context) -> RecordDict:
     """Serve one round: start from the server's adapter, train privately on the site's records, reply.
 
-    Guarantee: the reply holds adapter tensors after clipping and noise, and public counters. The steps are counted in
-    ``context.state`` before training, and stay counted if it fails.
+    Guarantee: the reply holds adapter tensors after clipping and noise, and public counters. The steps are counted
+    before training and stay counted if it fails: in the site's ledger file, where σ, q and the expected batch follow
+    from the number of records that the owner declares; in a simulation without caps in ``context.state``.
 
     Raises:
         SiteRefusal: with a fixed reason, if the site will not train.
+        LedgerError: if the site's ledger cannot be used; its text is for the site only.
     """
     settings = site_settings(context)
     torch.set_num_threads(settings.train.num_threads)
     order = TrainOrder.from_record(content[CONFIG])  # type: ignore[arg-type]
     schedule = parse_schedule(order.schedule)
+    caps = caps_from(context.node_config, needed=not in_simulation())
+    admitted = _admitted(caps, settings, order, context.run_id) if caps else None
     adapted = adapted_model(settings, str(context.node_config.get("device", "")))
     _start_from(adapted, order, to_tensors(content[ARRAYS]))  # type: ignore[arg-type]
     records = load_records(settings, context.node_config, adapted.base)
-    mechanism = mechanism_for(settings, len(records))
-    history = history_from(context.state[LEDGER]) if LEDGER in context.state else []  # type: ignore[arg-type]
-    ledger = RunLedger(
-        settings.privacy.epsilon, settings.steps_per_site, settings.privacy.delta, settings.privacy.accountant, history
-    )
+    ledger: RunLedger | SiteLedger
+    if admitted:
+        mechanism, ledger = admitted
+        if caps and not 0.5 <= len(records) / caps.num_records <= 2:
+            log.warning("node-config: num-records = %d, but there are %d usable records", caps.num_records, len(records))
+        ledger.identify(_fingerprint(settings, context.node_config))
+    else:
+        mechanism = mechanism_for(settings, len(records))
+        history = history_from(context.state[LEDGER]) if LEDGER in context.state else []  # type: ignore[arg-type]
+        # a worker that died or a resumed run has lost the virtual site's own count
+        history = at_least(history, order.counted_steps, mechanism.noise_multiplier, mechanism.sample_rate)
+        ledger = _run_ledger(settings, history)
     source = _random_source(settings, int(context.node_config.get("partition-id", 0)), order.server_round)
     try:
         not_finite = train_round(
@@ -145,7 +210,8 @@ def train(content: RecordDict, context: Context) -> RecordDict:
             source=source,
         )
     finally:
-        context.state[LEDGER] = ConfigRecord(ledger.state())  # type: ignore[arg-type]
+        if isinstance(ledger, RunLedger):
+            context.state[LEDGER] = ConfigRecord(ledger.state())  # type: ignore[arg-type]
     if not_finite:
         log.warning("round %d: %d record gradients were not finite and counted as zero", order.server_round, not_finite)
     state = adapter_state(adapted.model)

@@ -238,25 +238,29 @@ def test_a_second_run_of_the_same_name_is_one_line_and_touches_nothing(lalora: L
 
 def test_a_run_that_fails_ends_with_one_line_and_code_1(lalora: Lalora, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def train(*_: Any) -> Any:
-        raise SiteRefusal("budget: spent")
+        raise SiteRefusal("model: differs")
 
     monkeypatch.setattr(site, "train", train)
     outcome = lalora("run", "--engine", "inline", "-c", pairs(output_dir="out", run_name="mine", **NO_NOISE))
-    assert_one_line(outcome, "round 1: 2 of 2 sites failed", "budget: spent", code=1)
+    assert_one_line(outcome, "round 1: 2 of 2 sites failed", "model: differs", code=1)
     assert not (tmp_path / "out" / "mine" / "summary.json").exists()
 
 
-def test_a_failing_site_is_named_on_the_console(lalora: Lalora, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [("model: differs", "site 1 failed: model: differs"), ("budget: spent", "site 1 leaves the run: its budget is spent")],
+)
+def test_a_failing_site_is_named_on_the_console(reason: str, said: str, lalora: Lalora, monkeypatch: pytest.MonkeyPatch) -> None:
     real = site.train
 
     def train(content: Any, context: Any) -> Any:
         if context.node_config["partition-id"] == 1:
-            raise SiteRefusal("budget: spent")
+            raise SiteRefusal(reason)
         return real(content, context)
 
     monkeypatch.setattr(site, "train", train)
     code, out, _ = lalora("run", "--engine", "inline", "-c", pairs(output_dir="out", **NO_NOISE))
-    assert code == 0 and "site 1 failed: budget: spent" in out
+    assert code == 0 and said in out
 
 
 def test_a_librarys_many_lines_become_one(lalora: Lalora, monkeypatch: pytest.MonkeyPatch) -> None:

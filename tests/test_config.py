@@ -277,7 +277,7 @@ def accepted(flat: dict[str, Any]) -> Settings:
     try:
         return settings_from(flat)
     except ConfigError as problem:
-        assume(not str(problem).startswith(("train.momentum", "privacy.max-rounds", "data.site")))
+        assume(not str(problem).startswith(("train.momentum", "privacy.max-rounds", "data.site", "min-sites", "run-name")))
         raise
 
 
@@ -289,6 +289,8 @@ def accepted(flat: dict[str, Any]) -> Settings:
         ({"model.name": "timm/x", "data.name": "hub:x", "data.answer": "(.*)"}, "data.answer: only for language modelling"),
         ({"model.name": "timm/x", "data.name": "sites", "data.labels": "a,b"}, "data.test: the server holds no records"),
         ({"model.name": "hf/x", "data.name": "sites", "data.test": "file:x"}, "data.labels: must name the classes"),
+        ({"min-sites": 3, "num-supernodes": 2}, "min-sites = 3: only 2 sites are drawn for a round"),
+        ({"resume": True}, "run-name: must name the run"),
         ({"data.partition": "natural"}, "data.site: must name the column"),
     ],
 )

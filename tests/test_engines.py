@@ -37,7 +37,7 @@ def without_seconds(folder: Path) -> list[dict[str, Any]]:
 
 
 def same_result(folder: Path, other: Path) -> bool:
-    weights = [(f / "checkpoint" / "adapter.safetensors").read_bytes() for f in (folder, other)]
+    weights = [(f / "adapter" / "adapter_model.safetensors").read_bytes() for f in (folder, other)]
     adapters = [(f / "adapter" / "adapter_model.safetensors").read_bytes() for f in (folder, other)]
     summaries = [strict_json((f / "summary.json").read_text()) for f in (folder, other)]
     for summary in summaries:

@@ -564,7 +564,7 @@ def test_the_files_hold_what_other_tools_rely_on(overrides: dict[str, Any], fini
 
 def results(run: Finished) -> tuple[bytes, list[dict[str, Any]]]:
     lines = [{key: value for key, value in line.items() if key != "seconds"} for line in run.metrics]
-    return (run.path / "checkpoint" / "adapter.safetensors").read_bytes(), lines
+    return (run.path / "adapter" / "adapter_model.safetensors").read_bytes(), lines
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path, finished: Callable[..., Finished]) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from lalora_flwr.errors import ConfigError
-from lalora_flwr.run_folder import RunFolder, to_json, versions, write_whole
+from lalora_flwr.run_folder import Checkpoint, RunFolder, to_json, versions, write_whole
 from tests.conftest import files_in, small, strict_json
 
 
@@ -50,7 +50,7 @@ def test_what_is_replaced_into_place_is_complete_and_on_disk(tmp_path: Path, mon
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), fsync(fd)))
     monkeypatch.setattr(Path, "replace", seen_replace)
     write_whole(tmp_path / "file", b"x" * 100)
-    assert synced == [100]
+    assert synced[0] == 100 and len(synced) == 2  # the file before its name, the folder after it
     assert files_in(tmp_path) == {"file": b"x" * 100}
 
 
@@ -81,12 +81,16 @@ def test_metrics_gain_one_strict_line_a_round(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_one_file_that_names_its_round(tmp_path: Path) -> None:
     folder = RunFolder(small(tmp_path))
+    assert folder.load_checkpoint() is None
     for server_round in (1, 2):
-        folder.save_checkpoint(server_round, {"a": torch.full((2,), float(server_round))})
+        state = {"epsilon": math.inf, "text": "ε", "number": 0.1}
+        folder.save_checkpoint(Checkpoint(server_round, {"a": torch.full((2,), float(server_round))}, state))
     assert [path.name for path in (folder.path / "checkpoint").iterdir()] == ["adapter.safetensors"]
     with safe_open(folder.path / "checkpoint" / "adapter.safetensors", "pt") as checkpoint:
-        assert checkpoint.metadata() == {"round": "2"}
-        assert torch.equal(checkpoint.get_tensor("a"), torch.full((2,), 2.0))
+        assert checkpoint.metadata()["round"] == "2"
+    read = folder.load_checkpoint()
+    assert read is not None and read.server_round == 2 and read.state == state
+    assert torch.equal(read.adapter["a"], torch.full((2,), 2.0))
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_training_is_the_same_with_and_without(finished: Callable[..., Finished]
 
 
 def run_bytes(run: Finished) -> bytes:
-    return (run.path / "checkpoint" / "adapter.safetensors").read_bytes()
+    return (run.path / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 def test_rounds_that_are_not_evaluated_ask_no_site(finished: Callable[..., Finished]) -> None:

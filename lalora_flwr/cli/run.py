@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
-from lalora_flwr.config import Settings
-from lalora_flwr.errors import Interrupted
+from lalora_flwr.config import Settings, read_toml, settings_from
+from lalora_flwr.errors import ConfigError, Interrupted
 
 
 class Engine(StrEnum):
@@ -44,6 +44,8 @@ class Progress:
         )
         for site, reason in line["failed_sites"].items():
             self._console.print(f"           site {site} failed: {reason}")
+        for site in line["left_sites"]:
+            self._console.print(f"           site {site} leaves the run: its budget is spent")
 
 
 def run(
@@ -51,9 +53,13 @@ def run(
     config: ConfigFile = None,
     engine: Annotated[Engine, typer.Option(help="Ray-backed virtual sites, or all in this process.")] = Engine.ray,
     num_actors: Annotated[int, typer.Option(min=0, help="Ray workers at most; 0: as many as the CPUs carry.")] = 0,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run folder to go on with after its last checkpoint.")
+    ] = None,
 ) -> None:
     """Run a federation; results go to a new folder under output-dir. Exits non-zero unless the summary was written."""
-    settings, console = resolve(config, override), Console(highlight=False)
+    settings = resumed(resume, config, override) if resume else resolve(config, override)
+    console = Console(highlight=False)
     from lalora_flwr.cli.plan import print_plan  # torch and friends, only once the settings hold
     from lalora_flwr.federation import named
     from lalora_flwr.plan import make_plan
@@ -66,8 +72,27 @@ def run(
     try:
         folder = _run_on(engine, settings, progress, num_actors)
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; what was done is in {settings.output_dir}/{settings.run_name}") from None
+        again = f"lalora run --resume {Path(settings.output_dir) / settings.run_name}"
+        raise Interrupted(f"interrupted; {again} goes on after the last finished round") from None
     report(folder, console)
+
+
+def resumed(run: Path, config: Path | None, override: list[str] | None) -> Settings:
+    """The settings of a run that stopped.
+
+    Raises:
+        ConfigError: if there is none, it is finished, or other settings are given too.
+    """
+    from lalora_flwr.run_folder import CONFIG, folder_for
+
+    if config or override:
+        raise ConfigError("--resume: a run goes on with its own settings; leave out --config and -c")
+    if not (run / CONFIG).is_file():
+        raise ConfigError(f"--resume {run}: no run folder; it must hold {CONFIG}")
+    place = {"output-dir": str(run.absolute().parent), "run-name": run.absolute().name}
+    settings = settings_from({**read_toml(run / CONFIG), **place, "resume": True})
+    folder_for(settings)
+    return settings
 
 
 def _run_on(engine: Engine, settings: Settings, progress: Progress, num_actors: int) -> Path:

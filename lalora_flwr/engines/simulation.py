@@ -28,7 +28,7 @@ from lalora_flwr.config import Settings, flatten
 from lalora_flwr.errors import RunFailed
 from lalora_flwr.federation import named
 from lalora_flwr.local_paths import with_absolute_paths
-from lalora_flwr.run_folder import FAILURE, LOG, METRICS, SUMMARY, free_path
+from lalora_flwr.run_folder import FAILURE, LOG, METRICS, SUMMARY, folder_for
 
 CLIENT_APP = "lalora_flwr.client_app:app"
 ENDED_CHECK = 5.0  # seconds between questions to Flower whether the run has ended; each starts a process
@@ -150,7 +150,9 @@ def run_simulation(
         RunFailed: if the run ended without a summary, with its reason; Flower's log then lies in the run folder.
     """
     settings = with_absolute_paths(named(settings))  # the server runs in another folder
-    folder = free_path(settings)
+    folder = folder_for(settings)
+    told = _lines_of(folder)  # of the attempt that is resumed
+    (folder / FAILURE).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="lalora-") as scratch:
         home, log = Path(scratch), Path(scratch) / LOG
         _write_app(home / "app", settings, client_app)
@@ -163,7 +165,7 @@ def run_simulation(
                     federation += f" init-args-num-cpus={num_actors * settings.train.num_threads}"
                 started = _flwr(env, "run", str(home / "app"), "--federation-config", federation)
                 try:
-                    _follow(env, str(started["run-id"]), folder, on_round)
+                    _follow(env, str(started["run-id"]), folder, len(told), on_round)
                 finally:
                     _append_run_log(env, str(started["run-id"]), log)
         finally:
@@ -180,19 +182,23 @@ def _append_run_log(env: dict[str, str], run_id: str, log: Path) -> None:
         file.write(f"\n== log of the run ==\n{shown.stdout}{shown.stderr}")
 
 
-def _follow(env: dict[str, str], run_id: str, folder: Path, on_round: Callable[[dict[str, Any]], None] | None) -> None:
-    """Pass on lines of metrics until Flower says that the run has ended."""
-    told, asked, status = 0, time.monotonic(), ""
+def _lines_of(folder: Path) -> list[str]:
+    return (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
+
+
+def _follow(env: dict[str, str], run_id: str, folder: Path, told: int, on_round: Callable[[dict[str, Any]], None] | None) -> None:
+    """Pass on lines of metrics after the first ``told`` until Flower says that the run has ended."""
+    asked, status = time.monotonic(), ""
     while not status.startswith("finished"):
         written = (folder / SUMMARY).exists() or (folder / FAILURE).exists()
         if written or time.monotonic() - asked > ENDED_CHECK:
             row = _flwr(env, "list", "--run-id", run_id)["runs"][0]
             asked, status, details = time.monotonic(), str(row["status"]), str(row.get("status-details", ""))
-        lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
+        lines = _lines_of(folder)
         for line in lines[told:]:
             if on_round:
                 on_round(json.loads(line))
-        told = len(lines)
+        told = max(told, len(lines))
         time.sleep(0.2)
     if (folder / SUMMARY).exists():
         return

@@ -8,7 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -17,7 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from lalora_flwr.config import Settings
-from lalora_flwr.errors import RunFailed
+from lalora_flwr.errors import BUDGET, RunFailed
 from lalora_flwr.lora.adapter import digest, select
 from lalora_flwr.lora.schedule import BOTH, Factors, parse_schedule
 from lalora_flwr.messages import (
@@ -49,6 +50,7 @@ class RoundReport:
     server_round: int
     served: list[int] = field(default_factory=list)  # sites whose reply was merged
     failed: dict[int, str] = field(default_factory=dict)  # site -> fixed reason
+    left: set[int] = field(default_factory=set)  # sites without budget, that are not asked again
     evaluated: dict[int, float] = field(default_factory=dict)  # site -> exact accuracy on its records (evaluate-sites)
     bytes_up: int = 0
     bytes_down: int = 0
@@ -78,7 +80,24 @@ class FederatedLora(Strategy):
         self._asked: list[int] = []  # node ids of the round
         self._arrays = ArrayRecord()
         self._report = RoundReport(0)
+        self._left: set[int] = set()  # sites that have no budget left
+        self.done = 0  # rounds of the attempts that this one resumes; Flower counts its own from 1
         self.counters: dict[int, Counters] = {}  # newest public counters of each site
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as plain JSON. Draws and seeds follow from the round, so there is no random state."""
+        return {
+            "served": {str(site): rounds for site, rounds in self._served.items()},
+            "left": sorted(self._left),
+            "counters": {str(site): asdict(counters) for site, counters in self.counters.items()},
+        }
+
+    def restore(self, server_round: int, state: Mapping[str, Any]) -> None:
+        """Go on after a round as if this strategy had run it."""
+        self.done = server_round
+        self._served = Counter({int(site): rounds for site, rounds in state["served"].items()})
+        self._left = set(state["left"])
+        self.counters = {int(site): Counters(**counters) for site, counters in state["counters"].items()}
 
     def summary(self) -> None:
         log.info("%s: schedule %s, filter %s", self._settings.strategy, self._schedule_text, self._filter)
@@ -99,6 +118,14 @@ class FederatedLora(Strategy):
                 log.info("waiting for sites: %d of %d are connected", len(nodes), want)
             time.sleep(0.2)
         self._identify(grid, nodes)
+
+    def _greet_late_sites(self, grid: Grid) -> None:
+        """Let sites in that connected after the start; one that cannot answer is only logged."""
+        if unknown := sorted(set(grid.get_node_ids()) - set(self._sites)):
+            try:
+                self._identify(grid, unknown)
+            except RunFailed as problem:
+                log.warning("a site that came late is left out: %s", problem)
 
     def _identify(self, grid: Grid, nodes: list[int]) -> None:
         ask = [Message(RecordDict(), dst_node_id=node, message_type=IDENTITY_QUERY) for node in nodes]
@@ -121,7 +148,7 @@ class FederatedLora(Strategy):
         A site is never asked for more rounds than its noise is calibrated for. Who takes part is no secret and earns no
         amplification, so drawing the least asked first costs nothing.
         """
-        present = [node for node in grid.get_node_ids() if node in self._sites]
+        present = [node for node in grid.get_node_ids() if node in self._sites and self._sites[node] not in self._left]
         able = [node for node in present if self._served[self._sites[node]] < self._settings.rounds_per_site]
         order = random.Random(derive_seed(self._settings.seed, "participation", server_round))
         ties = {site: order.random() for site in sorted(self._sites.values())}
@@ -141,24 +168,26 @@ class FederatedLora(Strategy):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """One message a drawn site. A list, since Flower's deployment grid reads it twice."""
-        if not self._sites:
+        server_round += self.done
+        if self._sites:
+            self._greet_late_sites(grid)
+        else:
             self.start_from(grid)
         self._arrays, self._report = arrays, RoundReport(server_round)
-        order = TrainOrder(
-            server_round,
-            self._schedule_text,
-            self._filter,
-            self._method.share,
-            digest(to_tensors(arrays), BOTH | {"head"}),
-            self._model_digest,
-        )
+        start = digest(to_tensors(arrays), BOTH | {"head"})
         sent = ArrayRecord({name: arrays[name] for name in select(arrays, self._down())})
-        content = RecordDict({ARRAYS: sent, CONFIG: order.to_record()})
-        nodes = self._draw_sites(server_round, grid)
-        self._served.update(self._sites[node] for node in nodes)
-        self._report.bytes_down = len(nodes) * num_bytes(sent)
-        self._asked = nodes
-        return [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in nodes]
+        self._asked = self._draw_sites(server_round, grid)
+        self._report.bytes_down = len(self._asked) * num_bytes(sent)
+        messages = []
+        for node in self._asked:
+            before = self._served[self._sites[node]] * self._settings.train.local_steps
+            order = TrainOrder(
+                server_round, self._schedule_text, self._filter, self._method.share, start, self._model_digest, before
+            )
+            content = RecordDict({ARRAYS: sent, CONFIG: order.to_record()})
+            messages.append(Message(content, dst_node_id=node, message_type=MessageType.TRAIN))
+        self._served.update(self._sites[node] for node in self._asked)
+        return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """Merge the good replies in order of site.
@@ -166,6 +195,7 @@ class FederatedLora(Strategy):
         Raises:
             RunFailed: if no site served the round, or more failed than ``max-failures``.
         """
+        server_round += self.done
         report = self._report
         shapes = {name: tuple(self._arrays[name].shape) for name in select(self._arrays, self._up(server_round))}
         missing = {self._sites[node] for node in self._asked}
@@ -174,7 +204,12 @@ class FederatedLora(Strategy):
             site = self._sites[reply.metadata.src_node_id]
             missing.discard(site)
             if reply.has_error():
-                report.failed[site] = reply.error.reason or "no reason given"
+                reason = reply.error.reason or "no reason given"
+                if reason.startswith(BUDGET):
+                    report.left.add(site)
+                    log.info("round %d: site %d leaves the run (%s)", server_round, site, reason)
+                else:
+                    report.failed[site] = reason
                 continue
             report.bytes_up += sum(num_bytes(arrays) for arrays in reply.content.array_records.values())
             try:
@@ -189,6 +224,7 @@ class FederatedLora(Strategy):
             self.counters[site] = counters
             report.served.append(site)
         report.failed.update(dict.fromkeys(sorted(missing), "no reply"))
+        self._left |= report.left
         self._stop_on_failures(report)
         merged = MERGES[self._method.merge](good)
         self._arrays = ArrayRecord({**self._arrays, **{name: Array(value) for name, value in merged.items()}})
@@ -212,17 +248,24 @@ class FederatedLora(Strategy):
     def _stop_on_failures(self, report: RoundReport) -> None:
         for site, reason in report.failed.items():
             log.error("round %d: site %d failed (%s)", report.server_round, site, reason)
-        allowed = self._settings.max_failures
-        if report.served and len(report.failed) <= allowed:
+        allowed, least = self._settings.max_failures, self._settings.min_sites
+        if len(report.served) >= least and len(report.failed) <= allowed:
             return
         if not self._asked:
-            raise RunFailed(f"round {report.server_round}: no site may serve another round; see privacy.max-rounds")
+            raise RunFailed(
+                f"round {report.server_round}: no site may serve another round; see privacy.max-rounds and the sites' budgets"
+            )
         who = "; ".join(f"site {site}: {reason}" for site, reason in report.failed.items())
-        limit = "no site is left" if not report.served else f"max-failures = {allowed}"
-        raise RunFailed(f"round {report.server_round}: {len(report.failed)} of {len(self._asked)} sites failed, {limit} ({who})")
+        limit = f"max-failures = {allowed}" if len(report.failed) > allowed else f"min-sites = {least}"
+        if not report.served:
+            limit = "no site is left"
+        gone = f" and {len(report.left)} left for want of budget" if report.left else ""
+        failed = f"{len(report.failed)} of {len(self._asked)} sites failed{gone}"
+        raise RunFailed(f"round {report.server_round}: {failed}, {limit}" + (f" ({who})" if who else ""))
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """None, unless the run wants the sites' own accuracies, which are exact functions of their records."""
+        server_round += self.done
         if not self._settings.evaluate_sites or not self._settings.evaluates_after(server_round):
             return []
         sent = ArrayRecord({name: arrays[name] for name in select(arrays, self._down())})

@@ -1,0 +1,195 @@
+"""A run that died goes on to the very result it would have had."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from lalora_flwr import federation, run_folder
+from lalora_flwr.config import Settings
+from lalora_flwr.engines.inline import run_inline
+from lalora_flwr.errors import ConfigError, RunFailed
+from lalora_flwr.messages import COUNTERS
+from tests.conftest import AppCall, Finished, Spy, files_in, run_spied, small, strict_json
+
+MakeFinished = Callable[..., Finished]
+MIXED = {"strategy": "rolora", "num_rounds": 4, "num_supernodes": 4, "fraction_train": 0.5, "evaluate_every": 2}
+
+
+class Killed(BaseException):
+    """Ends a run where it is, past every handler."""
+
+
+def result(folder: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, Any]]:
+    """Adapter, metrics and summary without times and memory."""
+    lines = [strict_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary = strict_json((folder / "summary.json").read_text())
+    for record in (*lines, summary):
+        for key in ("seconds", "peak_memory_mb"):
+            record.pop(key, None)
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), lines, summary
+
+
+def killed_after(settings: Settings, rounds: int) -> None:
+    def on_round(line: dict[str, Any]) -> None:
+        if line["round"] == rounds:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_inline(settings, on_round)
+
+
+def resumed(folder: Path, **overrides: Any) -> Settings:
+    return small(folder, resume=True, **overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rounds"),
+    [({"num_rounds": 3}, 1), ({"num_rounds": 3}, 2), ({"num_rounds": 3}, 3), (MIXED, 1), (MIXED, 3)],
+    ids=str,
+)
+def test_a_resumed_run_ends_like_one_that_was_never_stopped(
+    overrides: dict[str, Any], rounds: int, tmp_path: Path, finished: MakeFinished
+) -> None:
+    killed_after(small(tmp_path, **overrides), rounds)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert result(run_inline(resumed(tmp_path, **overrides))) == result(finished(**overrides).path)
+
+
+def test_it_can_die_several_times(tmp_path: Path, finished: MakeFinished) -> None:
+    killed_after(small(tmp_path, **MIXED), 1)
+    killed_after(resumed(tmp_path, **MIXED), 2)
+    killed_after(resumed(tmp_path, **MIXED), 3)
+    assert result(run_inline(resumed(tmp_path, **MIXED))) == result(finished(**MIXED).path)
+
+
+def test_rounds_that_are_done_are_not_asked_of_the_sites_again(tmp_path: Path) -> None:
+    killed_after(small(tmp_path, num_rounds=3), 2)
+    spy = Spy()
+    run_spied(resumed(tmp_path, num_rounds=3), spy)
+    assert not spy.training(1) and not spy.training(2) and len(spy.training(3)) == 3
+    steps = [int(reply.content[COUNTERS]["steps"]) for _, reply in spy.training(3)]  # type: ignore[arg-type, call-overload, index]
+    assert steps == [6, 6, 6]  # two local steps a round: those before the stop count
+
+
+def test_a_round_that_failed_on_a_site_counts_in_full_after_a_resume(tmp_path: Path) -> None:
+    def behaviour(message: Message, context: Context, app: AppCall) -> Message:
+        reply = app(message, context)
+        context.state = RecordDict()  # a worker that dies takes the site's own count with it
+        return reply
+
+    spy = Spy(behaviour)
+    run_spied(small(tmp_path, num_rounds=3), spy)
+    steps = [int(reply.content[COUNTERS]["steps"]) for _, reply in spy.training(3)]  # type: ignore[arg-type, call-overload, index]
+    assert steps == [6, 6, 6]
+
+
+@pytest.mark.parametrize("write", range(12))
+def test_a_crash_at_any_write_loses_nothing(
+    write: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: MakeFinished
+) -> None:
+    real, count = run_folder.write_whole, 0
+
+    def crashing(path: Path, data: bytes | str) -> None:
+        nonlocal count
+        count += 1
+        if count > write:
+            raise Killed
+        real(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "write_whole", crashing)
+        with contextlib.suppress(Killed):
+            run_inline(small(tmp_path, **MIXED))
+    if (tmp_path / "run" / "summary.json").exists():  # fewer writes than this
+        return
+    again = resumed(tmp_path, **MIXED) if (tmp_path / "run" / "config.toml").exists() else small(tmp_path, **MIXED)
+    assert result(run_inline(again)) == result(finished(**MIXED).path)
+
+
+def test_a_failure_of_the_first_attempt_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise ValueError("no more memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(federation, "accuracy_figure", broken)
+        with pytest.raises(ValueError, match="no more memory"):
+            run_inline(small(tmp_path))
+    assert (tmp_path / "run" / "failure.json").exists()
+    run_inline(resumed(tmp_path))
+    assert not (tmp_path / "run" / "failure.json").exists()
+
+
+def test_only_an_unchanged_unfinished_run_is_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no run to resume"):
+        run_inline(resumed(tmp_path))
+    killed_after(small(tmp_path), 1)
+    before = files_in(tmp_path)
+    with pytest.raises(ConfigError, match=r"^train.lr = 0.1: the run to resume has 0.5"):
+        run_inline(resumed(tmp_path, train__lr=0.1))
+    assert files_in(tmp_path) == before
+    run_inline(resumed(tmp_path))
+    with pytest.raises(ConfigError, match="finished run"):
+        run_inline(resumed(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [b"", b"not safetensors", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_damaged_checkpoint_is_said_and_not_overwritten(damage: bytes, tmp_path: Path) -> None:
+    killed_after(small(tmp_path), 1)
+    path = tmp_path / "run" / "checkpoint" / "adapter.safetensors"
+    path.write_bytes(damage)
+    with pytest.raises(RunFailed, match="is damaged"):
+        run_inline(resumed(tmp_path))
+    assert path.read_bytes() == damage
+
+
+def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
+    with run_folder.RunFolder(small(tmp_path)), pytest.raises(ConfigError, match="another process still writes"):
+        run_folder.RunFolder(resumed(tmp_path))
+    with run_folder.RunFolder(resumed(tmp_path)):
+        pass
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [Path(sys.executable).with_name("lalora"), "run", "--engine", "inline", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def test_killed_at_random_moments_it_still_ends_the_same(tmp_path: Path) -> None:
+    """Real processes, kill -9: each attempt gets through at most a few rounds."""
+    flat = {"num-rounds": 8, "train.local-steps": 2, "lora.rank": 2, "run-name": "run"}
+    pairs = " ".join(f"{key}={value}" for key, value in flat.items())
+    (tmp_path / "whole").mkdir()
+    whole = start(tmp_path / "whole", "-c", pairs)
+    assert whole.wait(300) == 0
+    draw, metrics = random.Random(0), tmp_path / "runs" / "run" / "metrics.jsonl"
+    process, kills = start(tmp_path, "-c", pairs), 0
+    while True:
+        done = metrics.read_text().count("\n") if metrics.exists() else 0
+        until = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < until:
+            now = metrics.read_text().count("\n") if metrics.exists() else 0
+            if now > done and kills < 3:
+                time.sleep(draw.uniform(0, 0.4))  # anywhere in the next round
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        code = process.wait(120)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, process.stderr.read() if process.stderr else b""
+        process = start(tmp_path, "--resume", "runs/run")
+    assert kills == 3
+    assert result(tmp_path / "runs" / "run") == result(tmp_path / "whole" / "runs" / "run")
