@@ -8,7 +8,7 @@ from collections.abc import Callable
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from lalora_flwr.errors import ConfigError, SiteRefusal
+from lalora_flwr.errors import ConfigError, LedgerError, SiteRefusal
 from lalora_flwr.messages import IDENTITY
 
 log = logging.getLogger("lalora_flwr.site")
@@ -26,7 +26,11 @@ def answer(work: Callable[[RecordDict, Context], RecordDict], message: Message, 
     try:
         return Message(work(message.content, context), reply_to=message)
     except SiteRefusal as refusal:
+        log.warning("the site refused: %s", refusal)
         reason = str(refusal)
+    except LedgerError:
+        log.exception("the site's ledger cannot be used")
+        reason = "ledger: the site cannot use it; its own log says why"
     except ConfigError:
         log.exception("the site cannot use this configuration")
         reason = "configuration: the site cannot use it; its own log says why"

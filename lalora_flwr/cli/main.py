@@ -9,6 +9,7 @@ import typer
 from lalora_flwr.cli.certs import certs
 from lalora_flwr.cli.compare import compare
 from lalora_flwr.cli.keys import keys
+from lalora_flwr.cli.ledger import app as ledger
 from lalora_flwr.cli.plan import plan
 from lalora_flwr.cli.report import report
 from lalora_flwr.cli.run import run
@@ -25,6 +26,7 @@ app.command()(plan)
 app.command()(compare)
 app.command()(report)
 app.command()(keys)
+app.add_typer(ledger, name="ledger")
 app.command()(certs)
 
 

@@ -1,17 +1,19 @@
 """What a site has spent. Training asks here before every noised step, and every step is counted here.
 
-`Ledger` is the seam: a durable ledger that the site owns fits behind it. `RunLedger` counts for one run and lives in
-Flower's per-site state.
+`Ledger` is the seam. `RunLedger` counts for one run; in a simulation it lives in Flower's per-site state. The durable
+ledger of a real site is `lalora_flwr.privacy.site_ledger`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from lalora_flwr.errors import BudgetExhausted
 from lalora_flwr.privacy.accounting import Segment, epsilon_spent
+
+Compose = Callable[[Sequence[Segment], float, str], float]  # segments, δ, accountant -> ε; as `epsilon_spent`
 
 
 class Ledger(Protocol):
@@ -46,17 +48,29 @@ class RunLedger:
     """
 
     def __init__(
-        self, max_epsilon: float, max_steps: int, delta: float, accountant: str, history: Sequence[Segment] = ()
+        self,
+        max_epsilon: float,
+        max_steps: int,
+        delta: float,
+        accountant: str,
+        history: Sequence[Segment] = (),
+        compose: Compose = epsilon_spent,
     ) -> None:
         self._max_epsilon, self._max_steps = max_epsilon, max_steps
         self._delta, self._accountant = delta, accountant
         self._history: list[Segment] = list(history)
+        self._compose = compose
         self._reserved = 0  # steps of the last segment that are counted and not yet taken
 
     @property
     def steps(self) -> int:
         """Steps counted so far, open reservations included."""
         return sum(steps for _, _, steps in self._history)
+
+    @property
+    def left(self) -> int:
+        """Reserved steps that were not taken yet."""
+        return self._reserved
 
     def reserve(self, noise_multiplier: float, sample_rate: float, steps: int) -> None:
         if self._reserved:
@@ -66,7 +80,7 @@ class RunLedger:
         history = _extend(self._history, noise_multiplier, sample_rate, steps)
         if sum(n for _, _, n in history) > self._max_steps:
             raise BudgetExhausted("budget: the site has served all the steps its noise was calibrated for")
-        if not math.isinf(self._max_epsilon) and epsilon_spent(history, self._delta, self._accountant) > self._max_epsilon:
+        if self._max_epsilon != math.inf and not self._epsilon_of(history) <= self._max_epsilon:  # NaN is not <=
             raise BudgetExhausted("budget: the steps would exceed the largest epsilon the site may spend")
         self._history, self._reserved = history, steps
 
@@ -82,7 +96,10 @@ class RunLedger:
         self._reserved = 0
 
     def epsilon(self) -> float:
-        return epsilon_spent(self._history, self._delta, self._accountant)
+        return self._epsilon_of(self._history)
+
+    def _epsilon_of(self, history: Sequence[Segment]) -> float:
+        return self._compose(history, self._delta, self._accountant)
 
     def state(self) -> dict[str, list[float] | list[int]]:
         """The counted segments as three lists, for Flower's per-site state."""
@@ -103,3 +120,9 @@ def _extend(history: Sequence[Segment], sigma: float, q: float, steps: int) -> l
     if history and history[-1][:2] == (sigma, q):
         return [*history[:-1], (sigma, q, history[-1][2] + steps)]
     return [*history, (sigma, q, steps)]
+
+
+def at_least(history: Sequence[Segment], steps: int, sigma: float, q: float) -> list[Segment]:
+    """The history with the steps added, at σ and q, that it lacks to hold ``steps`` in all; never fewer than it holds."""
+    missing = steps - sum(taken for _, _, taken in history)
+    return _extend(history, sigma, q, missing) if missing > 0 else list(history)

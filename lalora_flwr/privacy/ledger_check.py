@@ -1,0 +1,80 @@
+"""Verify a ledger from its entries alone: every hash, every sum, and every ε, twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lalora_flwr.errors import LedgerError
+from lalora_flwr.privacy.accounting import epsilon_spent
+from lalora_flwr.privacy.ledger import Compose
+from lalora_flwr.privacy.ledger_entries import Reserve
+from lalora_flwr.privacy.ledger_file import Content, LedgerFile
+
+SAME = 1e-6  # relative difference in ε that other versions of numpy and scipy may make
+PRV_ERROR = 0.02  # twice the error bound that PRV adds to its ε
+SECOND = {"prv": "rdp", "rdp": "prv"}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a ledger without a fault holds.
+
+    Attributes:
+        content: its entries, hashes and sums.
+        last: for each dataset its last reserve entry, and the ε of the second accountant there.
+    """
+
+    content: Content
+    last: dict[str, tuple[Reserve, float]]
+
+
+def verify(
+    file: LedgerFile, head: str = "", compose: Compose = epsilon_spent, progress: Callable[[int], None] = lambda _: None
+) -> Verified:
+    """Check all of a ledger.
+
+    Guarantee: if it returns, every entry is the one whose hash stands there and follows the entry before it; each
+    reserve's segments are the sum of all entries up to it; its ε is that of its segments and at most the cap it names;
+    and RDP does not contradict it. With ``head``, a hash noted earlier, nothing up to there was taken away since.
+
+    Args:
+        file: the ledger.
+        head: a hash that must be among those of its entries.
+        compose: makes ε of segments.
+        progress: told the number of each reserve entry before its ε is computed, which takes a moment.
+
+    Raises:
+        LedgerError: naming the first difference.
+    """
+    content = file.read(thorough=True)
+    if head and head not in content.hashes:
+        raise LedgerError(f"{file.path}: the noted hash is none of its hashes; entries were taken away or it is another ledger")
+    last: dict[str, tuple[Reserve, float]] = {}
+    for number, entry in enumerate(content.entries):
+        if isinstance(entry, Reserve):
+            progress(number)
+            try:
+                last[entry.dataset] = entry, _check_epsilon(entry, compose)
+            except LedgerError as error:
+                raise LedgerError(f"{file.path}: entry {number}: {error}") from None
+    return Verified(content, last)
+
+
+def _check_epsilon(entry: Reserve, compose: Compose) -> float:
+    """ε by the second accountant, after both checks.
+
+    RDP and PRV are both upper bounds, and PRV is tight up to its error: RDP cannot be below it. RDP can be far above
+    only where few steps meet a tiny sample rate, so only a gross difference in that direction is a fault.
+    """
+    if entry.accountant not in SECOND:
+        raise LedgerError(f"unknown accountant {entry.accountant}")
+    if not entry.epsilon <= entry.max_epsilon:
+        raise LedgerError(f"epsilon {entry.epsilon:g} is above the cap {entry.max_epsilon:g} it was held to")
+    found = {accountant: compose(entry.segments, entry.delta, accountant) for accountant in SECOND}
+    if not math.isclose(found[entry.accountant], entry.epsilon, rel_tol=SAME):
+        raise LedgerError(f"its epsilon is {entry.epsilon!r}, but its steps cost {found[entry.accountant]!r}")
+    if not found["prv"] - PRV_ERROR <= found["rdp"] <= 3 * found["prv"] + 20:
+        raise LedgerError(f"the accountants contradict each other: PRV {found['prv']:g}, RDP {found['rdp']:g}")
+    return found[SECOND[entry.accountant]]
