@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -54,11 +55,14 @@ def _classes(adapted: Adapted, records: RecordSet) -> dict[str, float]:
         raise ConfigError("data.test: none of the records can be read")
     y, guess = torch.cat(truth), torch.cat(guesses)
     average = "binary" if adapted.base.num_classes == 2 else "macro"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that all records and guesses are of one class
+        f1, matthews = f1_score(y, guess, average=average, zero_division=0), matthews_corrcoef(y, guess)
     return {
         "accuracy": int((guess == y).sum()) / len(y),
         "loss": loss / len(y),
-        "f1": float(f1_score(y, guess, average=average, zero_division=0)),
-        "matthews": float(matthews_corrcoef(y, guess)),
+        "f1": float(f1),
+        "matthews": float(matthews),
     }
 
 
