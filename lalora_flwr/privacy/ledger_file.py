@@ -53,6 +53,10 @@ class Writer:
         self._connection, self._content = connection, content
         self.book = content.book
 
+    def hash_of(self, number: int) -> str:
+        """The hash of an entry; empty if there is none of that number."""
+        return self._content.hashes[number] if number < len(self._content.hashes) else ""
+
     def append(self, entry: Entry) -> int:
         """Add an entry and return its number; it is durable once the transaction has ended.
 

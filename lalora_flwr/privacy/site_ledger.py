@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lalora_flwr.errors import BudgetExhausted, SiteRefusal
+from lalora_flwr.errors import BudgetExhausted, LedgerError, SiteRefusal
 from lalora_flwr.privacy.accounting import Segment, epsilon_spent
 from lalora_flwr.privacy.ledger import Compose, RunLedger, at_least
 from lalora_flwr.privacy.ledger_book import Book
@@ -62,7 +62,7 @@ class SiteLedger:
         self._max_epsilon, self._delta, self._compose = max_epsilon, delta, compose
         self._fingerprint = ""
         self._run: RunLedger | None = None  # the run's count, from the moment steps were reserved
-        self._open: int | None = None  # number of the open reservation's entry
+        self._open: tuple[int, str] | None = None  # number and hash of the open reservation's entry
 
     def identify(self, fingerprint: str) -> None:
         """Say which records will be trained on; needed before `reserve`."""
@@ -99,7 +99,8 @@ class SiteLedger:
             raise RuntimeError("nobody said which records these steps are about")
         with self._file.transaction() as writer:
             number, run, epsilon = self._admit(writer, noise_multiplier, sample_rate, steps, self._fingerprint)
-        self._open, self._run = number, run
+            own_hash = writer.hash_of(number)
+        self._open, self._run = (number, own_hash), run
         log.info(
             "run %s, round %d: reserved %d steps, entry %d of the ledger; epsilon of dataset %s is now %.4g of %.4g at delta %g",
             *(self._request.run, self._request.server_round, steps, number),
@@ -156,8 +157,10 @@ class SiteLedger:
         """
         if self._open is None or self._run is None:
             return
-        number, self._open = self._open, None  # no further step, even if the file fails now
+        (number, own_hash), self._open = self._open, None  # no further step, even if the file fails now
         with self._file.transaction() as writer:
+            if writer.hash_of(number) != own_hash:
+                raise LedgerError("not the ledger in which the steps were reserved")
             reserved = writer.book.reservations[number].counted
             writer.append(Commit(time=now(), reserve=number, taken=reserved - self._run.left))
         self._run.commit()
