@@ -119,7 +119,11 @@ def _about(config: PretrainedConfig, tokenizer: Any) -> str:
 
 def _config(source: str, place: dict[str, Any], weights: bool) -> PretrainedConfig:
     known = None if weights or not place else known_config(source)  # a plan does not ask the hub for what is known
-    return known or AutoConfig.from_pretrained(source, **place, **SAFE)
+    config = known or AutoConfig.from_pretrained(source, **place, **SAFE)
+    for kernel in (config._attn_implementation, config._experts_implementation):
+        if "/" in str(kernel):  # a repository of the hub with compiled code, which transformers would fetch and run
+            raise ConfigError(f"model.name = 'hf/{source}': its config.json asks for code of {kernel}, which is never run")
+    return config
 
 
 def _module(

@@ -239,6 +239,15 @@ def test_no_code_of_a_repository_runs(tmp_path: Path, known: bool, task: str) ->
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_no_kernel_of_the_hub_runs(tmp_path: Path, key: str) -> None:
+    save_hf(tmp_path, "llama", "classifier")
+    edit(tmp_path / "config.json", **{key: "evil/attention"})
+    for weights in (True, False):
+        with pytest.raises(ConfigError, match="asks for code of evil/attention, which is never run"):
+            load(tmp_path, of(2), weights=weights)
+
+
 def test_a_tokenizer_of_other_words_gives_other_tokens(tmp_path: Path) -> None:
     """The check above would pass if the tokenizer were ignored; this one would not."""
     save_hf(tmp_path, "bert", "classifier")
