@@ -26,10 +26,13 @@ from lalora_flwr.privacy.mechanism import PrivateSum
 from lalora_flwr.privacy.randomness import SeededRandom, SystemRandom
 from lalora_flwr.strategies.server import resolved_choices
 from tests.conftest import Spy, arrays_of, files_in, run_spied, small, strict_json
+from tests.privacy.site_ledgers import owned, steps_in
 
 SECRET = "patient 17 has blood group AB"
 FIXED = "failure: the site's own log says why"
+LEDGER_FAULT = "ledger: the site cannot use it; its own log says why"
 MakeContext = Callable[[Settings], Context]
+MakeReal = Callable[..., Context]
 
 
 @pytest.fixture
@@ -40,6 +43,12 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _stamps() -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # Flower stamps messages with them
+
+
+@pytest.fixture
+def real(context: MakeContext, tmp_path: Path) -> MakeReal:
+    """The context of a real site, with a ledger and caps; ``changed`` is what its node-config says differently."""
+    return lambda settings, **changed: owned(context(settings), tmp_path, **changed)
 
 
 class Heard(logging.Handler):
@@ -105,11 +114,13 @@ def test_an_exceptions_text_stays_in_the_sites_own_log(
     assert SECRET in own.text
 
 
-def test_an_exception_while_loading_records_stays_on_the_site(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: MakeContext
+def test_an_exception_while_loading_records_stays_on_the_site_and_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: MakeReal
 ) -> None:
     monkeypatch.setattr(site, "load_records", raising(OSError(SECRET)))
-    assert app(order(settings := small(tmp_path)), context(settings)).error.reason == FIXED
+    held = real(settings := small(tmp_path))
+    assert app(order(settings), held).error.reason == FIXED
+    assert steps_in(held) == 0
 
 
 @pytest.mark.usefixtures("simulated")
@@ -162,9 +173,9 @@ def test_a_refusals_text_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert app(order(settings := small(tmp_path)), context(settings)).error.reason == "budget: spent"
 
 
-def test_a_site_that_knows_no_partition_refuses(tmp_path: Path, context: MakeContext) -> None:
-    held = context(settings := small(tmp_path))
-    held.node_config.clear()
+def test_a_site_that_knows_no_partition_refuses(tmp_path: Path, real: MakeReal) -> None:
+    held = real(settings := small(tmp_path))
+    del held.node_config["partition-id"]
     assert app(order(settings), held).error.reason == "data: the site's node-config names no data-path"
 
 
@@ -224,12 +235,12 @@ def test_in_a_simulation_the_seed_decides_and_the_counters_say_so(tmp_path: Path
     assert all(torch.equal(tensor, arrays_of(two)[name]) for name, tensor in arrays_of(one).items())
 
 
-def test_outside_of_a_simulation_the_seed_decides_nothing(tmp_path: Path, context: MakeContext) -> None:
+def test_outside_of_a_simulation_the_seed_decides_nothing(tmp_path: Path, real: MakeReal) -> None:
     settings = small(tmp_path, seed=3)
     replies = []
     for _ in range(2):
         torch.manual_seed(0)
-        replies.append(app(order(settings), context(settings)))
+        replies.append(app(order(settings), real(settings)))
     one, two = replies
     assert one.content[COUNTERS]["seeded"] == two.content[COUNTERS]["seeded"] == 0
     assert not any(torch.equal(tensor, arrays_of(two)[name]) for name, tensor in arrays_of(one).items())
@@ -261,7 +272,8 @@ def test_simulated_draws_differ_by_seed_by_site_and_by_round(tmp_path: Path) -> 
     assert len(noise) == len(sampling) == 8
 
 
-def test_the_ledger_travels_in_the_sites_state_and_nothing_else_does(tmp_path: Path, context: MakeContext) -> None:
+@pytest.mark.usefixtures("simulated")
+def test_in_a_simulation_the_count_travels_in_the_sites_state_and_nothing_else_does(tmp_path: Path, context: MakeContext) -> None:
     held = context(settings := small(tmp_path))
     app(order(settings), held)
     assert set(held.state) == {"ledger"} and isinstance(held.state["ledger"], ConfigRecord)

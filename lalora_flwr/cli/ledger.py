@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,4 +117,5 @@ def export(file: File) -> None:
 
 
 def _console() -> Console:
-    return Console(soft_wrap=True, highlight=False, markup=False)  # names are not markup
+    """Names are no markup, and a table in a pipe keeps one row a line."""
+    return Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)

@@ -175,7 +175,8 @@ def _read(connection: sqlite3.Connection) -> Content:
         raise LedgerError("not a ledger")
     if dict(connection.execute("SELECT name, sql FROM sqlite_master")) != SCHEMA:
         raise LedgerError("its schema was changed")
-    entries, hashes = read_chain(connection.execute("SELECT number, body, hash FROM entries ORDER BY number"))
+    rows = connection.execute("SELECT number, body, hash FROM entries ORDER BY number").fetchall()  # an open cursor is a lock
+    entries, hashes = read_chain(rows)
     return Content(entries, hashes, Book(entries))
 
 

@@ -9,6 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from flwr.app import Context
+
 from lalora_flwr.privacy.accounting import Segment
 from lalora_flwr.privacy.ledger_file import SCHEMA, LedgerFile, create
 from lalora_flwr.privacy.site_ledger import Request, SiteLedger
@@ -71,3 +73,18 @@ def forge(path: Path, *statements: tuple[str, Sequence[Any]]) -> None:
         for name in TRIGGERS:
             connection.execute(SCHEMA[name])
         connection.commit()
+
+
+def owned(context: Context, folder: Path, run_id: int = 1, **changed: Any) -> Context:
+    """The context as that of a real site whose owner made a ledger and sets caps."""
+    context.run_id = run_id
+    if not (path := folder / "own-ledger").exists():
+        create(path)
+    context.node_config.update({"ledger-path": str(path), "max-epsilon": 50.0, "delta": 1e-3, "num-records": 300, **changed})
+    return context
+
+
+def steps_in(context: Context) -> int:
+    """Steps that a real site's ledger counts on its dataset."""
+    book = LedgerFile(str(context.node_config["ledger-path"])).read().book
+    return sum(steps for _, _, steps in book.segments("default"))
