@@ -13,6 +13,10 @@ class RunFailed(LaloraError):
     """A run that stopped before it wrote its summary."""
 
 
+class WorkerDied(RunFailed):
+    """A process that simulates sites died; Flower would go on handing it messages, so the run has to be started anew."""
+
+
 class Interrupted(LaloraError):
     """The user stopped a run."""
 

@@ -18,12 +18,12 @@ from flwr.serverapp import Grid
 from lalora_flwr.adapted import Adapted, adapted_model
 from lalora_flwr.config import Settings
 from lalora_flwr.data.data_set import data_set
-from lalora_flwr.errors import LaloraError
+from lalora_flwr.errors import LaloraError, WorkerDied
 from lalora_flwr.evaluation import evaluate
 from lalora_flwr.lora.adapter import load_adapter_state
 from lalora_flwr.messages import to_arrays, to_tensors
 from lalora_flwr.plots import accuracy_figure
-from lalora_flwr.run_folder import Checkpoint, RunFolder, versions
+from lalora_flwr.run_folder import WORKER_DIED, Checkpoint, RunFolder, versions
 from lalora_flwr.strategies.server import FederatedLora, RoundReport
 
 METRIC_NAMES = ("accuracy", "loss", "f1", "matthews", "exact_match", "site_accuracy")
@@ -70,7 +70,7 @@ def run_federation(settings: Settings, grid: Grid, on_round: Callable[[dict[str,
             )
             run.finish()
         except LaloraError as error:
-            folder.fail(str(error))
+            folder.fail(str(error), WORKER_DIED if isinstance(error, WorkerDied) else "")
             raise
         except Exception as error:
             folder.fail(f"unexpected {type(error).__name__}: {error}")

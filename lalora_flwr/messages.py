@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 ARRAYS, CONFIG, COUNTERS, IDENTITY, SITE_METRICS = "arrays", "config", "counters", "identity", "site-metrics"
 ARRAY_HEADER = 128  # bytes before the values of a ``.npy``
+LARGEST = 1e4  # of a tensor's values; factors of a useful adapter are below 10, and one reply above this ruins a mean
 IDENTITY_QUERY = "query.identity"
 
 
@@ -133,7 +134,7 @@ def read_reply(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> tu
         shapes: names and shapes of the tensors that the site has to send.
 
     Raises:
-        BadReply: naming what is wrong: records, names, shapes, types, or values that are not finite.
+        BadReply: naming what is wrong: records, names, shapes, types, or values that are not finite or above `LARGEST`.
     """
     if set(content) != {ARRAYS, COUNTERS}:
         raise BadReply("its records are not the declared ones")
@@ -152,6 +153,8 @@ def read_reply(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> tu
             raise BadReply(f"{name} has the wrong shape or type")
         if not np.isfinite(value).all():
             raise BadReply(f"{name} holds values that are not finite")
+        if (np.abs(value) > LARGEST).any():
+            raise BadReply(f"{name} holds values above {LARGEST:g}")
         tensors[name] = value
     return tensors, counters
 

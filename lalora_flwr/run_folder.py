@@ -24,6 +24,7 @@ from lalora_flwr.errors import ConfigError, RunFailed
 PACKAGES = ("lalora-flwr", "flwr", "torch", "timm", "peft", "opacus")
 METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"
 LOCK = ".lock"
+WORKER_DIED = "worker-died"  # kind of a failure
 CHECKPOINT = "checkpoint/adapter.safetensors"
 LOG = "flower.log"
 
@@ -194,9 +195,9 @@ class RunFolder:
         """The last file: its presence says that the run is complete."""
         write_whole(self.path / SUMMARY, to_json(summary, indent=2) + "\n")
 
-    def fail(self, reason: str) -> None:
-        """Why the run stopped, in one line."""
-        write_whole(self.path / FAILURE, to_json({"error": reason}) + "\n")
+    def fail(self, reason: str, kind: str = "") -> None:
+        """Why the run stopped, in one line; ``kind`` names what a caller may mend."""
+        write_whole(self.path / FAILURE, to_json({"error": reason, **({"kind": kind} if kind else {})}) + "\n")
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""ClientApps that a Ray worker can import by name: one that fails, and one that notes what its process loads."""
+"""ClientApps that a Ray worker can import by name: one fails, one notes what its process loads, one dies."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ loads: Counter[str] = Counter()
 
 app = ClientApp()
 spying = ClientApp()
+dying = ClientApp()
 
 
 @app.train()
@@ -44,8 +46,21 @@ def note(message: Message, context: Context) -> Message:
     return reply
 
 
+@dying.train()
+def die(message: Message, context: Context) -> Message:
+    """As the real one, but in round 2 site 1 takes its process down, as often as the notes allow."""
+    deaths = Path(os.environ[NOTES]) / "deaths"
+    if message.content["config"]["server-round"] == 2 and context.node_config["partition-id"] == 1:
+        left = int(deaths.read_text())
+        if left:
+            deaths.write_text(str(left - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+    return real(message, context)
+
+
 @app.query("identity")
 @spying.query("identity")
+@dying.query("identity")
 def identity(message: Message, context: Context) -> Message:
     return real(message, context)
 

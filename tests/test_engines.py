@@ -22,7 +22,7 @@ from lalora_flwr import site
 from lalora_flwr.config import flatten, settings_from
 from lalora_flwr.engines import simulation
 from lalora_flwr.engines.inline import run_inline
-from lalora_flwr.errors import LaloraError, RunFailed
+from lalora_flwr.errors import LaloraError, RunFailed, WorkerDied
 from tests.conftest import Finished, Spy, files_in, run_spied, small, strict_json
 from tests.faulty_client import NOTES, SECRET
 from tests.test_cli import pairs, real_lalora
@@ -37,12 +37,11 @@ def without_seconds(folder: Path) -> list[dict[str, Any]]:
 
 
 def same_result(folder: Path, other: Path) -> bool:
-    weights = [(f / "adapter" / "adapter_model.safetensors").read_bytes() for f in (folder, other)]
     adapters = [(f / "adapter" / "adapter_model.safetensors").read_bytes() for f in (folder, other)]
     summaries = [strict_json((f / "summary.json").read_text()) for f in (folder, other)]
     for summary in summaries:
         del summary["seconds"], summary["peak_memory_mb"]
-    pairs_of = (weights, adapters, summaries, [without_seconds(folder), without_seconds(other)])
+    pairs_of = (adapters, summaries, [without_seconds(folder), without_seconds(other)])
     return all(one == two for one, two in pairs_of)
 
 
@@ -304,6 +303,32 @@ def test_a_client_that_fails_under_ray_fails_the_run_and_its_log_is_kept(
     assert not (tmp_path / "run" / "summary.json").exists()
     assert not marked.gone()
     assert REASON in (tmp_path / "run" / "flower.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_dead_ray_worker_costs_a_round_and_no_result(
+    restarts: int, tmp_path: Path, marked: Marked, monkeypatch: pytest.MonkeyPatch, finished: Callable[..., Finished]
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "deaths").write_text("1")
+    monkeypatch.setenv(NOTES, str(tmp_path / "notes"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(simulation, "RESTARTS", restarts)
+    told: list[int] = []
+
+    def run() -> Path:
+        client = "tests.faulty_client:dying"
+        return simulation.run_simulation(small(tmp_path), lambda line: told.append(line["round"]), client_app=client)
+
+    if restarts:
+        assert same_result(run(), finished().path) and told == [1, 2]
+    else:
+        with pytest.raises(WorkerDied, match=r"^round 2: the Ray worker that served site 1 died.*--resume"):
+            run()
+        assert told == [1]
+        assert same_result(run_inline(small(tmp_path, resume=True)), finished().path)  # what was done is not lost
+    assert not marked.gone()
 
 
 @pytest.mark.slow

@@ -85,6 +85,7 @@ BAD: dict[str, Callable[[], RecordDict]] = {
     "a NaN": lambda: reply(arrays(B=with_nth(math.nan))),
     "an infinite value": lambda: reply(arrays(B=with_nth(math.inf))),
     "a negative infinite value": lambda: reply(arrays(B=with_nth(-math.inf))),
+    "an absurdly large value": lambda: reply(arrays(B=with_nth(-1.1e4))),
     "an undeclared counter": lambda: reply(loss=0.3),
     "a missing counter": lambda: RecordDict({ARRAYS: arrays(), COUNTERS: MetricRecord({"steps": 4, "epsilon": 1.5})}),
     "a counter that is a list": lambda: reply(epsilon=[1.0, 2.0]),

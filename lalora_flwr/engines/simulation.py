@@ -7,9 +7,10 @@ installed, and a run counts as good only if its summary was written.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,12 +26,14 @@ import psutil
 import tomli_w
 
 from lalora_flwr.config import Settings, flatten
-from lalora_flwr.errors import RunFailed
+from lalora_flwr.errors import RunFailed, WorkerDied
 from lalora_flwr.federation import named
 from lalora_flwr.local_paths import with_absolute_paths
-from lalora_flwr.run_folder import FAILURE, LOG, METRICS, SUMMARY, folder_for
+from lalora_flwr.run_folder import FAILURE, LOG, METRICS, SUMMARY, WORKER_DIED, folder_for
 
+log = logging.getLogger("lalora_flwr.cli")
 CLIENT_APP = "lalora_flwr.client_app:app"
+RESTARTS = 2  # times a run goes on by itself after a dead Ray worker
 ENDED_CHECK = 5.0  # seconds between questions to Flower whether the run has ended; each starts a process
 
 
@@ -140,6 +143,8 @@ def run_simulation(
 ) -> Path:
     """Run a federation of Ray-backed virtual sites and return its run folder.
 
+    If a Ray worker dies, the run goes on after its last finished round in a fresh Ray, up to `RESTARTS` times.
+
     Args:
         settings: the run; ``train.num-threads`` is also the number of CPUs that Ray reserves for a site.
         on_round: gets each line of metrics, soon after the server wrote it.
@@ -150,14 +155,27 @@ def run_simulation(
         RunFailed: if the run ended without a summary, with its reason; Flower's log then lies in the run folder.
     """
     settings = with_absolute_paths(named(settings))  # the server runs in another folder
+    for attempt in range(RESTARTS + 1):
+        try:
+            return _attempt(settings, on_round, num_actors, client_app)
+        except WorkerDied as death:
+            if attempt == RESTARTS:
+                raise
+            log.warning("%s; starting Ray again", death)
+            settings = dataclasses.replace(settings, resume=True)
+    raise AssertionError("unreachable")
+
+
+def _attempt(settings: Settings, on_round: Callable[[dict[str, Any]], None] | None, num_actors: int, client_app: str) -> Path:
+    """One SuperLink and one Ray, from the start or the last checkpoint to the summary."""
     folder = folder_for(settings)
     told = _lines_of(folder)  # of the attempt that is resumed
     (folder / FAILURE).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="lalora-") as scratch:
-        home, log = Path(scratch), Path(scratch) / LOG
+        home, output = Path(scratch), Path(scratch) / LOG
         _write_app(home / "app", settings, client_app)
         try:
-            with _superlink(home, log) as env:
+            with _superlink(home, output) as env:
                 federation = f"num-supernodes={settings.num_supernodes} client-resources-num-cpus={settings.train.num_threads}"
                 if settings.train.num_gpus:
                     federation += f" client-resources-num-gpus={settings.train.num_gpus}"
@@ -167,11 +185,12 @@ def run_simulation(
                 try:
                     _follow(env, str(started["run-id"]), folder, len(told), on_round)
                 finally:
-                    _append_run_log(env, str(started["run-id"]), log)
+                    _append_run_log(env, str(started["run-id"]), output)
         finally:
-            if log.is_file():
+            if output.is_file():
                 folder.mkdir(parents=True, exist_ok=True)
-                shutil.copy(log, folder / LOG)
+                with (folder / LOG).open("ab") as kept:  # after those of earlier attempts
+                    kept.write(output.read_bytes())
         return folder
 
 
@@ -203,5 +222,6 @@ def _follow(env: dict[str, str], run_id: str, folder: Path, told: int, on_round:
     if (folder / SUMMARY).exists():
         return
     if (folder / FAILURE).exists():
-        raise RunFailed(json.loads((folder / FAILURE).read_text())["error"])
+        failure = json.loads((folder / FAILURE).read_text())
+        raise (WorkerDied if failure.get("kind") == WORKER_DIED else RunFailed)(failure["error"])
     raise RunFailed(f"Flower ended the run without a result: {status} {details}")

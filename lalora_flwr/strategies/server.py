@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from lalora_flwr.config import Settings
-from lalora_flwr.errors import BUDGET, RunFailed
+from lalora_flwr.errors import BUDGET, RunFailed, WorkerDied
 from lalora_flwr.lora.adapter import digest, select
 from lalora_flwr.lora.schedule import BOTH, Factors, parse_schedule
 from lalora_flwr.messages import (
@@ -40,6 +40,7 @@ from lalora_flwr.strategies import METHODS
 from lalora_flwr.strategies.merge import MERGES
 
 log = logging.getLogger("lalora_flwr.server")
+RAY_DEATHS = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "OutOfMemoryError")
 STARTUP_PATIENCE = 10.0  # seconds before the sites that are there are asked how many there will be
 
 
@@ -225,6 +226,7 @@ class FederatedLora(Strategy):
             report.served.append(site)
         report.failed.update(dict.fromkeys(sorted(missing), "no reply"))
         self._left |= report.left
+        self._stop_on_dead_worker(report)
         self._stop_on_failures(report)
         merged = MERGES[self._method.merge](good)
         self._arrays = ArrayRecord({**self._arrays, **{name: Array(value) for name, value in merged.items()}})
@@ -244,6 +246,19 @@ class FederatedLora(Strategy):
                 raise BadReply(f"{name} moved in a round in which it is frozen")
             if not moved and name in trained and self._settings.private:
                 raise BadReply(f"{name} did not move in a round in which it is trained")
+
+    def _stop_on_dead_worker(self, report: RoundReport) -> None:
+        """Flower puts a dead Ray actor back into its pool, where it fails message after message.
+
+        Raises:
+            WorkerDied: if a reply says that one died.
+        """
+        for site, reason in report.failed.items():
+            if any(error in reason for error in RAY_DEATHS):
+                raise WorkerDied(
+                    f"round {report.server_round}: the Ray worker that served site {site} died, perhaps for want of memory; "
+                    "lalora run --resume goes on after the last finished round, with fewer --num-actors if it recurs"
+                )
 
     def _stop_on_failures(self, report: RoundReport) -> None:
         for site, reason in report.failed.items():
