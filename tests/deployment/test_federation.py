@@ -13,8 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from typer.testing import CliRunner
 
 from lalora_flwr.cli.certs import ALWAYS, _general_name, _read_authority, make_certificate, superlink_files
+from lalora_flwr.cli.main import app
+from lalora_flwr.privacy.ledger_file import LedgerFile
 from tests.deployment.federation import LOOPBACK, Federation, free_port, save_texts, text_run
 
 pytestmark = pytest.mark.slow
@@ -30,6 +33,10 @@ def test_two_sites_train_on_their_own_files(tmp_path: Path) -> None:
         assert status == "finished:completed", federation.logs(run)
         folder = tmp_path / "runs" / "run"
         assert (folder / "summary.json").exists(), federation.logs(run)
+        for site in ("north", "south"):
+            assert CliRunner().invoke(app, ["ledger", "verify", str(federation.ledger(site))]).exit_code == 0
+            spent = LedgerFile(federation.ledger(site)).read().book
+            assert sum(steps for _, _, steps in spent.segments("default")) == 4
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["seeded"] is False and summary["private"] is True
     assert summary["rounds"] == 2 and summary["failures"] == 0 and summary["data"] == "sites"
