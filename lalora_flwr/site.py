@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 
 from lalora_flwr.adapted import Adapted, adapted_model
 from lalora_flwr.config import Settings, flatten, settings_from
-from lalora_flwr.data.data_set import data_set, own_records
+from lalora_flwr.data.data_set import data_set, declared_labels, own_records
 from lalora_flwr.data.partition import site_rows
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.errors import SiteRefusal
@@ -52,6 +52,17 @@ def site_settings(context: Context) -> Settings:
         family = settings.model.name.partition("/")[0]
         return dataclasses.replace(settings, model=dataclasses.replace(settings.model, name=f"{family}/{path}"))
     return settings
+
+
+def _refuse_unnamed_classes(settings: Settings) -> None:
+    """Without names the classes would be read from whatever ``data.name`` is on the site's machine, which a run must not choose.
+
+    Raises:
+        SiteRefusal: if the run leaves the classes to the data.
+    """
+    named = settings.data.name == "digits" or settings.task == "language" or declared_labels(settings.data)
+    if not in_simulation() and not named:
+        raise SiteRefusal("data: the run must name the classes in data.labels")
 
 
 def load_records(settings: Settings, node_config: Mapping[str, Any], base: BaseModel) -> RecordSet:
@@ -179,6 +190,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     schedule = parse_schedule(order.schedule)
     caps = caps_from(context.node_config, needed=not in_simulation())
     admitted = _admitted(caps, settings, order, context.run_id) if caps else None
+    _refuse_unnamed_classes(settings)
     adapted = adapted_model(settings, str(context.node_config.get("device", "")))
     _start_from(adapted, order, to_tensors(content[ARRAYS]))  # type: ignore[arg-type]
     records = load_records(settings, context.node_config, adapted.base)

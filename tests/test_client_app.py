@@ -278,3 +278,13 @@ def test_in_a_simulation_the_count_travels_in_the_sites_state_and_nothing_else_d
     app(order(settings), held)
     assert set(held.state) == {"ledger"} and isinstance(held.state["ledger"], ConfigRecord)
     assert set(held.state["ledger"]) == {"noise-multiplier", "sample-rate", "steps"}
+
+
+def test_a_run_cannot_make_a_real_site_read_files_to_learn_the_classes(
+    tmp_path: Path, real: MakeReal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "adapted_model", raising(AssertionError("something was read")))
+    settings = small(tmp_path, model__name="hf/x", data__name="file:/etc/*.csv", data__num_classes=2)
+    config = TrainOrder(1, "step:BA", "gauss5", "both", "", "").to_record()
+    message = Message(RecordDict({ARRAYS: to_arrays({}), CONFIG: config}), dst_node_id=7, message_type="train")
+    assert app(message, real(settings)).error.reason == "data: the run must name the classes in data.labels"
