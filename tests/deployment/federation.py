@@ -132,11 +132,12 @@ class Federation:
         return self
 
     def __exit__(self, *_: object) -> None:
+        family = [child for running in self._running.values() for child in running.descendants()]
         for running in self._running.values():
             if running.alive():
                 running.kill()
         deadline = time.monotonic() + 10
-        while (left := self._marked()) and time.monotonic() < deadline:
+        while (left := self._marked() + [child for child in family if child.is_running()]) and time.monotonic() < deadline:
             for process in left:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
