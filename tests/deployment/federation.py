@@ -55,6 +55,13 @@ def _die_with_the_test() -> None:
     _libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def wait_for(what: str, found: Callable[[], Any], patience: float = 60.0, every: float = 0.1) -> Any:
     """The first true value of ``found``; a failed assertion if there is none in ``patience`` seconds."""
     deadline = time.monotonic() + patience
@@ -137,7 +144,7 @@ class Federation:
             if running.alive():
                 running.kill()
         deadline = time.monotonic() + 10
-        while (left := self._marked() + [child for child in family if child.is_running()]) and time.monotonic() < deadline:
+        while (left := [*self._marked(), *filter(_lives, family)]) and time.monotonic() < deadline:
             for process in left:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
