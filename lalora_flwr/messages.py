@@ -18,11 +18,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 ARRAYS, CONFIG, COUNTERS, IDENTITY, SITE_METRICS = "arrays", "config", "counters", "identity", "site-metrics"
 ARRAY_HEADER = 128  # bytes before the values of a ``.npy``
@@ -113,6 +116,8 @@ class Counters:
 
 def to_arrays(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """Adapter tensors as float32 arrays, in sorted order of names."""
+    import torch  # a site that is only asked who it is needs no torch
+
     return ArrayRecord({name: state[name].detach().to("cpu", torch.float32) for name in sorted(state)})
 
 

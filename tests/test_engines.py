@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import tomllib
@@ -340,3 +342,28 @@ def test_an_interrupted_ray_run_leaves_no_process(tmp_path: Path, marked: Marked
         simulation.run_simulation(small(tmp_path, num_rounds=500), interrupt, num_actors=1)
     assert not marked.gone()
     assert (tmp_path / "run" / "metrics.jsonl").exists() and not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_ray_run_leaves_no_process_and_goes_on(
+    tmp_path: Path, marked: Marked, finished: Callable[..., Finished]
+) -> None:
+    values = {"num_rounds": 4, "num_supernodes": 3, "output_dir": "out", "run_name": "run"}
+    command = [Path(sys.executable).with_name("lalora"), "run", "-c", pairs(**values)]
+    metrics = tmp_path / "out" / "run" / "metrics.jsonl"
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not metrics.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    agent = re.compile(r"ray::(Dashboard|RuntimeEnv)Agent\b")  # look for their master now and then, and run nothing
+    deadline = time.monotonic() + 60
+    while (left := [c for c in marked.alive().values() if not agent.match(c)]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+    assert not (tmp_path / "out" / "run" / "summary.json").exists(), "the run was over before it was killed"
+    code, _, err = real_lalora(tmp_path, "run", "--resume", "out/run")
+    assert (code, err) == (0, "")
+    assert same_result(tmp_path / "out" / "run", finished(num_rounds=4).path)

@@ -7,10 +7,12 @@ installed, and a run counts as good only if its summary was written.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +35,7 @@ from lalora_flwr.run_folder import FAILURE, LOG, METRICS, SUMMARY, WORKER_DIED, 
 
 log = logging.getLogger("lalora_flwr.cli")
 CLIENT_APP = "lalora_flwr.client_app:app"
+PR_SET_PDEATHSIG = 1
 RESTARTS = 2  # times a run goes on by itself after a dead Ray worker
 ENDED_CHECK = 5.0  # seconds between questions to Flower whether the run has ended; each starts a process
 
@@ -67,12 +70,25 @@ def _superlink(home: Path, log: Path) -> Iterator[dict[str, str]]:
     (home / "config.toml").write_text(f'[superlink]\ndefault = "private"\n\n[superlink.private]\n{address}')
     command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, env=env, cwd=home, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            env=env,
+            cwd=home,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
     try:
         _wait_until_healthy(process, port, log)
         yield env
     finally:
         _end(process)
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to end this process with its parent: a run that was killed must not go on unseen."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
