@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from datasets import Dataset, Image
 from PIL import Image as Pil
@@ -177,6 +178,47 @@ def test_a_folder_cannot_make_timm_read_weights_from_elsewhere(tmp_path: Path) -
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert torch.equal(load(tmp_path, of(7)).module.head.weight, saved.head.weight)
+
+
+def test_the_weights_that_the_files_are_named_for_are_those_that_are_read(tmp_path: Path) -> None:
+    saved = save_timm(tmp_path, "vit")
+    others = {name: torch.zeros_like(tensor) for name, tensor in saved.state_dict().items()}
+    for name in ("open_clip_model.safetensors", "a.safetensors"):
+        save_file(others, tmp_path / name)
+    for name in ("pytorch_model.bin", "open_clip_pytorch_model.bin"):
+        torch.save(others, tmp_path / name)
+    base = load(tmp_path, of(7))
+    assert torch.equal(base.module.head.weight, saved.head.weight)
+    assert set(base.provenance.files) == {"config.json", "model.safetensors"}
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize("classes", [1000, 3])
+def test_a_published_model_is_read_from_the_file_that_the_hub_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int
+) -> None:
+    """timm itself would fetch the weights again, of any revision."""
+    asked: list[tuple[str, str, str]] = []
+    folder = tmp_path / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        saved = timm.create_model("test_vit", pretrained=False)
+    save_file(saved.state_dict(), folder / "model.safetensors")
+
+    def hub(repository: str, file: str, *, revision: str) -> str:
+        asked.append((repository, file, revision))
+        return str(folder / file)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub)
+    base = load("test_vit.r160_in1k", of(classes), revision=COMMIT)
+    assert asked == [("timm/test_vit.r160_in1k", "model.safetensors", COMMIT)]
+    assert torch.equal(base.module.blocks[0].attn.qkv.weight, saved.blocks[0].attn.qkv.weight)
+    assert torch.equal(base.module.head.weight, saved.head.weight) if classes == 1000 else base.fresh_head
+    assert base.provenance.revision == COMMIT and set(base.provenance.files) == {"model.safetensors"}
 
 
 def test_texts_are_not_for_an_image_model(tmp_path: Path) -> None:
