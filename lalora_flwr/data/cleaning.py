@@ -7,15 +7,19 @@ left out goes to the site's own log.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Image, Value
 from torch import Tensor
 
 from lalora_flwr.data.columns import Columns
+from lalora_flwr.data.tables import in_order
 from lalora_flwr.errors import ConfigError
 
 log = logging.getLogger("lalora_flwr.site")
@@ -39,18 +43,26 @@ class Rows:
 def label_texts(table: Dataset, column: str) -> list[str | None]:
     """Each row's label by name; None where it is missing."""
     feature = table.features[column]
-    values = table.data.column(column).to_pylist()
+    values = _values(table, column)
     if isinstance(feature, ClassLabel):
-        return [None if v is None or v < 0 else feature.names[v] for v in values]
+        names = feature.names
+        return [None if v is None or v < 0 else names[v] if v < len(names) else str(v) for v in values]
     return [_as_text(v) for v in values]
+
+
+def _values(table: Dataset, column: str) -> list[Any]:
+    return list(table.select_columns([column])[:][column])
 
 
 def _as_text(value: Any) -> str | None:
     if value is None or value != value:  # NaN
         return None
-    if isinstance(value, float) and value.is_integer():  # a column of whole numbers with gaps is read as floats
-        value = int(value)
-    return str(value).strip() or None
+    if isinstance(value, bool):
+        return str(value).lower()  # as JSON has it
+    text = str(value).strip()
+    if re.fullmatch(r"[+-]?[0-9]+\.0+", text):  # whole numbers with gaps are often written so
+        text = text.partition(".")[0]
+    return text or None
 
 
 def label_names(table: Dataset, column: str) -> tuple[str, ...]:
@@ -58,52 +70,70 @@ def label_names(table: Dataset, column: str) -> tuple[str, ...]:
     feature = table.features[column]
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
-    found = {name for name in label_texts(table, column) if name is not None}
-    numbers = all(name.lstrip("-").isdigit() for name in found)
-    return tuple(sorted(found, key=int if numbers else str))
+    return in_order({name for name in label_texts(table, column) if name is not None})
 
 
-def usable_rows(table: Dataset, columns: Columns, labels: Sequence[str], *, strict: bool = False) -> Rows:
+def usable_rows(
+    table: Dataset, columns: Columns, labels: Sequence[str], *, strict: bool = False, folder: Path | None = None
+) -> Rows:
     """The rows with all that the task needs.
 
     Left out: a missing or blank text, second text, response, image or label, and a label that is not among ``labels``. The
-    second text of a prompt may be missing. Unreadable images are found later, when they are read.
+    second text of a prompt may be missing. Unreadable images are found later, when they are read. Where virtual sites are told
+    apart by a column, a record whose site is missing is nobody's.
 
     Args:
         table: the records.
         columns: which column is what.
         labels: the classes, in order.
         strict: for public records: an unknown label is an error.
+        folder: where relative paths of images start.
 
     Raises:
         ConfigError: an unknown label in public records, or no usable row in them.
     """
-    number = {name: i for i, name in enumerate(labels)}
+    number = {_as_text(name): i for i, name in enumerate(labels)}
     keep = [True] * len(table)
     classes = [0] * len(table)
     if columns.label:
         texts = label_texts(table, columns.label)
-        if strict and (unknown := sorted({t for t in texts if t is not None and t not in number})):
+        if strict and (unknown := in_order({t for t in texts if t is not None and t not in number})):
             raise ConfigError(f"data.test: label {unknown[0]!r} is not among {', '.join(labels)[:200]}; see data.labels")
-        classes = [number.get(text or "", -1) if text is not None else -1 for text in texts]
+        classes = [-1 if text is None else number.get(text, -1) for text in texts]
         keep = [c >= 0 for c in classes]
-    needed = [columns.image, columns.text, columns.response, "" if columns.response else columns.text_pair]
-    for column in filter(None, needed):
-        values = table.data.column(column).to_pylist() if column != columns.image else _image_present(table, column)
-        keep = [k and _present(v) for k, v in zip(keep, values, strict=True)]
+    needed = [columns.text, columns.response, "" if columns.response else columns.text_pair, columns.site]
+    there = [[_present(v) for v in _values(table, column)] for column in filter(None, needed)]
+    if columns.image:
+        there.append(_image_present(table, columns.image))
+    keep = [all(row) for row in zip(keep, *there, strict=True)]
     rows = [i for i, k in enumerate(keep) if k]
     if len(rows) < len(table):
         log.warning("%d of %d rows left out: a value is missing or the label is unknown", len(table) - len(rows), len(table))
     if strict and not rows:
         raise ConfigError("data.test: no usable row; see data.label and data.labels")
     selected = table.select(rows) if len(rows) < len(table) else table
+    if folder and columns.image and _holds_texts(table, columns.image):
+        paths = [str(folder / path.strip()) for path in _values(selected, columns.image)]
+        selected = selected.remove_columns(columns.image).add_column(columns.image, paths)
     return Rows(selected, columns, torch.tensor([classes[i] for i in rows], dtype=torch.long))
 
 
 def _present(value: Any) -> bool:
-    return value is not None and not (isinstance(value, str) and not value.strip())
+    return value is not None and value == value and not (isinstance(value, str) and not value.strip())
 
 
-def _image_present(table: Dataset, column: str) -> list[bool | None]:
+def _holds_texts(table: Dataset, column: str) -> bool:
+    feature = table.features[column]
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def _image_present(table: Dataset, column: str) -> list[bool]:
     """Whether a row has an image at all, without reading its bytes."""
-    return [None if absent else True for absent in table.data.column(column).is_null().to_pylist()]
+    if _holds_texts(table, column):
+        return [_present(path) for path in _values(table, column)]
+    images = table.select_columns([column]).with_format("arrow")[:][column]
+    absent = pc.is_null(images)
+    if isinstance(table.features[column], (Image, dict)):  # bytes, a path, or both
+        parts = [pc.is_null(pc.struct_field(images, part)) for part in ("bytes", "path")]
+        absent = pc.or_(absent, pc.and_(*parts))
+    return [not value for value in absent.to_pylist()]

@@ -29,13 +29,14 @@ class Columns:
     site: str = ""
 
 
-def find_columns(features: Features, settings: DataSettings, task: str) -> Columns:
+def find_columns(features: Features, settings: DataSettings, task: str, *, shared: bool = False) -> Columns:
     """The columns of a table for a task.
 
     Args:
         features: the table's columns and their types.
         settings: names that the user gave.
         task: ``image``, ``text`` or ``language``.
+        shared: whether virtual sites share the records; only then ``data.site`` is looked at.
 
     Raises:
         ConfigError: a named column is missing, or one that the task needs cannot be told.
@@ -52,15 +53,18 @@ def find_columns(features: Features, settings: DataSettings, task: str) -> Colum
             raise ConfigError(f"data.{key}: no column found; name one of {', '.join(names)}")
         return found
 
-    site = pick("site", settings.site, ()) if settings.site else ""
+    site = pick("site", settings.site, ()) if shared and settings.site else ""
     if task == "image":
         images = [name for name in names if isinstance(features[name], Image)]
-        image = pick("image", settings.image, images if len(images) == 1 else [*images, *IMAGE_NAMES])
+        usual = [name for name in IMAGE_NAMES if not images or name in images]
+        image = pick("image", settings.image, images if len(images) == 1 else usual)
         return Columns(image=image, label=_label(features, settings, pick), site=site)
     if task == "language":
-        text = pick("text", settings.text, PROMPT_NAMES)
-        return Columns(text=text, text_pair=_pair(names, settings, "", pick), response=pick("response", settings.response, ()))
-    text = pick("text", settings.text, TEXT_NAMES)
+        response = pick("response", settings.response, ())
+        text = pick("text", settings.text, [name for name in PROMPT_NAMES if name != response])
+        return Columns(text=text, text_pair=_pair(names, settings, "", pick), response=response, site=site)
+    paired = [first for first, second in PAIRS.items() if second in names]  # before "sentence", which is also a second text
+    text = pick("text", settings.text, [*paired, *TEXT_NAMES])
     pair = _pair(names, settings, PAIRS.get(text, ""), pick)
     return Columns(text=text, text_pair=pair, label=_label(features, settings, pick), site=site)
 
@@ -73,4 +77,5 @@ def _pair(names: list[str], settings: DataSettings, usual: str, pick) -> str:  #
 
 def _label(features: Features, settings: DataSettings, pick) -> str:  # type: ignore[no-untyped-def]
     typed = [name for name in features if isinstance(features[name], ClassLabel)]
-    return str(pick("label", settings.label, typed if len(typed) == 1 else LABEL_NAMES))
+    usual = [*(name for name in LABEL_NAMES if name in typed), *LABEL_NAMES]
+    return str(pick("label", settings.label, typed if len(typed) == 1 else usual))

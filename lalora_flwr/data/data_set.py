@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -90,12 +91,12 @@ class Tables:
         table = _split(settings, settings.split)
         if table is None:
             raise ConfigError(f"data.split = {settings.split!r}: {settings.name} has no such split")
-        columns = find_columns(table.features, settings, task)
+        columns = find_columns(table.features, settings, task, shared=True)
         self.labels = declared_labels(settings) or (label_names(table, columns.label) if columns.label else ())
         declared = settings.num_classes or len(self.labels)
         if columns.label and declared != len(self.labels):
             raise ConfigError(f"data.num-classes = {declared}: {settings.name} has {len(self.labels)} classes")
-        rows = usable_rows(table, columns, self.labels)
+        rows = usable_rows(table, columns, self.labels, folder=_folder(settings.name))
         if not rows:
             raise ConfigError(f"data.name = {settings.name!r}: no usable record; see data.label and data.labels")
         held_out = settings.test.partition("hold-out:")[2]
@@ -103,6 +104,8 @@ class Tables:
         if held_out:
             order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(FIXED_SEED)).tolist()
             count = max(1, round(float(held_out) * len(rows)))
+            if count == len(rows):
+                raise ConfigError(f"data.test = {settings.test!r}: leaves none of the {count} private records")
             self._held_out, rows = rows.take(sorted(order[:count])), rows.take(sorted(order[count:]))
         self._rows = rows
 
@@ -112,7 +115,9 @@ class Tables:
     def owners(self) -> Sequence[str] | None:
         if not self._rows.columns.site:
             return None
-        return [str(value) for value in self._rows.table[self._rows.columns.site]]
+        from lalora_flwr.data.cleaning import label_texts
+
+        return [str(name) for name in label_texts(self._rows.table, self._rows.columns.site)]
 
     def private(self, rows: Sequence[int], encode: Encode) -> RecordSet:
         return encode(self._rows.take(rows))
@@ -194,7 +199,7 @@ def own_records(settings: Settings, path: str, encode: Encode) -> RecordSet:
     """
     from lalora_flwr.data.cleaning import usable_rows
     from lalora_flwr.data.columns import find_columns
-    from lalora_flwr.data.tables import from_files
+    from lalora_flwr.data.tables import folder_of, from_files
 
     labels = declared_labels(settings.data)
     if not labels and settings.task != "language":
@@ -204,7 +209,7 @@ def own_records(settings: Settings, path: str, encode: Encode) -> RecordSet:
         raise ConfigError(f"data.split = {settings.data.split!r}: not among {', '.join(splits)} under data-path")
     table = splits[settings.data.split]
     columns = find_columns(table.features, settings.data, settings.task)
-    return encode(usable_rows(table, columns, labels))
+    return encode(usable_rows(table, columns, labels, folder=folder_of(path)))
 
 
 def declared_labels(settings: DataSettings) -> tuple[str, ...]:
@@ -226,6 +231,14 @@ def _split(settings: DataSettings, split: str) -> Dataset | None:
     return from_hub(name, split) if kind == "hub" else _splits_of_files("data.name", name).get(split)
 
 
+def _folder(source: str) -> Path | None:
+    """Where relative paths in files start; None for the hub."""
+    from lalora_flwr.data.tables import folder_of
+
+    kind, _, name = source.partition(":")
+    return folder_of(name) if kind == "file" else None
+
+
 def _public(settings: DataSettings, task: str, labels: tuple[str, ...], encode: Encode) -> RecordSet:
     from lalora_flwr.data.cleaning import usable_rows
     from lalora_flwr.data.columns import find_columns
@@ -234,16 +247,23 @@ def _public(settings: DataSettings, task: str, labels: tuple[str, ...], encode: 
     table: Dataset | None = None
     if kind == "file":
         splits = _splits_of_files("data.test", name)
-        table = splits.get("test", next(iter(splits.values())))
+        split = "test" if "test" in splits else next(iter(splits))
+        table, source = splits[split], settings.test
+        wanted = [split]
     else:
-        for split in (name,) if name else ("test", "validation"):
+        source = settings.name
+        wanted = [name] if name else [split for split in ("test", "validation") if split != settings.split]
+        for split in wanted:
             table = _split(settings, split) if table is None else table
+    if source == settings.name and settings.split in wanted:
+        raise ConfigError(f"data.test = {settings.test!r}: these are the private records; take hold-out:0.1 of them")
     if table is None:
         raise ConfigError(
             f"data.test = {settings.test!r}: {settings.name} has no split for it; name one with split:<name>, files with "
             "file:<path>, or take hold-out:0.1 of the private records"
         )
-    rows = usable_rows(table, find_columns(table.features, settings, task), labels, strict=True)
+    columns = find_columns(table.features, settings, task)
+    rows = usable_rows(table, columns, labels, strict=True, folder=_folder(source))
     return encode(_some(rows, settings.test_records))
 
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import glob
+import re
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from lalora_flwr.data.image_folder import read_image_folder
+from lalora_flwr.data.readers import READERS, read_texts
 from lalora_flwr.errors import ConfigError
 
-# Only an empty field is a missing value: the words "null", "NA" and "nan" are text that people write.
-_PLAIN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
-READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", _PLAIN),
-    ".tsv": ("csv", {**_PLAIN, "sep": "\t", "quoting": csv.QUOTE_NONE}),  # as GLUE and the IANA type: a quote is a character
-    ".jsonl": ("json", {}),
-    ".ndjson": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
+PARQUET = ".parquet"
+KINDS = (*READERS, PARQUET)
 SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "validation": ("validation", "valid", "val", "dev")}
 
 
@@ -40,42 +35,73 @@ def from_files(key: str, pattern: str, *, private: bool = False) -> DatasetDict:
     Raises:
         ConfigError: nothing there, an unknown kind of file, or a file that cannot be read.
     """
-    path = Path(pattern).expanduser()
+    try:
+        return _from_files(key, pattern, private)
+    except ConfigError:
+        raise
+    except DatasetGenerationError as error:
+        reason = str(error.__cause__ or error)
+    except Exception as error:  # wrong encodings, no permission, truncated files: each reader raises its own
+        reason = str(error)
+    raise ConfigError(f"{key} = {pattern!r}: cannot be read: {_first_line(reason)}")
+
+
+def folder_of(pattern: str) -> Path:
+    """The folder that relative paths inside the files are relative to: that of the files, up to the first wildcard."""
+    path = Path(pattern).expanduser().absolute()
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix in READERS and not f.name.startswith("."))
+        return path
+    return next((above for above in path.parents if above.is_dir()), path.parent)
+
+
+def _from_files(key: str, pattern: str, private: bool) -> DatasetDict:
+    path = Path(pattern).expanduser()
+    splits: dict[str, list[str]] = {}
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in KINDS and not f.name.startswith(".") and f.is_file())
         if not files:
-            return _load(key, pattern, "imagefolder", private, data_dir=str(path))
-        splits: dict[str, list[str]] = {}
+            return read_image_folder(path, _split_named, in_order)
         for file in files:
             splits.setdefault(_split_of(file.stem), []).append(str(file))
     else:
-        files = [Path(f) for f in sorted(glob.glob(str(path), recursive=True)) if Path(f).is_file()]
+        files = [path] if path.is_file() else [Path(f) for f in sorted(glob.glob(str(path), recursive=True)) if Path(f).is_file()]
         splits = {"train": [str(f) for f in files]}
     if not files:
         raise ConfigError(f"{key} = {pattern!r}: no such file or folder")
-    kinds = {f.suffix for f in files}
-    if len(kinds) > 1 or not kinds <= set(READERS):
-        raise ConfigError(f"{key} = {pattern!r}: {', '.join(sorted(kinds))} files; must be of one kind of {', '.join(READERS)}")
-    reader, options = READERS[kinds.pop()]
-    return _load(key, pattern, reader, private, data_files=splits, **options)
+    kinds = {f.suffix.lower() for f in files}
+    if len(kinds) > 1 or not kinds <= set(KINDS):
+        found = ", ".join(sorted(kind or "nameless" for kind in kinds))
+        raise ConfigError(f"{key} = {pattern!r}: {found} files; must be of one kind of {', '.join(KINDS)}")
+    if kinds == {PARQUET}:
+        return _parquet(splits, private)
+    return DatasetDict({split: read_texts(files) for split, files in splits.items()})
 
 
 def _split_of(stem: str) -> str:
     words = stem.lower().replace("-", "_").replace(".", "_").split("_")
-    return next((split for split, names in SPLIT_NAMES.items() if words[0] in names), "train")
+    return _split_named(words[0]) or "train"
 
 
-def _load(key: str, pattern: str, reader: str, private: bool, **options: Any) -> DatasetDict:
-    try:
-        if not private:
-            return load_dataset(reader, **options)
-        with tempfile.TemporaryDirectory(prefix="lalora-") as scratch:
-            return load_dataset(reader, **options, cache_dir=scratch, keep_in_memory=True)
-    except DatasetGenerationError as error:
-        reason = str(error.__cause__ or error)
-    except Exception as error:  # empty folders, wrong encodings: each reader raises its own
-        reason = str(error)
-    raise ConfigError(f"{key} = {pattern!r}: cannot be read: {reason.splitlines()[0] if reason else 'unknown reason'}")
+def _split_named(name: str) -> str:
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), "")
+
+
+def in_order(names: Collection[str]) -> tuple[str, ...]:
+    """Numbers by value, anything else by letter."""
+    numbers = all(re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", name) for name in names)
+    return tuple(sorted(names, key=lambda name: (float(name) if numbers else 0.0, name)))
+
+
+def _parquet(splits: dict[str, list[str]], private: bool) -> DatasetDict:
+    files = {split: [glob.escape(file) for file in own] for split, own in splits.items()}  # datasets takes them for patterns
+    if not private:
+        return load_dataset("parquet", data_files=files)
+    with tempfile.TemporaryDirectory(prefix="lalora-") as scratch:
+        return load_dataset("parquet", data_files=files, cache_dir=scratch, keep_in_memory=True)
+
+
+def _first_line(reason: str) -> str:
+    return next((line.strip() for line in reason.splitlines() if line.strip()), "unknown reason")
 
 
 def from_hub(name: str, split: str) -> Dataset | None:
@@ -98,9 +124,9 @@ def from_hub(name: str, split: str) -> Dataset | None:
         data = FederatedDataset(dataset=repository, subset=config, partitioners={}, shuffle=False, **options)
         return data.load_split(split)
     except ValueError as error:
-        if "split" in str(error).lower():
+        if "is not present in the dataset's splits" in str(error):
             return None
         reason = str(error)
     except Exception as error:  # no network, no such data set, a data set that is a script
         reason = str(error)
-    raise ConfigError(f"data.name = 'hub:{name}': cannot be loaded: {reason.splitlines()[0] if reason else 'unknown reason'}")
+    raise ConfigError(f"data.name = 'hub:{name}': cannot be loaded: {_first_line(reason)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,19 +75,17 @@ def cheapest_cuts(lengths: Sequence[int], most: int) -> list[int]:
     Returns:
         Positions from 0 to ``len(lengths)``; a part lies between two neighbours.
     """
-    ends = [i for i in range(1, len(lengths) + 1) if i == len(lengths) or lengths[i] != lengths[i - 1]]
-    starts = {0, *ends}
-    for a, b in zip([0, *ends], ends, strict=False):  # a run of equal lengths longer than a part
-        starts.update(range(a, b, most))
-    places = sorted(starts)
+    count = len(lengths)
+    ends = [i for i in range(1, count + 1) if i == count or lengths[i] != lengths[i - 1]]
+    # Inside a run of equal lengths a cut costs no more the later it comes: it lies at the end of one, or where a part is full.
     best: dict[int, tuple[int, int]] = {0: (0, 0)}  # place -> (cost up to it, where its part begins)
-    for j, end in enumerate(places[1:], 1):
-        candidates = (
-            (best[start][0] + (end - start) * lengths[end - 1] + PART_COST, start)
-            for start in reversed(places[:j])
-            if end - start <= most
-        )
-        best[end] = min(candidates)
+    for start in range(count):
+        if start not in best:
+            continue
+        full = min(start + most, count)
+        for end in {full, *ends[bisect_right(ends, start) : bisect_right(ends, full)]}:
+            cost = best[start][0] + (end - start) * lengths[end - 1] + PART_COST
+            best[end] = min(best.get(end, (cost, start)), (cost, start))
     cuts = [len(lengths)]
     while cuts[-1]:
         cuts.append(best[cuts[-1]][1])

@@ -1,0 +1,99 @@
+"""CSV, TSV and JSON lines as tables of texts, in memory.
+
+Every value stays the text that the file holds. No type is guessed for a column, since a guess depends on all of its values:
+one record more would turn 1 into 1.0, true into True or a day into a time in all the others.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value
+
+Table = tuple[list[str], list[list[str | None]]]  # names of the columns, and the rows; None: missing
+
+
+def read_texts(files: Sequence[str]) -> Dataset:
+    """Files of one split, one after the other; a column that a file lacks is missing in its rows.
+
+    Raises:
+        ValueError: a file that is not what its name says, with the line; OSError, UnicodeDecodeError.
+    """
+    columns: dict[str, list[str | None]] = {}
+    count = 0
+    for file in files:
+        try:
+            names, rows = READERS[Path(file).suffix.lower()](Path(file))
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{Path(file).name}: {error}") from None
+        for name in names:
+            columns.setdefault(name, [None] * count)
+        count += len(rows)
+        for position, name in enumerate(names):
+            columns[name] += [row[position] for row in rows]
+        for values in columns.values():
+            values += [None] * (count - len(values))
+    if not columns:
+        raise ValueError("empty: no columns")
+    return Dataset.from_dict(columns, Features({name: Value("string") for name in columns}))
+
+
+def _csv(file: Path) -> Table:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines, strict=True)
+        return _table((reader.line_num, row) for row in reader)
+
+
+def _tsv(file: Path) -> Table:
+    """As GLUE and the IANA type: a quote is a character, and nothing is escaped."""
+    with file.open(encoding="utf-8-sig", newline="\n") as lines:
+        return _table((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(lines, 1))
+
+
+def _table(lines: Iterator[tuple[int, list[str]]]) -> Table:
+    """Rows under the names in the first line. Only an empty field is missing: NA and null are text that people write."""
+    filled = ((number, fields) for number, fields in lines if fields not in ([], [""]))
+    names = [name.strip() or f"column {i}" for i, name in enumerate(next(filled, (0, []))[1], 1)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a column is there twice among {', '.join(names)}")
+    rows: list[list[str | None]] = []
+    for number, fields in filled:
+        if any(fields[len(names) :]):
+            raise ValueError(f"line {number}: {len(fields)} fields under {len(names)} names")
+        rows.append([field or None for field in fields[: len(names)]] + [None] * (len(names) - len(fields)))
+    return names, rows
+
+
+def _json(file: Path) -> Table:
+    text = file.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith("["):
+        records = _parsed(text)
+    else:
+        records = []
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                try:
+                    records.append(_parsed(line))
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from None
+    if not all(isinstance(record, dict) for record in records):
+        raise ValueError("must hold one JSON object a line")
+    names = list(dict.fromkeys(name for record in records for name in record))
+    return names, [[_text(record.get(name)) for name in names] for record in records]
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)  # numbers as they are written
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+READERS: dict[str, Callable[[Path], Table]] = {".csv": _csv, ".tsv": _tsv, ".jsonl": _json, ".ndjson": _json, ".json": _json}
