@@ -92,6 +92,8 @@ def usable_rows(
     Raises:
         ConfigError: an unknown label in public records, or no usable row in them.
     """
+    if folder and columns.image and _holds_texts(table, columns.image):
+        table = _with_absolute_paths(table, columns.image, folder)
     number = {_as_text(name): i for i, name in enumerate(labels)}
     keep = [True] * len(table)
     classes = [0] * len(table)
@@ -112,9 +114,6 @@ def usable_rows(
     if strict and not rows:
         raise ConfigError("data.test: no usable row; see data.label and data.labels")
     selected = table.select(rows) if len(rows) < len(table) else table
-    if folder and columns.image and _holds_texts(table, columns.image):
-        paths = [str(folder / path.strip()) for path in _values(selected, columns.image)]
-        selected = selected.remove_columns(columns.image).add_column(columns.image, paths)
     return Rows(selected, columns, torch.tensor([classes[i] for i in rows], dtype=torch.long))
 
 
@@ -125,6 +124,11 @@ def _present(value: Any) -> bool:
 def _holds_texts(table: Dataset, column: str) -> bool:
     feature = table.features[column]
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def _with_absolute_paths(table: Dataset, column: str, folder: Path) -> Dataset:
+    paths = [str(folder / path.strip()) if _present(path) else None for path in _values(table, column)]
+    return table.remove_columns(column).add_column(column, paths, feature=Value("string"))
 
 
 def _image_present(table: Dataset, column: str) -> list[bool]:

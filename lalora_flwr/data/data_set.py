@@ -160,6 +160,8 @@ def data_set(settings: Settings) -> DataSet:
 @lru_cache(maxsize=2)
 def _data_set(settings: DataSettings, task: str) -> DataSet:
     if settings.name == "digits":
+        if settings.test not in ("auto", "split:test"):
+            raise ConfigError(f"data.test = {settings.test!r}: digits has test records of its own; leave it auto")
         return Digits()
     return SitesOnly(settings, task) if settings.name == "sites" else Tables(settings, task)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -51,9 +52,9 @@ def text_records(lengths: Sequence[int], *, language: bool = False, types: bool 
 
 
 @given(st.lists(st.integers(1, 90), max_size=25), st.integers(0, 6), st.randoms())
-def test_parts_are_the_batch(lengths: list[int], most: int, chance: st.DataObject) -> None:
+def test_parts_are_the_batch(lengths: list[int], most: int, chance: random.Random) -> None:
     records = text_records(lengths)
-    batch = [i for i in range(len(lengths)) if chance.random() < 0.6]  # type: ignore[attr-defined]
+    batch = [i for i in range(len(lengths)) if chance.random() < 0.6]
     subset = Subset(records, torch.tensor(batch, dtype=torch.long))
     for held, indices in ((records, batch), (subset, list(range(len(batch))))):
         parts = held.parts(torch.tensor(indices, dtype=torch.long), most)
