@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from lalora_flwr.adapted import Adapted, adapted_model
 from lalora_flwr.config import Settings
 from lalora_flwr.data.data_set import data_set
+from lalora_flwr.engines.deployment import watched
 from lalora_flwr.errors import LaloraError, WorkerDied
 from lalora_flwr.evaluation import evaluate
 from lalora_flwr.lora.adapter import load_adapter_state
@@ -28,7 +29,7 @@ from lalora_flwr.strategies.server import FederatedLora, RoundReport
 
 METRIC_NAMES = ("accuracy", "loss", "f1", "matthews", "exact_match", "site_accuracy")
 SITE_ACCURACY_LEAK = "site_accuracy: exact accuracy on the sites' private records, which no epsilon covers"
-ROUND_TIMEOUT = 24 * 3600.0  # seconds; Flower reports dead sites itself, long before
+ROUND_TIMEOUT = 24 * 3600.0  # seconds; dead sites are noticed long before; see engines/deployment.py
 
 
 def named(settings: Settings) -> Settings:
@@ -62,7 +63,7 @@ def run_federation(settings: Settings, grid: Grid, on_round: Callable[[dict[str,
             if checkpoint:
                 run.restore(checkpoint)
             run.strategy.start(
-                grid,
+                watched(grid),
                 to_arrays(checkpoint.adapter if checkpoint else adapted.initial),
                 num_rounds=settings.num_rounds - run.strategy.done,
                 timeout=ROUND_TIMEOUT,

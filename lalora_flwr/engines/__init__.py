@@ -1,1 +1,1 @@
-"""Ways to run the two apps on one machine: Flower's simulation on Ray, or everything in this process."""
+"""Ways to run the two apps: Flower's simulation on Ray, everything in this process, or real sites."""
