@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 import re
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from pyarrow.parquet import ParquetFile
 
 from lalora_flwr.data.image_folder import read_image_folder
 from lalora_flwr.data.readers import READERS, read_texts
@@ -30,7 +30,7 @@ def from_files(key: str, pattern: str, *, private: bool = False) -> DatasetDict:
     Args:
         key: the setting that named them, for errors.
         pattern: file, glob or folder.
-        private: leave no copy of the records in ``datasets``' cache on disk (they are kept in memory).
+        private: write no copy of the records to ``datasets``' cache on disk (they are kept in memory).
 
     Raises:
         ConfigError: nothing there, an unknown kind of file, or a file that cannot be read.
@@ -72,9 +72,8 @@ def _from_files(key: str, pattern: str, private: bool) -> DatasetDict:
     if len(kinds) > 1 or not kinds <= set(KINDS):
         found = ", ".join(sorted(kind or "nameless" for kind in kinds))
         raise ConfigError(f"{key} = {pattern!r}: {found} files; must be of one kind of {', '.join(KINDS)}")
-    if kinds == {PARQUET}:
-        return _parquet(splits, private)
-    return DatasetDict({split: read_texts(files) for split, files in splits.items()})
+    parquet = kinds == {PARQUET}
+    return DatasetDict({split: _parquet(own, private) if parquet else read_texts(own) for split, own in splits.items()})
 
 
 def _split_of(stem: str) -> str:
@@ -92,12 +91,15 @@ def in_order(names: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (float(name) if numbers else 0.0, name)))
 
 
-def _parquet(splits: dict[str, list[str]], private: bool) -> DatasetDict:
-    files = {split: [glob.escape(file) for file in own] for split, own in splits.items()}  # datasets takes them for patterns
-    if not private:
-        return load_dataset("parquet", data_files=files)
-    with tempfile.TemporaryDirectory(prefix="lalora-") as scratch:
-        return load_dataset("parquet", data_files=files, cache_dir=scratch, keep_in_memory=True)
+def _parquet(files: list[str], private: bool) -> Dataset:
+    classes: dict[str, list[str]] = {}
+    for file in files:  # datasets would take the names of the first file for all
+        for name, kind in Features.from_arrow_schema(ParquetFile(file).schema_arrow).items():
+            if isinstance(kind, ClassLabel) and classes.setdefault(name, kind.names) != kind.names:
+                raise ValueError(f"the files differ in the classes of column {name!r}")
+    if private:  # datasets would write a copy first, which stays if the process is killed meanwhile
+        return concatenate_datasets([Dataset(ParquetFile(file).read()) for file in files])
+    return load_dataset("parquet", data_files=[glob.escape(file) for file in files], split="train")  # it takes them for patterns
 
 
 def _first_line(reason: str) -> str:

@@ -90,6 +90,10 @@ def test_paths_of_images_start_at_the_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [[], [("", "good"), ("a", "other")]], ids=["none", "none usable"])
 def test_no_usable_record_is_an_empty_set_that_the_site_refuses(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
     assert len(own(write_csv(tmp_path / "t.csv", rows))) == 0
+    columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+    kinds = Features({"text": Value("string"), "label": Value("string")})
+    Dataset.from_dict(columns, kinds).to_parquet(tmp_path / "t.parquet")
+    assert len(own(tmp_path / "t.parquet")) == 0
 
 
 @pytest.mark.parametrize(
@@ -135,6 +139,15 @@ from tests.data.files import keep, red, settings, column
 sites = {"name": "sites", "test": "file:public.csv", "labels": "good,bad"}
 encode = lambda rows: ImageRecords(rows.table, rows.columns.image, rows.labels, red, "RGB")
 counts = {}
+written = []
+
+
+def watch(event, args):
+    if event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR):
+        written.append(str(args[0]))
+
+
+sys.addaudithook(watch)
 for name in sys.argv[3:]:
     task = "image" if "images" in name else "text"
     records = own_records(settings(task, **sites), str(Path(sys.argv[2]) / name), encode if task == "image" else keep)
@@ -143,7 +156,7 @@ for name in sys.argv[3:]:
     else:
         counts[name] = len(column(records))
 left = [str(path) for place in json.loads(sys.argv[1]) for path in Path(place).rglob("*") if path.is_file()]
-print(json.dumps({"counts": counts, "left": left}))  # while the process still holds the records
+print(json.dumps({"counts": counts, "left": left, "written": written}))  # while the process still holds the records
 """
 
 
@@ -183,6 +196,7 @@ def test_no_copy_is_left_anywhere(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     said = json.loads(run.stdout.splitlines()[-1])
     assert said["counts"] == {**dict.fromkeys(names[:4], 3), "images.parquet": 2, "images": 2, "images.csv": 1}
+    assert [path for path in said["written"] if path.startswith(str(tmp_path)) and not path.endswith(".lock")] == []
     held = [path for path in said["left"] if MARK.encode() in Path(path).read_bytes() or path.endswith((".arrow", ".parquet"))]
     assert held == []
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before

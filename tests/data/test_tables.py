@@ -96,11 +96,12 @@ def test_missing_keys_and_nulls_of_json_are_missing(tmp_path: Path) -> None:
     assert from_files("k", str(file))["train"][:] == {"text": ["a", None, ""], "label": [None, "2", None]}
 
 
-def test_parquet_keeps_its_types_and_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("private", [False, True], ids=["", "private"])
+def test_parquet_keeps_its_types_and_images(tmp_path: Path, private: bool) -> None:
     kinds = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"]), "n": Value("int64")})
     images = [{"bytes": png(i), "path": None} for i in range(3)]
     Dataset.from_dict({"image": images, "label": [1, 0, 1], "n": [5, 6, 7]}, kinds).to_parquet(tmp_path / "t.parquet")
-    read = from_files("k", str(tmp_path / "t.parquet"))["train"]
+    read = from_files("k", str(tmp_path / "t.parquet"), private=private)["train"]
     assert read.features == kinds and read["label"][:] == [1, 0, 1]
     assert [image.getpixel((0, 0))[0] for image in read["image"]] == [0, 1, 2]
 
@@ -112,8 +113,9 @@ NAMES = {
 }
 
 
+@pytest.mark.parametrize("private", [False, True], ids=["", "private"])
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_folder_is_split_by_the_names_of_its_files(tmp_path: Path, kind: str) -> None:
+def test_a_folder_is_split_by_the_names_of_its_files(tmp_path: Path, kind: str, private: bool) -> None:
     for split, names in NAMES.items():
         for name in names:
             if kind == "csv":
@@ -122,7 +124,7 @@ def test_a_folder_is_split_by_the_names_of_its_files(tmp_path: Path, kind: str) 
                 Dataset.from_dict({"text": [name], "label": [split]}).to_parquet(tmp_path / f"{name}.parquet")
     write(tmp_path / ".hidden.csv", "garbage")
     write(tmp_path / "README.md", "about")
-    splits = from_files("k", str(tmp_path))
+    splits = from_files("k", str(tmp_path), private=private)
     assert {split: sorted(table["text"]) for split, table in splits.items()} == {s: sorted(n) for s, n in NAMES.items()}
     assert all(set(table["label"]) == {split} for split, table in splits.items())
 
@@ -188,6 +190,18 @@ def test_sub_folders_may_be_splits_of_classes(tmp_path: Path) -> None:
 def test_one_class_alone_is_a_class(tmp_path: Path) -> None:
     splits = from_files("k", str(write_images(tmp_path, ["dog/1.png", "dog/2.png"])))
     assert classes(splits) == {"train": [(0, "dog"), (1, "dog")]}
+
+
+def test_classes_of_other_parquet_files_are_never_mistaken(tmp_path: Path) -> None:
+    for name, names in (("a", ["x", "y"]), ("b", ["y", "x"])):
+        kinds = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+        Dataset.from_dict({"text": ["t"], "label": [0]}, kinds).to_parquet(tmp_path / f"{name}.parquet")
+    for private in (False, True):
+        with pytest.raises(ConfigError, match=r"^k = .*: cannot be read: the files differ in the classes of column 'label'$"):
+            from_files("k", str(tmp_path), private=private)
+    (tmp_path / "b.parquet").rename(tmp_path / "test.parquet")
+    splits = from_files("k", str(tmp_path))
+    assert {split: table.features["label"].names for split, table in splits.items()} == {"train": ["x", "y"], "test": ["y", "x"]}
 
 
 def nothing(folder: Path) -> Path:
