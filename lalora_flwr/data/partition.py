@@ -1,4 +1,4 @@
-"""How the virtual sites of a simulation share a data set, by Flower Datasets' partitioners."""
+"""How the virtual sites of a simulation share a data set: by Flower Datasets' partitioners, and shards that lose no record."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lalora_flwr.config import DataSettings
 from lalora_flwr.errors import ConfigError
+from lalora_flwr.privacy.randomness import derive_seed
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -47,14 +50,31 @@ def site_rows(
 def _site_rows(
     labels: tuple[int, ...], settings: DataSettings, seed: int, sites: int, owners: tuple[str, ...] | None
 ) -> list[list[int]]:
+    equal_share(len(labels), sites)
+    if settings.partition == "shards":
+        parts = _shards(labels, settings, seed, sites)
+    else:
+        parts = _by_flower(labels, settings, seed, sites, owners)
+    small = min(range(sites), key=lambda site: len(parts[site]))
+    if len(parts[small]) < min(settings.min_records, len(labels) // sites):
+        raise ConfigError(
+            f"data.partition = {settings.partition!r}: leaves site {small} with {len(parts[small])} records, fewer than "
+            f"data.min-records = {settings.min_records}; use fewer sites or lower data.min-records"
+        )
+    return parts
+
+
+def _by_flower(
+    labels: tuple[int, ...], settings: DataSettings, seed: int, sites: int, owners: tuple[str, ...] | None
+) -> list[list[int]]:
     from datasets import Dataset
 
-    equal_share(len(labels), sites)
-    columns: dict[str, list[int] | list[str]] = {"row": list(range(len(labels))), "label": list(labels)}
+    order = _order(len(labels), settings, seed)
+    columns: dict[str, list[int] | list[str]] = {"row": order, "label": [labels[row] for row in order]}
     if owners is not None:
-        columns["site"] = list(owners)
+        columns["site"] = [owners[row] for row in order]
     kind = settings.partition
-    partitioner = _partitioner(settings, seed, sites, len(labels), len(set(labels)))
+    partitioner = _partitioner(settings, seed, sites, len(set(labels)))
     partitioner.dataset = Dataset.from_dict(columns)
     try:
         with warnings.catch_warnings():
@@ -64,7 +84,7 @@ def _site_rows(
                     f"num-supernodes = {sites}: data.site = {settings.site!r} tells {partitioner.num_partitions} sites apart; "
                     f"set num-supernodes = {partitioner.num_partitions}"
                 )
-            parts = [sorted(partitioner.load_partition(site)["row"]) for site in range(sites)]
+            return [sorted(partitioner.load_partition(site)["row"]) for site in range(sites)]
     except (ValueError, AssertionError) as error:
         if kind == "dirichlet":
             raise ConfigError(
@@ -72,16 +92,29 @@ def _site_rows(
                 "use a larger beta or fewer sites"
             ) from None
         raise ConfigError(f"data.partition = {kind!r}: impossible for {sites} sites: {str(error).splitlines()[0]}") from None
-    small = min(range(sites), key=lambda site: len(parts[site]))
-    if len(parts[small]) < min(settings.min_records, len(labels) // sites):
-        raise ConfigError(
-            f"data.partition = {kind!r}: leaves site {small} with {len(parts[small])} records, fewer than data.min-records = "
-            f"{settings.min_records}; use fewer sites or lower data.min-records"
-        )
-    return parts
 
 
-def _partitioner(settings: DataSettings, seed: int, sites: int, records: int, classes: int) -> Partitioner:
+def _order(records: int, settings: DataSettings, seed: int) -> list[int]:
+    """The rows as they are dealt out: iid and size-skewed shares are consecutive rows, and files are often sorted by class.
+
+    The digits lie in a random order already, and keep it.
+    """
+    if settings.partition not in ("iid", "size-skewed") or settings.name == "digits":
+        return list(range(records))
+    return [int(row) for row in np.random.default_rng(derive_seed(seed, "partition")).permutation(records)]
+
+
+def _shards(labels: tuple[int, ...], settings: DataSettings, seed: int, sites: int) -> list[list[int]]:
+    """Shards of equal size, give or take one record; Flower's are of exactly equal size and drop the records that are over."""
+    count = sites * settings.shards_per_site
+    if count > len(labels):
+        raise ConfigError(f"data.shards-per-site = {settings.shards_per_site}: {count} shards of {len(labels)} records")
+    shards = np.array_split(np.argsort(labels, kind="stable"), count)
+    drawn = np.random.default_rng(derive_seed(seed, "partition")).permutation(count)
+    return [sorted(int(row) for shard in drawn[site::sites] for row in shards[shard]) for site in range(sites)]
+
+
+def _partitioner(settings: DataSettings, seed: int, sites: int, classes: int) -> Partitioner:
     from flwr_datasets import partitioner as p
 
     match settings.partition:
@@ -93,11 +126,6 @@ def _partitioner(settings: DataSettings, seed: int, sites: int, records: int, cl
             return p.PathologicalPartitioner(
                 sites, "label", settings.classes_per_site, class_assignment_mode="deterministic", seed=seed
             )
-        case "shards":
-            shards = sites * settings.shards_per_site
-            if shards > records:
-                raise ConfigError(f"data.shards-per-site = {settings.shards_per_site}: {shards} shards of {records} records")
-            return p.ShardPartitioner(sites, "label", num_shards_per_partition=settings.shards_per_site, seed=seed)
         case "size-skewed":
             kinds = {"linear": p.LinearPartitioner, "square": p.SquarePartitioner, "exponential": p.ExponentialPartitioner}
             return kinds[settings.size_skew](sites)

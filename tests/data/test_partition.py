@@ -1,11 +1,18 @@
+"""Who holds what: every record has one owner, the same for a seed."""
+
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from lalora_flwr.config import DataSettings
 from lalora_flwr.data import partition
@@ -14,6 +21,10 @@ from lalora_flwr.errors import ConfigError
 
 COUNT, LABELS = 203, 4
 IID = DataSettings(partition="iid")
+
+
+def sized(**values: Any) -> DataSettings:
+    return DataSettings(**values)
 
 
 def everything(count: int = COUNT) -> torch.Tensor:
@@ -103,10 +114,6 @@ def test_a_dirichlet_split_that_cannot_be_is_refused_with_what_to_change() -> No
         site_rows(everything().tolist(), dirichlet(0.001), 0, 15)
 
 
-def sized(**values: Any) -> DataSettings:
-    return DataSettings(**values)
-
-
 @pytest.mark.parametrize("kind", ["linear", "square"])
 def test_size_skewed_sites_grow_and_are_complete(kind: str) -> None:
     parts = split(sized(partition="size-skewed", size_skew=kind, min_records=1), 4)
@@ -121,11 +128,93 @@ def test_pathological_sites_hold_so_many_classes() -> None:
         assert len(set(labels[list(part)].tolist())) == 2
 
 
-def test_shards_give_each_site_few_classes_and_disjoint_rows() -> None:
+def test_shards_give_each_site_few_classes() -> None:
     parts = split(sized(partition="shards", shards_per_site=1), 4)
-    rows = [row for part in parts for row in part]
-    assert len(rows) == len(set(rows)) >= COUNT - 4
     assert all(len(set(everything()[list(part)].tolist())) <= 3 for part in parts)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 6), st.integers(1, 4), st.integers(0, 3))
+def test_shards_are_equal_runs_of_the_sorted_records(labels: list[int], sites: int, each: int, seed: int) -> None:
+    settings = sized(partition="shards", shards_per_site=each, min_records=1)
+    if sites * each > len(labels):
+        with pytest.raises(ConfigError, match=r"more sites than|data\.shards-per-site"):
+            site_rows(labels, settings, seed, sites)
+        return
+    parts = site_rows(labels, settings, seed, sites)
+    assert sorted(row for part in parts for row in part) == list(range(len(labels)))
+    place = {row: i for i, row in enumerate(sorted(range(len(labels)), key=lambda row: labels[row]))}
+    for part in parts:
+        places = sorted(place[row] for row in part)
+        gaps = sum(b - a > 1 for a, b in itertools.pairwise(places))
+        assert gaps < each and each * (len(labels) // (sites * each)) <= len(part) <= each * -(-len(labels) // (sites * each))
+
+
+COMPLETE = {
+    "iid": sized(partition="iid", name="file:x", min_records=1),
+    "digits": sized(partition="iid", min_records=1),
+    "dirichlet": sized(partition="dirichlet", beta=1.0, min_records=2),
+    "pathological": sized(partition="pathological", classes_per_site=LABELS, min_records=1),
+    "linear": sized(partition="size-skewed", name="file:x", size_skew="linear", min_records=1),
+    "square": sized(partition="size-skewed", name="file:x", size_skew="square", min_records=1),
+    "exponential": sized(partition="size-skewed", name="file:x", size_skew="exponential", min_records=1),
+    "shards": sized(partition="shards", min_records=1),
+    "natural": sized(partition="natural", site="ward", min_records=1),
+}
+
+
+def shared(labels: list[int], settings: DataSettings, seed: int, sites: int) -> list[list[int]]:
+    """The split, drawn afresh, of records whose owners take turns."""
+    partition._site_rows.cache_clear()
+    np.random.seed(len(labels))
+    owners = [f"ward {row % sites}" for row in range(len(labels))] if settings.partition == "natural" else None
+    return site_rows(labels, settings, seed, sites, owners)
+
+
+@pytest.mark.parametrize("kind", COMPLETE)
+@given(labels=st.lists(st.integers(0, LABELS - 1), min_size=40, max_size=80), seed=st.integers(0, 9), sites=st.integers(1, 4))
+@hypothesis_settings(max_examples=15)
+def test_every_record_has_one_owner_the_same_for_a_seed(kind: str, labels: list[int], seed: int, sites: int) -> None:
+    settings = COMPLETE[kind]
+    labels = [*(label for label in range(LABELS) for _ in range(4)), *labels]  # enough of each class to be shared out
+    parts = shared(labels, settings, seed, sites)
+    assert len(parts) == sites
+    assert sorted(row for part in parts for row in part) == list(range(len(labels)))
+    assert min(len(part) for part in parts) >= settings.min_records
+    assert shared(labels, settings, seed, sites) == parts
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("sites", [1, 2, 5])
+def test_pathological_sites_leave_out_whole_classes_only(classes: int, sites: int) -> None:
+    labels = everything().tolist()
+    parts = shared(labels, sized(partition="pathological", classes_per_site=classes, min_records=1), 0, sites)
+    held = [row for part in parts for row in part]
+    left = set(range(COUNT)) - set(held)
+    assert len(held) == len(set(held))
+    assert not {labels[row] for row in left} & {labels[row] for row in held}
+
+
+@pytest.mark.parametrize("settings", [COMPLETE["iid"], COMPLETE["linear"]], ids=["iid", "size-skewed"])
+def test_files_that_are_sorted_by_class_are_mixed(settings: DataSettings) -> None:
+    """Equal parts of the rows as they come would give each site classes of its own."""
+    labels = sorted(everything(400).tolist())
+    whole = Counter(labels)
+    parts = shared(labels, settings, 0, 4)
+    for part in parts:
+        counts = Counter(labels[row] for row in part)
+        assert all(abs(counts[label] / len(part) - whole[label] / 400) < 0.2 for label in range(LABELS))
+    assert shared(labels, settings, 1, 4) != parts
+
+
+def test_the_digits_are_mixed_already_and_keep_their_order() -> None:
+    assert split(IID, 4, seed=0) == split(IID, 4, seed=1)
+    assert [row for part in split(IID, 4) for row in part] == list(range(COUNT))
+
+
+def test_owners_stay_with_their_records() -> None:
+    owners = [f"ward {row * row % 3}" for row in range(COUNT)]
+    parts = site_rows(everything().tolist(), sized(partition="natural", name="file:x", site="ward"), 5, 2, owners)
+    assert parts == [[row for row in range(COUNT) if owners[row] == name] for name in ("ward 0", "ward 1")]
 
 
 def test_natural_sites_are_the_owners() -> None:
