@@ -114,13 +114,13 @@ class Drill:
             if stage == "process":
                 return said_now("Receiving: train") > orders and bool(running.descendants("flwr-clientapp"))
             if stage == "sent":
-                return said_now("Sending: train") > sent
+                return said_now("Sent successfully") > sent
             return any(isinstance(entry, Reserve if stage == "reserved" else Commit) for entry in self.entries(name)[held:])
 
         def said_now(text: str) -> int:
             return running.said().count(text)
 
-        orders, sent = said("Receiving: train"), said("Sending: train")
+        orders, sent = said("Receiving: train"), said("Sent successfully")
         self.until(f"{name}: {stage}", lambda: ended() or not running.alive() or reached())
         time.sleep(self.draw.uniform(0, {"before": 2.0, "process": 3.0}.get(stage, 0.2)))
         return not ended() and running.alive()
@@ -188,7 +188,7 @@ def test_sites_die_before_during_and_after_rounds_and_one_comes_late(tmp_path: P
         drill = Drill(federation, tmp_path, seed=7)
         federation.start_superlink()
         drill.add_sites("north", "east")
-        run = federation.submit(drill.run_config(num_rounds=4, num_supernodes=3, max_failures=2))
+        run = federation.submit(drill.run_config(num_rounds=3, num_supernodes=3, max_failures=2))
         drill.until("the server to wait for the late site", lambda: (tmp_path / "runs" / "run").exists())
         drill.add_sites("south")
         stages = [stage for stage in STAGES if stage != "before"]
