@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from lalora_flwr.messages import ARRAYS, COUNTERS, IDENTITY
@@ -166,6 +167,36 @@ class Sent:
 
 def _walk(tree: message_pb2.ObjectTree) -> list[message_pb2.ObjectTree]:
     return [tree, *(part for child in tree.children for part in _walk(child))]
+
+
+def test_the_decoding_notices_bytes_that_do_not_belong() -> None:
+    def stream(path: str, body: bytes) -> bytearray:
+        return bytearray(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    def pushed(*extra: tuple[str, bytes]) -> list[bytearray]:
+        metadata = Metadata(1, "", 7, 1, "", "", created_at=1.0, ttl=1.0, message_type="train")
+        reply = Message(RecordDict({COUNTERS: MetricRecord({"steps": 1})}), metadata=metadata)
+        objects = {number: part.deflate() for number, part in get_all_nested_objects(reply).items()}
+        call = fleet_pb2.PushMessagesRequest(
+            messages_list=[message_pb2.Message()], message_object_trees=[get_object_tree(reply)], clientapp_runtime_list=[1.0]
+        )
+        parts = [
+            message_pb2.PushObjectRequest(object_id=number, object_content=content)
+            for number, content in [*objects.items(), *extra]
+        ]
+        bodies = [("/v1/fleet/push-object", part) for part in parts] + [("/v1/fleet/push-messages", call)]
+        return [stream(path, body.SerializeToString(deterministic=True)) for path, body in bodies]
+
+    (good,) = Sent(pushed()).replies()
+    assert dict(good.content) == {COUNTERS: {"steps": 1}}
+    with pytest.raises(AssertionError):
+        Sent(pushed(("0" * 64, b"more"))).replies()
+    with pytest.raises(AssertionError):  # a field that Flower's type does not have
+        Sent([stream("/v1/fleet/pull-messages", b"\xfa\x07\x04more")])
+    with pytest.raises(KeyError):
+        Sent([stream("/v1/fleet/other", b"")])
+    with pytest.raises(AssertionError):
+        Sent([stream("/v1/fleet/pull-messages", b"") + b"more"])
 
 
 def write_records(path: Path, count: int) -> Path:
