@@ -46,7 +46,7 @@ def label_texts(table: Dataset, column: str) -> list[str | None]:
     values = _values(table, column)
     if isinstance(feature, ClassLabel):
         names = feature.names
-        return [None if v is None or v < 0 else names[v] if v < len(names) else str(v) for v in values]
+        return [None if v is None or v < 0 else _as_text(names[v]) if v < len(names) else str(v) for v in values]
     return [_as_text(v) for v in values]
 
 
@@ -90,11 +90,13 @@ def usable_rows(
         folder: where relative paths of images start.
 
     Raises:
-        ConfigError: an unknown label in public records, or no usable row in them.
+        ConfigError: a class with two numbers; an unknown label in public records, or no usable row in them.
     """
     if folder and columns.image and _holds_texts(table, columns.image):
         table = _with_absolute_paths(table, columns.image, folder)
     number = {_as_text(name): i for i, name in enumerate(labels)}
+    if len(number) < len(labels):
+        raise ConfigError(f"data.labels: a class is there twice among {', '.join(labels)[:200]}")
     keep = [True] * len(table)
     classes = [0] * len(table)
     if columns.label:

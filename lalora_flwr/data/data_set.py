@@ -249,15 +249,17 @@ def _public(settings: DataSettings, task: str, labels: tuple[str, ...], encode: 
     table: Dataset | None = None
     if kind == "file":
         splits = _splits_of_files("data.test", name)
-        split = "test" if "test" in splits else next(iter(splits))
+        split = next((split for split in ("test", "validation") if split in splits), next(iter(splits)))
         table, source = splits[split], settings.test
         wanted = [split]
+        private_again = _same_files(settings, name, split, table)
     else:
         source = settings.name
         wanted = [name] if name else [split for split in ("test", "validation") if split != settings.split]
         for split in wanted:
             table = _split(settings, split) if table is None else table
-    if source == settings.name and settings.split in wanted:
+        private_again = settings.split in wanted
+    if private_again:
         raise ConfigError(f"data.test = {settings.test!r}: these are the private records; take hold-out:0.1 of them")
     if table is None:
         raise ConfigError(
@@ -267,6 +269,15 @@ def _public(settings: DataSettings, task: str, labels: tuple[str, ...], encode: 
     columns = find_columns(table.features, settings, task)
     rows = usable_rows(table, columns, labels, strict=True, folder=_folder(source))
     return encode(_some(rows, settings.test_records))
+
+
+def _same_files(settings: DataSettings, public: str, split: str, table: Dataset) -> bool:
+    """Whether test records lie in files of the private ones, whatever the two settings call them."""
+    from lalora_flwr.data.tables import files_of
+
+    kind, _, name = settings.name.partition(":")
+    own = _splits_of_files("data.name", name).get(settings.split) if kind == "file" else None
+    return own is not None and not files_of(public, split, table).isdisjoint(files_of(name, settings.split, own))
 
 
 def _some(rows: Rows, most: int) -> Rows:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from pyarrow.parquet import ParquetFile
 
@@ -56,24 +56,42 @@ def folder_of(pattern: str) -> Path:
 
 def _from_files(key: str, pattern: str, private: bool) -> DatasetDict:
     path = Path(pattern).expanduser()
-    splits: dict[str, list[str]] = {}
-    if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in KINDS and not f.name.startswith(".") and f.is_file())
-        if not files:
-            return read_image_folder(path, _split_named, in_order)
-        for file in files:
-            splits.setdefault(_split_of(file.stem), []).append(str(file))
-    else:
-        files = [path] if path.is_file() else [Path(f) for f in sorted(glob.glob(str(path), recursive=True)) if Path(f).is_file()]
-        splits = {"train": [str(f) for f in files]}
-    if not files:
+    splits = _table_files(path)
+    if not splits and path.is_dir():
+        return read_image_folder(path, _split_named, in_order)
+    if not splits:
         raise ConfigError(f"{key} = {pattern!r}: no such file or folder")
-    kinds = {f.suffix.lower() for f in files}
+    kinds = {Path(file).suffix.lower() for files in splits.values() for file in files}
     if len(kinds) > 1 or not kinds <= set(KINDS):
         found = ", ".join(sorted(kind or "nameless" for kind in kinds))
         raise ConfigError(f"{key} = {pattern!r}: {found} files; must be of one kind of {', '.join(KINDS)}")
     parquet = kinds == {PARQUET}
     return DatasetDict({split: _parquet(own, private) if parquet else read_texts(own) for split, own in splits.items()})
+
+
+def _table_files(path: Path) -> dict[str, list[str]]:
+    """The files of each split; none if the path is a folder without tables, or names nothing."""
+    if not path.is_dir():
+        files = [path] if path.is_file() else [Path(f) for f in sorted(glob.glob(str(path), recursive=True)) if Path(f).is_file()]
+        return {"train": [str(f) for f in files]} if files else {}
+    splits: dict[str, list[str]] = {}
+    for file in sorted(path.iterdir()):
+        if file.suffix.lower() in KINDS and not file.name.startswith(".") and file.is_file():
+            splits.setdefault(_split_of(file.stem), []).append(str(file))
+    return splits
+
+
+def files_of(pattern: str, split: str, table: Dataset) -> set[Path]:
+    """The files that hold the records of a split, however they were named.
+
+    Args:
+        pattern, split: what was read.
+        table: its records; those of an image folder are the files.
+    """
+    if splits := _table_files(Path(pattern).expanduser()):
+        return {Path(file).resolve() for file in splits[split]}
+    images = table.cast_column("image", Image(decode=False))["image"]
+    return {Path(image["path"]).resolve() for image in images}
 
 
 def _split_of(stem: str) -> str:
