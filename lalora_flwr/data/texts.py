@@ -41,14 +41,14 @@ class TextRecords:
         rows = indices.tolist()
         ids = [self.tokens[i] for i in rows]
         inputs = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.padding),
-            "attention_mask": pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
+            "input_ids": _padded(ids, self.padding),
+            "attention_mask": _padded([torch.ones_like(i) for i in ids], 0),
         }
         if self.types is not None:
-            inputs["token_type_ids"] = pad_sequence([self.types[i] for i in rows], batch_first=True)
+            inputs["token_type_ids"] = _padded([self.types[i] for i in rows], 0)
         if isinstance(self.labels, Tensor):
             return inputs, self.labels[indices]
-        return inputs, pad_sequence([self.labels[i] for i in rows], batch_first=True, padding_value=IGNORED)
+        return inputs, _padded([self.labels[i] for i in rows], IGNORED)
 
     def parts(self, indices: Tensor, most: int) -> list[Tensor]:
         """The batch sorted by length and cut where that costs the fewest tokens, padding and passes included.
@@ -63,6 +63,12 @@ class TextRecords:
         ordered, ascending = indices[order], lengths[order].tolist()
         cuts = cheapest_cuts(ascending, most or len(ascending))
         return [ordered[a:b] for a, b in itertools.pairwise(cuts)]
+
+
+def _padded(sequences: list[Tensor], padding: int) -> Tensor:
+    if not sequences:  # a Poisson batch may be empty
+        return torch.zeros(0, 0, dtype=torch.long)
+    return pad_sequence(sequences, batch_first=True, padding_value=padding)
 
 
 def cheapest_cuts(lengths: Sequence[int], most: int) -> list[int]:
