@@ -43,17 +43,25 @@ def answer(work: Callable[[RecordDict, Context], RecordDict], message: Message, 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Serve one training round."""
-    from lalora_flwr import site  # heavy imports only when there is work
 
-    return answer(site.train, message, context)
+    def work(content: RecordDict, context: Context) -> RecordDict:
+        from lalora_flwr import site  # heavy imports only when there is work, and where a failing one is replaced too
+
+        return site.train(content, context)
+
+    return answer(work, message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate on the site's own records, if run and site allow this leak."""
-    from lalora_flwr.site_evaluation import evaluate_on_site
 
-    return answer(evaluate_on_site, message, context)
+    def work(content: RecordDict, context: Context) -> RecordDict:
+        from lalora_flwr.site_evaluation import evaluate_on_site
+
+        return evaluate_on_site(content, context)
+
+    return answer(work, message, context)
 
 
 @app.query("identity")

@@ -112,7 +112,7 @@ class Drill:
             if stage == "order":
                 return said_now("Receiving: train") > orders
             if stage == "process":
-                return said_now("Receiving: train") > orders and bool(running.descendants("flwr-clientapp"))
+                return said_now("Receiving: train") > orders and bool(set(running.descendants("flwr-clientapp")) - older)
             if stage == "sent":
                 return said_now("Sent successfully") > sent
             return any(isinstance(entry, Reserve if stage == "reserved" else Commit) for entry in self.entries(name)[held:])
@@ -120,20 +120,21 @@ class Drill:
         def said_now(text: str) -> int:
             return running.said().count(text)
 
+        older = set(running.descendants("flwr-clientapp"))
         orders, sent = said("Receiving: train"), said("Sent successfully")
         self.until(f"{name}: {stage}", lambda: ended() or not running.alive() or reached())
-        time.sleep(self.draw.uniform(0, {"before": 2.0, "process": 3.0}.get(stage, 0.2)))
+        time.sleep(self.draw.uniform(0, {"before": 2.0, "process": 3.0, "reserved": 0.02}.get(stage, 0.2)))
         return not ended() and running.alive()
 
     def kill_site(self, name: str, stage: str) -> None:
         self.federation.process(name).kill()
         self.kills.append(f"{name}: SuperNode, {stage}")
 
-    def kill_apps(self, running: Running, command: str, stage: str) -> None:
-        for process in running.descendants(command):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-                self.kills.append(f"{running.name}: {command}, {stage}")
+    def kill_app(self, running: Running, command: str, stage: str) -> None:
+        """The newest such process; one that has done its work may still be on its way out."""
+        with suppress(psutil.NoSuchProcess, ValueError):
+            max(running.descendants(command), key=lambda process: process.create_time()).kill()
+            self.kills.append(f"{running.name}: {command}, {stage}")
 
     # what must hold afterwards
 
@@ -191,7 +192,9 @@ def test_sites_die_before_during_and_after_rounds_and_one_comes_late(tmp_path: P
         run = federation.submit(drill.run_config(num_rounds=3, num_supernodes=3, max_failures=2))
         drill.until("the server to wait for the late site", lambda: (tmp_path / "runs" / "run").exists())
         drill.add_sites("south")
-        stages = [stage for stage in STAGES if stage != "before"]
+        plan = [("order", False), ("process", False), ("process", True), ("committed", False), ("sent", False), ("before", False)]
+        drill.draw.shuffle(plan)
+        plan = [("reserved", False), ("reserved", True), *plan]  # stage, and whether only the ClientApp dies
         while not drill.ended():
             done = drill.rounds()
 
@@ -201,11 +204,11 @@ def test_sites_die_before_during_and_after_rounds_and_one_comes_late(tmp_path: P
             victims = [name for name in ("south", "east") if drill.connected(name)]
             drill.draw.shuffle(victims)
             for name in victims:
-                stage = drill.draw.choice(STAGES if done else stages)
-                if not drill.at(name, stage, over):
+                if not plan or not drill.at(name, plan[0][0], over):
                     continue
-                if stage in ("process", "reserved") and drill.draw.random() < 0.5:
-                    drill.kill_apps(federation.process(name), "flwr-clientapp", stage)
+                stage, only_app = plan.pop(0)
+                if only_app:
+                    drill.kill_app(federation.process(name), "flwr-clientapp", stage)
                 else:
                     drill.kill_site(name, stage)
             drill.until("the next round", over)
@@ -237,7 +240,7 @@ def test_the_server_dies_in_the_middle_of_a_run_and_goes_on(tmp_path: Path) -> N
                 superlink.kill()
                 drill.kills.append(f"superlink, {stage}")
             else:
-                drill.kill_apps(superlink, target, stage)
+                drill.kill_app(superlink, target, stage)
             drill.until("the run's folder to be free", lambda: not _writes(metrics.parent))
             if target == "superlink":
                 superlink = federation.start_superlink()
@@ -274,12 +277,11 @@ def test_ledgers_that_cannot_be_written_and_sites_that_are_gone_for_good(tmp_pat
             other.execute("ROLLBACK")
         assert drill.entries("north") == held
 
-        (executor,) = federation.process("south").descendants("flower-superexec")
         before, size = drill.entries("south"), federation.ledger("south").stat().st_size
-        resource.prlimit(executor.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))  # ClientApps inherit it
+        working = drill.until("a ClientApp that imports", lambda: _importing(federation.process("south")))
+        resource.prlimit(working.pid, resource.RLIMIT_FSIZE, (size, size))  # as on a full disk; the app is installed by now
         drill.until("a round with a full disk", lambda: drill.rounds() > 1 or drill.ended())
         assert drill.lines()[1]["failed_sites"] == {numbers["south"]: refused}, federation.logs(run)
-        resource.prlimit(executor.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         assert drill.entries("south") == before
 
         drill.gone = {"north", "south"}
@@ -299,6 +301,15 @@ def test_ledgers_that_cannot_be_written_and_sites_that_are_gone_for_good(tmp_pat
         assert "failed" in federation.wait(run), federation.logs(run)
         failure = drill.check()
         assert re.fullmatch(rf"round 1: 1 of 1 sites failed, no site is left \(site {numbers['south']}: .*\)", failure["error"])
+
+
+def _importing(running: Running) -> psutil.Process | None:
+    """The site's flwr-clientapp, once it has begun to import torch: seconds before it reserves."""
+    for process in running.descendants("flwr-clientapp"):
+        with suppress(psutil.Error):
+            if any("libtorch" in part.path for part in process.memory_maps()):
+                return process
+    return None
 
 
 def _writes(folder: Path) -> bool:
