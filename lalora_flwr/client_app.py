@@ -47,6 +47,8 @@ def train(message: Message, context: Context) -> Message:
     def work(content: RecordDict, context: Context) -> RecordDict:
         from lalora_flwr import site  # heavy imports only when there is work, and where a failing one is replaced too
 
+        if not site.in_simulation():
+            log.handlers, log.level = logging.getLogger("flwr").handlers, logging.INFO  # into the SuperNode's log
         return site.train(content, context)
 
     return answer(work, message, context)

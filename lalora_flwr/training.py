@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lalora_flwr.config import TrainSettings
-from lalora_flwr.data.inputs import to_device
+from lalora_flwr.data.inputs import Inputs, to_device
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.lora.adapter import adapter_parameters, set_active
 from lalora_flwr.lora.per_sample import PerSampleGradients
@@ -18,6 +19,8 @@ from lalora_flwr.privacy.filters import FILTERS
 from lalora_flwr.privacy.ledger import Ledger
 from lalora_flwr.privacy.mechanism import Mechanism, PrivateSum
 from lalora_flwr.privacy.randomness import RandomSource, poisson_sample
+
+log = logging.getLogger("lalora_flwr.site")  # the site's own log; the server never sees it
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], train: TrainSettings) -> torch.optim.Optimizer:
@@ -57,6 +60,7 @@ def train_round(
     device = next(model.parameters()).device
     model.train()
     not_finite = 0
+    losses: list[Tensor] = []  # of each batch's records; raw, for the site's own log
     for step in range(train.local_steps):
         active = set_active(model, schedule.active(server_round, step))
         batch = poisson_sample(source, len(records), mechanism.sample_rate)
@@ -65,11 +69,19 @@ def train_round(
             inputs, labels = records.batch(part)
             if len(labels):
                 inputs, labels = to_device(inputs, device), labels.to(device)
-                total.add(engine(len(labels), lambda x=inputs, y=labels: base.losses(model, x, y)))  # type: ignore[misc]
+
+                def loss(inputs: Inputs = inputs, labels: Tensor = labels) -> Tensor:
+                    losses.append(value := base.losses(model, inputs, labels))
+                    return value
+
+                total.add(engine(len(labels), loss))
+                losses[-1] = losses[-1].detach()
         gradient = total.release(ledger, source)
         for name, parameter in active.items():
             parameter.grad = FILTERS[filter_name](name, gradient[name])
         optimizer.step()
         not_finite += total.not_finite
     ledger.commit()
+    if losses:
+        log.info("round %d: mean loss %.4f over %d drawn records", server_round, torch.cat(losses).mean(), len(torch.cat(losses)))
     return not_finite

@@ -345,3 +345,21 @@ def test_the_model_trains_in_training_mode() -> None:
     assert not b.base.module.training
     serve(b)
     assert b.base.module.training
+
+
+def test_the_sites_own_log_tells_the_mean_loss_and_the_reply_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    """At a learning rate that moves nothing every step sees the same losses."""
+    b = bench()
+    inputs, labels = b.records.batch(torch.arange(len(b.records)))
+    with torch.no_grad():
+        mean = float(b.base.losses(b.model.eval(), inputs, labels).mean())
+    with caplog.at_level("INFO", "lalora_flwr.site"):
+        result = serve(b, train=replace(STEPS, lr=1e-30, local_steps=2), source=Everyone())
+    (line,) = [record.getMessage() for record in caplog.records if "mean loss" in record.getMessage()]
+    assert line == f"round 1: mean loss {mean:.4f} over {2 * RECORDS} drawn records" and result == 0
+
+
+def test_a_round_without_a_record_logs_no_loss(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "lalora_flwr.site"):
+        serve(bench(), source=Nobody())
+    assert "loss" not in caplog.text
