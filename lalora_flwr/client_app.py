@@ -40,6 +40,13 @@ def answer(work: Callable[[RecordDict, Context], RecordDict], message: Message, 
     return Message(Error(code=APP_ERROR, reason=reason), reply_to=message)
 
 
+def _log_with_flower() -> None:
+    """The site's own log goes where the SuperNode's goes."""
+    log.setLevel(logging.INFO)
+    for handler in logging.getLogger("flwr").handlers:
+        log.addHandler(handler)  # once, however often it is added
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Serve one training round."""
@@ -48,7 +55,7 @@ def train(message: Message, context: Context) -> Message:
         from lalora_flwr import site  # heavy imports only when there is work, and where a failing one is replaced too
 
         if not site.in_simulation():
-            log.handlers, log.level = logging.getLogger("flwr").handlers, logging.INFO  # into the SuperNode's log
+            _log_with_flower()
         return site.train(content, context)
 
     return answer(work, message, context)
