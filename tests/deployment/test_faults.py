@@ -146,10 +146,10 @@ class Drill:
     def check(self) -> dict[str, Any]:
         """Ledgers, files, and the run's end; returns the summary, or the failure."""
         self.learn_names()
-        spent = {name: self._spent(name) for name in self.sites}
         folder, lines = self.path, self.lines()
         left = [path.name for path in folder.rglob("*") if path.name.endswith(".part")]
         assert [line["round"] for line in lines] == list(range(1, len(lines) + 1))
+        spent = {name: self._spent(name, self._failed(lines, name) * STEPS) for name in self.sites}
         assert all(line["epsilon"] <= max(epsilon for epsilon, _ in spent.values()) + 1e-9 for line in lines)
         if (folder / "failure.json").exists():
             assert not (folder / "summary.json").exists()
@@ -164,12 +164,17 @@ class Drill:
             assert counters["epsilon"] <= epsilon + 1e-9 and counters["steps"] <= steps
         return summary
 
-    def _spent(self, name: str) -> tuple[float, int]:
-        """ε composed from the entries, and steps; reservations that nobody committed count in full."""
+    def _failed(self, lines: list[dict[str, Any]], name: str) -> int:
+        """Rounds that a site failed. The server counts them in full, and tells the site, which counts them in its replies."""
+        return sum(self._names[node] == name for line in lines for node in line["failed_sites"])
+
+    def _spent(self, name: str, more: int) -> tuple[float, int]:
+        """ε composed from the ledger's entries and so many steps more, and their number. What nobody committed counts in full."""
         verified = CliRunner().invoke(app, ["ledger", "verify", str(self.federation.ledger(name))])
         assert verified.exit_code == 0, verified.output
-        segments = LedgerFile(self.federation.ledger(name)).read().book.segments("default")
-        return epsilon_spent(segments, 1e-4, "prv") if segments else 0.0, sum(steps for _, _, steps in segments)
+        (sigma, q, steps), *others = LedgerFile(self.federation.ledger(name)).read().book.segments("default")
+        segments = [(sigma, q, steps + more), *others]
+        return epsilon_spent(segments, 1e-4, "prv"), sum(steps for _, _, steps in segments)
 
     def cut(self) -> int:
         """Reservations whose process died before it could commit."""
@@ -230,9 +235,12 @@ def test_the_server_dies_in_the_middle_of_a_run_and_goes_on(tmp_path: Path) -> N
         federation.submit(config)
         drill.until("the first checkpoint", lambda: drill.rounds() or drill.ended())
         before = b""
-        for target, stages in (("flwr-serverapp", STAGES[1:]), ("flwr-serverapp", ("before",)), ("superlink", STAGES[1:])) * 2:
-            if drill.rounds() == 4:  # one round is left to end in
-                break
+        for target, stages in (
+            ("flwr-serverapp", STAGES[1:]),
+            ("flwr-serverapp", ("before",)),
+            ("superlink", STAGES[1:]),
+            ("flwr-serverapp", STAGES[1:]),
+        ):
             stage = drill.draw.choice(stages)
             drill.until("flwr-serverapp", lambda s=superlink: s.descendants("flwr-serverapp"))
             assert drill.at("north", stage, drill.ended), superlink.said()
