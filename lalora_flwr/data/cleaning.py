@@ -6,6 +6,7 @@ left out goes to the site's own log.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Sequence
@@ -125,7 +126,7 @@ def _present(value: Any) -> bool:
 
 def _holds_texts(table: Dataset, column: str) -> bool:
     feature = table.features[column]
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view")
 
 
 def _with_absolute_paths(table: Dataset, column: str, folder: Path) -> Dataset:
@@ -140,6 +141,7 @@ def _image_present(table: Dataset, column: str) -> list[bool]:
     images = table.select_columns([column]).with_format("arrow")[:][column]
     absent = pc.is_null(images)
     if isinstance(table.features[column], (Image, dict)):  # bytes, a path, or both
-        parts = [pc.is_null(pc.struct_field(images, part)) for part in ("bytes", "path")]
-        absent = pc.or_(absent, pc.and_(*parts))
+        there = [part for part in ("bytes", "path") if images.type.get_field_index(part) >= 0]
+        parts = [pc.is_null(pc.struct_field(images, part)) for part in there]
+        absent = pc.or_(absent, functools.reduce(pc.and_, parts))
     return [not value for value in absent.to_pylist()]

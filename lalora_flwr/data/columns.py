@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from datasets import ClassLabel, Features, Image
+from datasets import ClassLabel, Features, Image, Value
 
 from lalora_flwr.config import DataSettings
 from lalora_flwr.errors import ConfigError
@@ -39,18 +40,18 @@ def find_columns(features: Features, settings: DataSettings, task: str, *, share
         shared: whether virtual sites share the records; only then ``data.site`` is looked at.
 
     Raises:
-        ConfigError: a named column is missing, or one that the task needs cannot be told.
+        ConfigError: a named column is missing, one that the task needs cannot be told, or it holds what the task cannot use.
     """
     names = list(features)
 
     def pick(key: str, given: str, candidates: Sequence[str]) -> str:
-        if given:
-            if given not in names:
-                raise ConfigError(f"data.{key} = {given!r}: no such column; there are {', '.join(names)}")
-            return given
-        found = next((name for name in candidates if name in names), "")
+        if given and given not in names:
+            raise ConfigError(f"data.{key} = {given!r}: no such column; there are {', '.join(names)}")
+        found = given or next((name for name in candidates if name in names), "")
         if not found:
             raise ConfigError(f"data.{key}: no column found; name one of {', '.join(names)}")
+        if wrong := _wrong_kind(features[found], key):
+            raise ConfigError(f"data.{key}: column {found!r} holds {wrong}; name another one of {', '.join(names)}")
         return found
 
     site = pick("site", settings.site, ()) if shared and settings.site else ""
@@ -69,10 +70,19 @@ def find_columns(features: Features, settings: DataSettings, task: str, *, share
     return Columns(text=text, text_pair=pair, label=_label(features, settings, pick), site=site)
 
 
+def _wrong_kind(feature: Any, key: str) -> str:
+    """What a column holds, if that is no use: bytes and lists would be read as Python spells them."""
+    if isinstance(feature, Value):
+        return "bytes, not text" if "binary" in feature.dtype and key != "image" else ""
+    if key == "image":
+        return "" if not isinstance(feature, dict) or {"bytes", "path"} & set(feature) else "values with neither bytes nor path"
+    return "" if isinstance(feature, ClassLabel) else f"values of type {type(feature).__name__}, not text"
+
+
 def _pair(names: list[str], settings: DataSettings, usual: str, pick) -> str:  # type: ignore[no-untyped-def]
     if settings.text_pair == "none":
         return ""
-    return pick("text-pair", settings.text_pair, ()) if settings.text_pair else usual if usual in names else ""
+    return pick("text-pair", settings.text_pair, (usual,)) if settings.text_pair or usual in names else ""
 
 
 def _label(features: Features, settings: DataSettings, pick) -> str:  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from datasets.table import table_cast
 from pyarrow.parquet import ParquetFile
 
 from lalora_flwr.data.image_folder import read_image_folder
@@ -111,12 +113,16 @@ def in_order(names: Collection[str]) -> tuple[str, ...]:
 
 def _parquet(files: list[str], private: bool) -> Dataset:
     classes: dict[str, list[str]] = {}
-    for file in files:  # datasets would take the names of the first file for all
-        for name, kind in Features.from_arrow_schema(ParquetFile(file).schema_arrow).items():
-            if isinstance(kind, ClassLabel) and classes.setdefault(name, kind.names) != kind.names:
-                raise ValueError(f"the files differ in the classes of column {name!r}")
+    kinds: dict[str, Any] = {}  # the type of a column is that of the first file with it
+    own = [Features.from_arrow_schema(ParquetFile(file).schema_arrow) for file in files]
+    for name, kind in itertools.chain.from_iterable(features.items() for features in own):
+        kinds.setdefault(name, kind)  # datasets would also take the names of its classes, for all files
+        if isinstance(kind, ClassLabel) and classes.setdefault(name, kind.names) != kind.names:
+            raise ValueError(f"the files differ in the classes of column {name!r}")
     if private:  # datasets would write a copy first, which stays if the process is killed meanwhile
-        return concatenate_datasets([Dataset(ParquetFile(file).read()) for file in files])
+        wanted = [Features({name: kinds[name] for name in features}) for features in own]
+        read = [table_cast(ParquetFile(file).read(), kind.arrow_schema) for file, kind in zip(files, wanted, strict=True)]
+        return concatenate_datasets([Dataset(table) for table in read])
     return load_dataset("parquet", data_files=[glob.escape(file) for file in files], split="train")  # it takes them for patterns
 
 

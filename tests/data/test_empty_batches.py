@@ -13,7 +13,7 @@ from lalora_flwr.data.records import Records, RecordSet, Subset
 from lalora_flwr.data.texts import TextRecords
 from tests.conftest import Finished, Spy, run_spied, small
 from tests.data.files import picture, red
-from tests.test_tasks import RUN, language, text
+from tests.test_tasks import RUN, text
 
 NONE = torch.empty(0, dtype=torch.long)
 
@@ -47,9 +47,8 @@ def test_an_empty_batch_has_no_record(kind: str, most: int) -> None:
         assert not len(labels) and not any(len(x) for x in (inputs.values() if isinstance(inputs, dict) else [inputs]))
 
 
-@pytest.mark.parametrize("task", [text, language], ids=["text", "language"])
-def test_a_run_with_empty_batches_goes_on(tmp_path: Path, task: object) -> None:
-    run = {**RUN, **task(tmp_path), "num_rounds": 1, "train__batch_size": 1, "train__local_steps": 12}  # type: ignore[operator]
+def test_a_run_with_empty_batches_goes_on(tmp_path: Path) -> None:
+    run = {**RUN, **text(tmp_path), "num_rounds": 1, "train__batch_size": 1, "train__local_steps": 12}
     settings, spy = small(tmp_path, **run), Spy()
     finished = Finished(run_spied(settings, spy), settings, spy)
     assert finished.metrics[0]["failures"] == 0 and finished.metrics[0]["sites"] == 2

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from lalora_flwr.data.cleaning import label_names, label_texts, usable_rows
@@ -31,6 +32,7 @@ def test_names_of_a_type_are_understood_however_they_are_written() -> None:
 
 
 @given(st.lists(WORDS, min_size=1, max_size=8, unique=True), st.data())
+@hypothesis_settings(max_examples=30)
 def test_a_table_is_read_with_its_own_names(names: list[str], data: st.DataObject) -> None:
     """Names and numbers of a typed column, and the same column as texts, agree record for record."""
     numbers = data.draw(st.lists(st.integers(0, len(names) - 1), min_size=1, max_size=12))
