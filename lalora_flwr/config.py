@@ -182,7 +182,12 @@ class PrivacySettings:
     )
     clip_norm: float = _positive(2.0, "L2 bound C on what one record adds to a step, over all tensors of the step together")
     accountant: str = _choice("prv", "accountant that calibrates the noise and reports ε (rdp: looser, more noise)", "prv", "rdp")
-    max_rounds: int = _at_least(0, 0, "rounds any one site may serve; the noise is calibrated for them; 0: all rounds")
+    max_rounds: int = _at_least(
+        0,
+        0,
+        "rounds any one site may serve; the noise is calibrated for them; 0: all rounds; more than all leaves room for rounds "
+        "that real sites serve twice because the server died",
+    )
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,7 @@ class Settings:
     @property
     def rounds_per_site(self) -> int:
         """Most rounds any one site may serve; the noise is calibrated for them."""
-        return min(self.privacy.max_rounds or self.num_rounds, self.num_rounds)
+        return self.privacy.max_rounds or self.num_rounds
 
     @property
     def steps_per_site(self) -> int:

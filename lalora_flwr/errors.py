@@ -13,6 +13,10 @@ class RunFailed(LaloraError):
     """A run that stopped before it wrote its summary."""
 
 
+class NoSiteLeft(RunFailed):
+    """No site may serve another round: all have served those that their noise is calibrated for, or left."""
+
+
 class WorkerDied(RunFailed):
     """A process that simulates sites died; Flower would go on handing it messages, so the run has to be started anew."""
 

@@ -19,7 +19,7 @@ from lalora_flwr.adapted import Adapted, adapted_model
 from lalora_flwr.config import Settings
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.engines.deployment import watched
-from lalora_flwr.errors import LaloraError, WorkerDied
+from lalora_flwr.errors import LaloraError, NoSiteLeft, WorkerDied
 from lalora_flwr.evaluation import evaluate
 from lalora_flwr.lora.adapter import load_adapter_state
 from lalora_flwr.messages import to_arrays, to_tensors
@@ -59,17 +59,8 @@ def run_federation(settings: Settings, grid: Grid, on_round: Callable[[dict[str,
     with RunFolder(settings) as folder:
         try:
             run = _Run(settings, adapted, folder, on_round)
-            checkpoint = folder.load_checkpoint() if settings.resume else None
-            if checkpoint:
-                run.restore(checkpoint)
-            run.strategy.start(
-                watched(grid),
-                to_arrays(checkpoint.adapter if checkpoint else adapted.initial),
-                num_rounds=settings.num_rounds - run.strategy.done,
-                timeout=ROUND_TIMEOUT,
-                evaluate_fn=run.after_round,
-            )
-            run.finish()
+            start = run.restore() if settings.resume else adapted.initial
+            run.finish(ended_early=run.serve(watched(grid), start))
         except LaloraError as error:
             folder.fail(str(error), WORKER_DIED if isinstance(error, WorkerDied) else "")
             raise
@@ -93,7 +84,7 @@ class _Run:
         self._report = RoundReport(0)
         self._begun = self._round_begun = time.monotonic()
         self._seconds_before = 0.0
-        self.strategy = FederatedLora(settings, self._keep, adapted.base.provenance.digest)
+        self.strategy = FederatedLora(settings, self._keep, adapted.base.provenance.digest, folder.save_asked)
 
     def _keep(self, report: RoundReport) -> None:
         self._report = report
@@ -101,13 +92,29 @@ class _Run:
     def _epsilon(self) -> float:
         return max((counters.epsilon for counters in self.strategy.counters.values()), default=0.0)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on after the checkpoint's round."""
+    def serve(self, grid: Grid, start: dict[str, torch.Tensor]) -> str:
+        """All rounds that are left. Returns why a resumed run lacks the last of them: lost rounds were served too."""
+        rounds = self._settings.num_rounds - self.strategy.done
+        try:
+            self.strategy.start(grid, to_arrays(start), num_rounds=rounds, timeout=ROUND_TIMEOUT, evaluate_fn=self.after_round)
+        except NoSiteLeft as reason:
+            if not (self._settings.resume and self._metrics):
+                raise
+            return str(reason)
+        return ""
+
+    def restore(self) -> dict[str, torch.Tensor]:
+        """Go on after the last checkpoint, if there is one; the adapter to go on with."""
+        checkpoint, asked = self._folder.load_checkpoint(), self._folder.load_asked()
+        if checkpoint is None:
+            self.strategy.restore(0, {"served": {}, "left": [], "counters": {}}, asked)
+            return self._adapted.initial
         state = checkpoint.state
         self._metrics, self._frozen_accuracy = list(state["metrics"]), state["frozen_accuracy"]
         self._seconds_before = state["seconds"]
         self._folder.add_metrics(*self._metrics)
-        self.strategy.restore(checkpoint.server_round, state["strategy"])
+        self.strategy.restore(checkpoint.server_round, state["strategy"], asked)
+        return checkpoint.adapter
 
     def _seconds(self) -> float:
         """Of this attempt and of those it resumed, each up to its last checkpoint."""
@@ -167,7 +174,7 @@ class _Run:
     def _seeded(self) -> bool:
         return any(counters.seeded for counters in self.strategy.counters.values())
 
-    def finish(self) -> None:
+    def finish(self, ended_early: str = "") -> None:
         """Adapter, plot, and last the summary."""
         settings, counters = self._settings, self.strategy.counters
         self._folder.save_adapter(self._adapted.model)
@@ -182,7 +189,8 @@ class _Run:
                 "model_digest": self._adapted.base.provenance.digest,
                 "data": settings.data.name,
                 "seed": settings.seed,
-                "rounds": settings.num_rounds,
+                "rounds": self._metrics[-1]["round"],
+                **({"ended_early": ended_early} if ended_early else {}),
                 **{name: value for name, value in self._metrics[-1].items() if name in METRIC_NAMES},
                 "frozen_accuracy": self._frozen_accuracy,
                 "epsilon": self._epsilon(),

@@ -23,6 +23,7 @@ from lalora_flwr.errors import ConfigError, RunFailed
 
 PACKAGES = ("lalora-flwr", "flwr", "torch", "timm", "peft", "opacus")
 METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"
+ASKED = "checkpoint/asked.json"
 LOCK = ".lock"
 WORKER_DIED = "worker-died"  # kind of a failure
 CHECKPOINT = "checkpoint/adapter.safetensors"
@@ -155,6 +156,23 @@ class RunFolder:
         (self.path / CHECKPOINT).parent.mkdir(exist_ok=True)
         about = {"round": str(checkpoint.server_round), "state": json.dumps(checkpoint.state)}  # Python's JSON keeps inf
         write_whole(self.path / CHECKPOINT, save(checkpoint.adapter, metadata=about))
+
+    def save_asked(self, served: Mapping[str, int]) -> None:
+        """How often each real site was asked, before it is asked: what it sends counts even if the server dies."""
+        (self.path / ASKED).parent.mkdir(exist_ok=True)
+        write_whole(self.path / ASKED, json.dumps(served) + "\n")
+
+    def load_asked(self) -> dict[str, int]:
+        """What `save_asked` wrote last; empty if it never did.
+
+        Raises:
+            RunFailed: if it is damaged.
+        """
+        path = self.path / ASKED
+        try:
+            return {str(site): int(rounds) for site, rounds in json.loads(path.read_text()).items()} if path.exists() else {}
+        except (ValueError, AttributeError, TypeError):
+            raise RunFailed(f"{path} is damaged; the run cannot go on without it") from None
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The last checkpoint; None if the run had none yet.

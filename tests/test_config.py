@@ -186,9 +186,10 @@ def test_too_few_rounds_for_each_site_are_refused() -> None:
     assert settings_from({**flat, "privacy.max-rounds": 2}).rounds_per_site == 2
 
 
-def test_more_rounds_for_a_site_than_the_run_has_cost_no_noise() -> None:
+def test_the_noise_is_calibrated_for_the_rounds_a_site_may_serve_also_for_more_than_the_run_has() -> None:
     settings = settings_from({"num-rounds": 3, "privacy.max-rounds": 9, "train.local-steps": 5})
-    assert (settings.rounds_per_site, settings.steps_per_site) == (3, 15)
+    assert (settings.rounds_per_site, settings.steps_per_site) == (9, 45)
+    assert settings_from({"num-rounds": 3, "train.local-steps": 5}).steps_per_site == 15
 
 
 def test_a_file_may_nest_its_keys_or_dot_them(tmp_path: Path) -> None:

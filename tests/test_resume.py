@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 
 from lalora_flwr import federation, run_folder
 from lalora_flwr.config import Settings
 from lalora_flwr.engines.inline import run_inline
 from lalora_flwr.errors import ConfigError, RunFailed
 from lalora_flwr.messages import COUNTERS
+from lalora_flwr.privacy.accounting import epsilon_spent
 from tests.conftest import AppCall, Finished, Spy, files_in, run_spied, small, strict_json
 
 MakeFinished = Callable[..., Finished]
@@ -197,3 +198,63 @@ def test_killed_at_random_moments_it_still_ends_the_same(tmp_path: Path) -> None
         process = start(tmp_path, "--resume", "runs/run")
     assert kills == KILLS
     assert result(tmp_path / "runs" / "run") == result(tmp_path / "whole" / "runs" / "run")
+
+
+def as_real_sites(lost: Callable[[Message], bool]) -> Callable[[Message, Context, AppCall], Message]:
+    """Sites that the server takes for real ones; the server dies at the first reply of the rounds named by ``lost``."""
+
+    def behaviour(message: Message, context: Context, app: AppCall) -> Message:
+        reply = app(message, context)
+        if message.metadata.message_type == "train" and lost(message):
+            raise Killed
+        if message.metadata.message_type == "query.identity":
+            reply.content["identity"] = MetricRecord({"site": -1, "sites": -1})
+        return reply
+
+    return behaviour
+
+
+def dies_in(server_round: int) -> Callable[[Message], bool]:
+    return lambda message: message.content["config"]["server-round"] == server_round
+
+
+def test_a_round_that_real_sites_served_and_the_server_lost_stays_counted(tmp_path: Path) -> None:
+    """Its noise is drawn anew when it is repeated, so it is one more release."""
+    values: dict[str, Any] = {"num_rounds": 3, "privacy__max_rounds": 5}
+    for again, rounds in ((False, 2), (True, 2)):  # lost twice
+        with pytest.raises(Killed):
+            run_spied(small(tmp_path, resume=again, **values), Spy(as_real_sites(dies_in(rounds))))
+    settings, spy = resumed(tmp_path, **values), Spy(as_real_sites(dies_in(99)))
+    run = Finished(run_spied(settings, spy), settings, spy)
+    told = [int(order.content["config"]["counted-steps"]) for order, _ in spy.training(2)]  # type: ignore[arg-type, call-overload, index]
+    assert told == [3 * settings.train.local_steps] * 3  # one round finished, two lost
+    assert {site["steps"] for site in run.summary["sites"].values()} == {5 * settings.train.local_steps}
+    sigma, q = run.summary["noise_multiplier"], run.summary["sample_rate"]
+    epsilon = epsilon_spent([(sigma, q, 5 * settings.train.local_steps)], settings.privacy.delta)
+    assert run.summary["epsilon"] == pytest.approx(epsilon) and epsilon <= settings.privacy.epsilon
+
+
+def test_without_room_for_a_lost_round_a_resumed_run_ends_early_and_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run_spied(small(tmp_path, num_rounds=3), Spy(as_real_sites(dies_in(2))))
+    settings, spy = resumed(tmp_path, num_rounds=3), Spy(as_real_sites(dies_in(99)))
+    run = Finished(run_spied(settings, spy), settings, spy)
+    assert [line["round"] for line in run.metrics] == [1, 2] and run.summary["rounds"] == 2
+    assert "no site may serve another round" in run.summary["ended_early"]
+    assert run.summary["epsilon"] <= settings.privacy.epsilon and not (run.path / "failure.json").exists()
+
+
+def test_a_site_that_is_not_heard_of_after_a_resume_counts_the_lost_round_too(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"num_rounds": 3, "privacy__max_rounds": 4, "max_failures": 1}
+    with pytest.raises(Killed):
+        run_spied(small(tmp_path, **values), Spy(as_real_sites(dies_in(2))))
+
+    def silent(message: Message, context: Context, app: AppCall) -> Message:
+        if message.metadata.message_type == "train" and context.node_config["partition-id"] == 2:
+            return Message(Error(code=5, reason="out of reach"), reply_to=message)
+        return as_real_sites(dies_in(99))(message, context, app)
+
+    settings, spy = resumed(tmp_path, **values), Spy(silent)
+    run = Finished(run_spied(settings, spy), settings, spy)
+    assert sorted(site["steps"] for site in run.summary["sites"].values()) == [4, 8, 8]
+    assert len({round(site["epsilon"], 6) for site in run.summary["sites"].values()}) == 2

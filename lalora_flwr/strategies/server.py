@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from lalora_flwr.config import Settings
-from lalora_flwr.errors import BUDGET, RunFailed, WorkerDied
+from lalora_flwr.errors import BUDGET, NoSiteLeft, RunFailed, WorkerDied
 from lalora_flwr.lora.adapter import digest, select
 from lalora_flwr.lora.schedule import BOTH, Factors, parse_schedule
 from lalora_flwr.messages import (
@@ -35,6 +35,7 @@ from lalora_flwr.messages import (
     read_site_metrics,
     to_tensors,
 )
+from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.randomness import derive_seed
 from lalora_flwr.strategies import METHODS
 from lalora_flwr.strategies.merge import MERGES
@@ -68,8 +69,22 @@ def resolved_choices(settings: Settings) -> tuple[str, str]:
 class FederatedLora(Strategy):
     """Flower strategy that runs any `Method`; the arrays of Flower's loop are the whole adapter."""
 
-    def __init__(self, settings: Settings, on_round: Callable[[RoundReport], None], model_digest: str = "") -> None:
-        """``on_round`` gets each round's report before the server evaluates; sites must hold the model of the digest."""
+    def __init__(
+        self,
+        settings: Settings,
+        on_round: Callable[[RoundReport], None],
+        model_digest: str = "",
+        before_round: Callable[[dict[str, int]], None] = lambda served: None,
+    ) -> None:
+        """
+        Args:
+            settings: the run's.
+            on_round: gets each round's report before the server evaluates.
+            model_digest: of the model that sites must hold.
+            before_round: gets how often each real site was asked, before it is asked again.
+        """
+        self._before_round = before_round
+        self._real = False  # whether the sites are real ones, whose noise is drawn anew when a round is repeated
         self._model_digest = model_digest
         self._settings = settings
         self._method = METHODS[settings.strategy]
@@ -93,12 +108,30 @@ class FederatedLora(Strategy):
             "counters": {str(site): asdict(counters) for site, counters in self.counters.items()},
         }
 
-    def restore(self, server_round: int, state: Mapping[str, Any]) -> None:
-        """Go on after a round as if this strategy had run it."""
+    def restore(self, server_round: int, state: Mapping[str, Any], asked: Mapping[str, int]) -> None:
+        """Go on after a round as if this strategy had run it.
+
+        Args:
+            server_round: the last finished round.
+            state: of `state`.
+            asked: how often each real site was asked, as ``before_round`` got it last. A round that was asked and never
+                finished counts: what the sites sent is released. Virtual sites repeat it bit by bit.
+        """
         self.done = server_round
         self._served = Counter({int(site): rounds for site, rounds in state["served"].items()})
         self._left = set(state["left"])
         self.counters = {int(site): Counters(**counters) for site, counters in state["counters"].items()}
+        for site, rounds in asked.items():
+            self._served[int(site)] = max(rounds, self._served[int(site)])
+            self._count_lost_rounds(int(site))
+
+    def _count_lost_rounds(self, site: int) -> None:
+        """A site may have taken all the steps it was asked for, whatever its last reply says."""
+        known, steps = self.counters.get(site), self._served[site] * self._settings.train.local_steps
+        if known and steps > known.steps and known.noise_multiplier:
+            privacy = self._settings.privacy
+            epsilon = epsilon_spent([(known.noise_multiplier, known.sample_rate, steps)], privacy.delta, privacy.accountant)
+            self.counters[site] = replace(known, steps=steps, epsilon=max(epsilon, known.epsilon))
 
     def summary(self) -> None:
         log.info("%s: schedule %s, filter %s", self._settings.strategy, self._schedule_text, self._filter)
@@ -142,6 +175,7 @@ class FederatedLora(Strategy):
                     f"--federation-config 'num-supernodes={self._settings.num_supernodes}' to flwr run, or use lalora run"
                 )
             self._sites[node] = node if number < 0 else number
+            self._real |= number < 0
 
     def _draw_sites(self, server_round: int, grid: Grid) -> list[int]:
         """Node ids for the round: those asked least so far first, ties by the run's seed; sorted by site.
@@ -188,6 +222,8 @@ class FederatedLora(Strategy):
             content = RecordDict({ARRAYS: sent, CONFIG: order.to_record()})
             messages.append(Message(content, dst_node_id=node, message_type=MessageType.TRAIN))
         self._served.update(self._sites[node] for node in self._asked)
+        if self._real:
+            self._before_round({str(site): rounds for site, rounds in self._served.items()})
         return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
@@ -267,7 +303,7 @@ class FederatedLora(Strategy):
         if len(report.served) >= least and len(report.failed) <= allowed:
             return
         if not self._asked:
-            raise RunFailed(
+            raise NoSiteLeft(
                 f"round {report.server_round}: no site may serve another round; see privacy.max-rounds and the sites' budgets"
             )
         who = "; ".join(f"site {site}: {reason}" for site, reason in report.failed.items())
