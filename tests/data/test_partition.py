@@ -96,6 +96,13 @@ def test_every_site_of_a_dirichlet_split_has_enough_records(beta: float) -> None
     assert min(len(part) for part in split(dirichlet(beta), 4)) >= 10
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_dirichlet_split_is_drawn_again_until_all_have_enough(seed: int) -> None:
+    """The first draw of about half of these seeds leaves a site with fewer."""
+    settings = DataSettings(partition="dirichlet", beta=0.3, min_records=25)
+    assert min(len(part) for part in split(settings, 4, seed)) >= 25
+
+
 @pytest.mark.parametrize("settings", [IID, dirichlet(1.0)], ids=["iid", "dirichlet"])
 def test_more_sites_than_records_are_refused(settings: DataSettings) -> None:
     with pytest.raises(ConfigError, match="num-supernodes = 9: more sites than the 8 records"):
