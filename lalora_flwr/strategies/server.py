@@ -262,6 +262,9 @@ class FederatedLora(Strategy):
             report.served.append(site)
         report.failed.update(dict.fromkeys(sorted(missing), "no reply"))
         self._left |= report.left
+        if self._real:
+            for site in report.failed:
+                self._count_lost_rounds(site)
         self._stop_on_dead_worker(report)
         self._stop_on_failures(report)
         merged = MERGES[self._method.merge](good)
