@@ -256,5 +256,5 @@ def test_a_site_that_is_not_heard_of_after_a_resume_counts_the_lost_round_too(tm
 
     settings, spy = resumed(tmp_path, **values), Spy(silent)
     run = Finished(run_spied(settings, spy), settings, spy)
-    assert sorted(site["steps"] for site in run.summary["sites"].values()) == [4, 8, 8]
-    assert len({round(site["epsilon"], 6) for site in run.summary["sites"].values()}) == 2
+    assert {site["steps"] for site in run.summary["sites"].values()} == {8}  # one finished, one lost, two asked in vain
+    assert len({round(site["epsilon"], 6) for site in run.summary["sites"].values()}) == 1
