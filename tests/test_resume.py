@@ -257,4 +257,5 @@ def test_a_site_that_is_not_heard_of_after_a_resume_counts_the_lost_round_too(tm
     settings, spy = resumed(tmp_path, **values), Spy(silent)
     run = Finished(run_spied(settings, spy), settings, spy)
     assert {site["steps"] for site in run.summary["sites"].values()} == {8}  # one finished, one lost, two asked in vain
-    assert len({round(site["epsilon"], 6) for site in run.summary["sites"].values()}) == 1
+    spent = [site["epsilon"] for site in run.summary["sites"].values()]
+    assert max(spent) - min(spent) < 0.01  # PRV's error, for the same steps in one piece and in two
