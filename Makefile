@@ -2,16 +2,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slow lint bench clean
+.PHONY: run test test-slow test-faults lint bench clean
 
 run: $(VENV)/installed  ## fine-tune the embedded model across four sites; results in runs/
 	$(BIN)/lalora run
 
 test: $(VENV)/installed lint  ## style, types and the fast tests
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not faults"
 
 test-slow: $(VENV)/installed  ## the tests that start real Flower simulations
 	$(BIN)/pytest -m slow
+
+test-faults: $(VENV)/installed  ## kill -9 of sites, servers and simulations at random moments; about 15 minutes
+	$(BIN)/pytest -m faults
 
 bench: $(VENV)/installed  ## step time and memory against the non-private step and Opacus; about 15 minutes
 	$(BIN)/python -W ignore -m benchmarks.engine

@@ -14,9 +14,11 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run-config describes."""
     from lalora_flwr.config import settings_from
+    from lalora_flwr.engines.owner import end_with_owner
     from lalora_flwr.federation import run_federation
 
     log = logging.getLogger("lalora_flwr.server")
     log.handlers = logging.getLogger("flwr").handlers  # so that the run's log, which Flower keeps, holds these lines too
     log.setLevel(logging.INFO)
+    end_with_owner()
     log.info("results are in %s", run_federation(settings_from(context.run_config), grid))

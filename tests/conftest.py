@@ -55,6 +55,15 @@ SMALL: dict[str, Any] = {  # every key that shapes a result, so that no test dep
 AppCall = Callable[[Message, Context], Message]
 
 
+def rounded(figures: Any) -> Any:
+    """Without the last digits: the accountant's Fourier transform adds in an order that depends on where memory lies."""
+    if isinstance(figures, dict):
+        return {key: rounded(value) for key, value in figures.items()}
+    if isinstance(figures, list):
+        return [rounded(value) for value in figures]
+    return float(f"{figures:.12g}") if isinstance(figures, float) else figures
+
+
 def small(folder: Path, **overrides: Any) -> Settings:
     """Settings of a run of seconds under ``folder``; ``num_rounds=1`` and ``train__lr=0.1`` override keys."""
     named = {key.replace("__", ".").replace("_", "-"): value for key, value in overrides.items()}

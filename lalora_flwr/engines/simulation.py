@@ -28,6 +28,7 @@ import psutil
 import tomli_w
 
 from lalora_flwr.config import Settings, flatten
+from lalora_flwr.engines.owner import OWNER
 from lalora_flwr.errors import RunFailed, WorkerDied
 from lalora_flwr.federation import named
 from lalora_flwr.local_paths import with_absolute_paths
@@ -53,6 +54,7 @@ def _environment(home: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ADDRESS": os.environ.get("RAY_ADDRESS", "local"),  # a cluster only if the user names one
         "NO_COLOR": "1",
+        OWNER: str(os.getpid()),
     }
 
 

@@ -29,7 +29,7 @@ from lalora_flwr.privacy.ledger_file import LedgerFile
 from tests.conftest import strict_json
 from tests.deployment.federation import Federation, Running, save_texts, text_run, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 STEPS = 20  # local steps: some tenths of a second between reserve and commit
 PATIENCE = 400.0  # seconds; a dead site or ClientApp is noticed after about a minute

@@ -116,6 +116,7 @@ def path(tmp_path: Path) -> Path:
     return new_ledger(tmp_path)
 
 
+@pytest.mark.faults
 def test_killed_at_any_moment_it_never_counts_less_than_was_released(path: Path, tmp_path: Path) -> None:
     draw, releases, half_written, cut = random.Random(5), tmp_path / "releases", 0, 0
     for kill in range(KILLS):
