@@ -17,6 +17,10 @@ class NoSiteLeft(RunFailed):
     """No site may serve another round: all have served those that their noise is calibrated for, or left."""
 
 
+class SiteSilent(RunFailed):
+    """A site did not say its number; it may if it is asked again."""
+
+
 class WorkerDied(RunFailed):
     """A process that simulates sites died; Flower would go on handing it messages, so the run has to be started anew."""
 

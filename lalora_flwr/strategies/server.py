@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from lalora_flwr.config import Settings
-from lalora_flwr.errors import BUDGET, NoSiteLeft, RunFailed, WorkerDied
+from lalora_flwr.errors import BUDGET, NoSiteLeft, RunFailed, SiteSilent, WorkerDied
 from lalora_flwr.lora.adapter import digest, select
 from lalora_flwr.lora.schedule import BOTH, Factors, parse_schedule
 from lalora_flwr.messages import (
@@ -42,6 +42,7 @@ from lalora_flwr.strategies.merge import MERGES
 
 log = logging.getLogger("lalora_flwr.server")
 RAY_DEATHS = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "OutOfMemoryError")
+IDENTITY_TRIES = 3  # times a site is asked for its number before the run gives up
 STARTUP_PATIENCE = 10.0  # seconds before the sites that are there are asked how many there will be
 
 
@@ -139,19 +140,33 @@ class FederatedLora(Strategy):
     def start_from(self, grid: Grid) -> None:
         """Wait for the run's sites and learn their numbers, by which everything is sorted.
 
+        A site that cannot answer, such as one that died when it was asked, is waited for and asked again.
+
         Raises:
-            RunFailed: if the federation can never hold the number of sites the run wants.
+            RunFailed: if the federation can never hold the number of sites the run wants, or a site cannot load the app.
         """
+        for left in reversed(range(IDENTITY_TRIES)):
+            nodes = self._wait_for_sites(grid)
+            try:
+                self._identify(grid, nodes)
+                break
+            except SiteSilent as problem:
+                if not left:
+                    raise
+                log.warning("%s; asking again", problem)
+
+    def _wait_for_sites(self, grid: Grid) -> list[int]:
         want, begun, said = self._settings.num_supernodes, time.monotonic(), 0.0
         while len(nodes := sorted(grid.get_node_ids())) < want:
             waited = time.monotonic() - begun
             if nodes and waited > STARTUP_PATIENCE:
-                self._identify(grid, nodes)
+                with suppress(SiteSilent):
+                    self._identify(grid, nodes)
             if waited - said > 10:
                 said = waited
                 log.info("waiting for sites: %d of %d are connected", len(nodes), want)
             time.sleep(0.2)
-        self._identify(grid, nodes)
+        return nodes
 
     def _greet_late_sites(self, grid: Grid) -> None:
         """Let sites in that connected after the start; one that cannot answer is only logged."""
@@ -162,11 +177,14 @@ class FederatedLora(Strategy):
                 log.warning("a site that came late is left out: %s", problem)
 
     def _identify(self, grid: Grid, nodes: list[int]) -> None:
-        ask = [Message(RecordDict(), dst_node_id=node, message_type=IDENTITY_QUERY) for node in nodes]
+        unknown = [node for node in nodes if node not in self._sites]
+        ask = [Message(RecordDict(), dst_node_id=node, message_type=IDENTITY_QUERY) for node in unknown]
+        problem = "it did not answer in time"
         for reply in grid.send_and_receive(ask, timeout=300):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                raise RunFailed(f"a site cannot load the app: {reply.error.reason}")
+                problem = reply.error.reason
+                continue
             identity = reply.content[IDENTITY]
             number, sites = int(identity["site"]), int(identity["sites"])  # type: ignore[arg-type, call-overload, index]
             if sites not in (-1, self._settings.num_supernodes):
@@ -176,6 +194,8 @@ class FederatedLora(Strategy):
                 )
             self._sites[node] = node if number < 0 else number
             self._real |= number < 0
+        if missing := [node for node in unknown if node not in self._sites]:
+            raise SiteSilent(f"{len(missing)} of {len(nodes)} sites cannot load the app: {problem}")
 
     def _draw_sites(self, server_round: int, grid: Grid) -> list[int]:
         """Node ids for the round: those asked least so far first, ties by the run's seed; sorted by site.
