@@ -183,7 +183,7 @@ class FederatedLora(Strategy):
         for reply in grid.send_and_receive(ask, timeout=300):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                problem = reply.error.reason
+                problem = reply.error.reason or problem
                 continue
             identity = reply.content[IDENTITY]
             number, sites = int(identity["site"]), int(identity["sites"])  # type: ignore[arg-type, call-overload, index]
