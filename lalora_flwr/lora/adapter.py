@@ -84,6 +84,7 @@ def attach_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> PeftModel:
         target_modules=resolve_targets(base, lora),
         exclude_modules=rf"{re.escape(base.head)}(\..*)?" if base.head else None,  # trained whole or not at all
         lora_dropout=lora.dropout,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.module.modules()),  # PEFT would find out, and warn
         modules_to_save=[base.head] if lora.head == "trained" else None,
     )
     with torch.random.fork_rng(devices=[]):  # PEFT draws A from the global generator
