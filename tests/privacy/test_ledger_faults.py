@@ -24,7 +24,7 @@ from lalora_flwr.privacy.ledger_entries import Commit, Reserve
 from lalora_flwr.privacy.ledger_file import LedgerFile
 from tests.privacy.site_ledgers import DELTA, compose, new_ledger, serve, session
 
-KILLS = 25
+KILLS = 40
 Q = 0.1
 
 # Serves rounds until it is killed; a line in the file of releases follows each step that the ledger allowed.
