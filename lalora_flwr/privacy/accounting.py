@@ -6,9 +6,11 @@ cross-check. The GDP accountant is left out: it can understate ε.
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 from lalora_flwr.errors import ConfigError
@@ -23,9 +25,22 @@ def _options(accountant: str, eps_error: float) -> dict[str, float]:
     return {"eps_error": eps_error} if accountant == "prv" else {}
 
 
+@contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """Opacus' import sets up the root logger, which would then repeat every line of a site's log."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
 @lru_cache(maxsize=4096)
 def _epsilon(history: tuple[Segment, ...], delta: float, accountant: str, eps_error: float) -> float:
-    from opacus.accountants import create_accountant
+    with _root_logger_kept():
+        from opacus.accountants import create_accountant
 
     counter = create_accountant(accountant)
     counter.history = list(history)
@@ -68,7 +83,8 @@ def noise_multiplier_for(epsilon: float, delta: float, sample_rate: float, steps
     Raises:
         ConfigError: if no noise level reaches ε.
     """
-    from opacus.accountants.utils import get_noise_multiplier
+    with _root_logger_kept():
+        from opacus.accountants.utils import get_noise_multiplier
 
     if math.isinf(epsilon):
         return 0.0

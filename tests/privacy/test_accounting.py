@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -156,3 +158,10 @@ def test_noise_falls_with_epsilon_and_grows_with_steps_and_rate() -> None:
 def test_an_epsilon_out_of_reach_is_refused_with_what_to_do() -> None:
     with pytest.raises(ConfigError, match=r"privacy\.epsilon = 1e-09: no noise level found.*choose a larger"):
         noise_multiplier_for(1e-9, 1e-4, 1.0, 100)
+
+
+@pytest.mark.parametrize("call", ["epsilon_spent([(1.0, 0.1, 2)], 1e-5)", "noise_multiplier_for(3.0, 1e-5, 0.1, 2)"])
+def test_the_root_logger_stays_as_it_was(call: str) -> None:
+    """In a process of its own, since Opacus sets it up when it is first imported."""
+    script = f"import logging; from lalora_flwr.privacy.accounting import *; {call}; print(logging.getLogger().handlers)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
