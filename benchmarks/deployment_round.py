@@ -33,8 +33,8 @@ STEPS = {  # functions of lalora_flwr.site, in the order of a round
 }
 START, FIRST, SECOND, REST = (
     "interpreter, Flower, app bundle, message",
-    "imports of client_app (torch)",
-    "imports of site (peft, transformers, opacus, …)",
+    "imports of client_app",
+    "imports of site (torch, peft, transformers, …)",
     "rest of the handler",
 )
 
