@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, Error, Message
 
+from lalora_flwr.engines.inline import InlineGrid
 from lalora_flwr.errors import RunFailed
+from lalora_flwr.strategies import server
 from lalora_flwr.strategies.server import IDENTITY_TRIES
 from tests.conftest import AppCall, Finished, Spy, run_spied, small
 
@@ -41,6 +43,25 @@ def test_a_site_that_dies_when_it_is_greeted_is_asked_again_and_the_others_are_n
 
 def test_a_site_that_never_says_its_number_stops_the_run_before_training(tmp_path: Path) -> None:
     spy = failing(99)
-    with pytest.raises(RunFailed, match=r"^1 of 3 sites cannot load the app: node unavailable$"):
+    with pytest.raises(RunFailed, match=r"^1 of 3 sites did not answer the greeting: node unavailable$"):
         run_spied(small(tmp_path), spy)
     assert not spy.training(1) and len(asked(spy)) == 2 + IDENTITY_TRIES
+
+
+def test_while_a_run_waits_for_more_sites_each_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "STARTUP_PATIENCE", 0.0)
+    spy, looks, all_nodes = failing(1), 0, InlineGrid.get_node_ids
+    waiting: list[int] = []
+
+    def few_at_first(self: InlineGrid) -> list[int]:
+        nonlocal looks
+        looks += 1
+        if looks < 6:
+            waiting[:] = asked(spy)
+        return all_nodes(self)[: 2 if looks < 6 else 3]
+
+    monkeypatch.setattr(InlineGrid, "get_node_ids", few_at_first)
+    run_spied(small(tmp_path), spy)
+    assert len(waiting) == len(set(waiting)) == 2
+    again = asked(spy)[2:]
+    assert len(again) == 2 and waiting[1] in again and waiting[0] not in again  # the silent one, and the late one

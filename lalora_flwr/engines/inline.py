@@ -90,14 +90,19 @@ def run_inline(settings: Settings, on_round: Callable[[dict[str, Any]], None] | 
 
 @contextmanager
 def _logs_in(path: Path) -> Iterator[None]:
-    """Flower's, the server's and the sites' logs go to a file, made with the first line after the run folder is there."""
+    """Flower's, the server's and the sites' logs go to a file, made with the first line after the run folder is there.
+
+    Of the sites' own logs only warnings: training losses are raw and stay out of the run folder, as they do under Ray.
+    """
     handler = logging.FileHandler(path, delay=True, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("flwr", "lalora_flwr")]
-    before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    sites = logging.getLogger("lalora_flwr.site")
+    before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in (*loggers, sites)]
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
+    sites.setLevel(logging.WARNING)
     try:
         yield
     finally:

@@ -143,7 +143,7 @@ class FederatedLora(Strategy):
         A site that cannot answer, such as one that died when it was asked, is waited for and asked again.
 
         Raises:
-            RunFailed: if the federation can never hold the number of sites the run wants, or a site cannot load the app.
+            RunFailed: if the federation can never hold the number of sites the run wants, or a site does not answer.
         """
         for left in reversed(range(IDENTITY_TRIES)):
             nodes = self._wait_for_sites(grid)
@@ -157,11 +157,13 @@ class FederatedLora(Strategy):
 
     def _wait_for_sites(self, grid: Grid) -> list[int]:
         want, begun, said = self._settings.num_supernodes, time.monotonic(), 0.0
+        asked: set[int] = set()  # once each while waiting, however long that takes
         while len(nodes := sorted(grid.get_node_ids())) < want:
             waited = time.monotonic() - begun
-            if nodes and waited > STARTUP_PATIENCE:
+            if (new := sorted(set(nodes) - asked)) and waited > STARTUP_PATIENCE:
+                asked.update(new)
                 with suppress(SiteSilent):
-                    self._identify(grid, nodes)
+                    self._identify(grid, new)
             if waited - said > 10:
                 said = waited
                 log.info("waiting for sites: %d of %d are connected", len(nodes), want)
@@ -179,7 +181,7 @@ class FederatedLora(Strategy):
     def _identify(self, grid: Grid, nodes: list[int]) -> None:
         unknown = [node for node in nodes if node not in self._sites]
         ask = [Message(RecordDict(), dst_node_id=node, message_type=IDENTITY_QUERY) for node in unknown]
-        problem = "it did not answer in time"
+        problem = "no reply in time"
         for reply in grid.send_and_receive(ask, timeout=300):
             node = reply.metadata.src_node_id
             if reply.has_error():
@@ -195,7 +197,7 @@ class FederatedLora(Strategy):
             self._sites[node] = node if number < 0 else number
             self._real |= number < 0
         if missing := [node for node in unknown if node not in self._sites]:
-            raise SiteSilent(f"{len(missing)} of {len(nodes)} sites cannot load the app: {problem}")
+            raise SiteSilent(f"{len(missing)} of {len(nodes)} sites did not answer the greeting: {problem}")
 
     def _draw_sites(self, server_round: int, grid: Grid) -> list[int]:
         """Node ids for the round: those asked least so far first, ties by the run's seed; sorted by site.
