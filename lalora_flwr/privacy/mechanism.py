@@ -16,7 +16,7 @@ SMALLEST, LARGEST = 2.0**-149, float(torch.finfo(torch.float32).max)  # of float
 GRID_BITS = 17  # the grid of the released sums is at most 2^-17 of the noise's standard deviation
 FINE = 2.0**-40  # of the noise: a second draw, so small, decides what float64 cannot resolve in the first
 EXACT = 2.0**52  # grid units that float64 holds exactly, with room for the noise
-BLOCK = 1 << 22  # elements that are float64 at once while gradients are clipped
+BLOCK = 1 << 16  # elements that are float64 at once while gradients are clipped: as many as a core's cache holds
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,12 @@ def clip(per_sample: Mapping[str, Tensor], clip_norm: float) -> tuple[dict[str, 
     norms = torch.stack([torch.as_tensor(s) for s in squares]).sum(0).sqrt()  # (records,)
     usable = torch.isfinite(norms) & (norms > 0)
     factors = torch.where(usable, (clip_norm / norms).clamp(max=1.0), 0.0)
+    useless = None if usable.all() else ~usable.unsqueeze(1)
     sums = {}
     for name, g in per_sample.items():
         total = torch.empty(math.prod(g.shape[1:]), dtype=torch.float64, device=g.device)
         for columns, part in _blocks(g):
-            total[columns] = factors @ part.masked_fill_(~usable.unsqueeze(1), 0.0)  # 0 · inf would be NaN
+            total[columns] = factors @ (part if useless is None else part.masked_fill_(useless, 0.0))  # 0 · inf would be NaN
         sums[name] = total.view(g.shape[1:])
     return sums, int((~torch.isfinite(norms)).sum())
 
