@@ -21,7 +21,7 @@ REMOVE, ADD = 0, 1
 ORDERS: Array = 2.0 ** (np.arange(-40, 81) / 2)  # of the exponential tilt, see `composition_fourier`
 ROUNDING = float(np.finfo(np.float64).eps)  # twice the largest relative error of one operation
 
-_REACH = 10.0  # standard deviations of the noise kept on each side; a share of 1e-23 is beyond
+_REACH = 12.0  # standard deviations of the noise kept on each side; a share of 1e-33 is beyond
 _CELLS = 16  # lattice points in one standard deviation of the loss: ε is at most 0.04 % too large for it
 _LONGEST = 2**17  # lattice points of one step
 _FINEST = 2.0**-30
@@ -61,12 +61,16 @@ class StepLoss:
 def _loss_at(x: Array, sigma: float, q: float) -> Array:
     """log of mixture over plain density at x."""
     z = (x - 0.5) / sigma**2
+    if q == 1:
+        return z
     with np.errstate(over="ignore", divide="ignore"):
         return np.where(z < 30, np.log1p(q * np.expm1(np.minimum(z, 30.0))), z + np.log(q))
 
 
 def _point_of(loss: Array, sigma: float, q: float) -> Array:
     """The x whose loss it is; -inf below the smallest loss, log(1 - q)."""
+    if q == 1:
+        return sigma**2 * loss + 0.5
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         z = np.where(loss < 30, np.log1p(np.maximum(np.expm1(np.minimum(loss, 30.0)) / q, -1.0)), loss - np.log(q))
     return sigma**2 * z + 0.5
@@ -76,12 +80,12 @@ def _point_of(loss: Array, sigma: float, q: float) -> Array:
 def moments(sigma: float, q: float) -> Moments:
     """By quadrature over x, for one (σ, q)."""
     x = np.linspace(-_REACH * sigma, 1 + _REACH * sigma, 512)
-    loss = np.maximum(_loss_at(x, sigma, q), -1e300)  # q = 1: finite as well
+    loss = _loss_at(x, sigma, q)
     log_weight = -0.5 * (x / sigma) ** 2
     log_weight -= np.logaddexp.reduce(log_weight)
     found = np.empty((2, 4, len(ORDERS)))
-    for direction, signed, exponents in ((REMOVE, loss, ORDERS + 1), (ADD, -loss, ORDERS)):
-        tilted = log_weight + exponents[:, None] * (loss if direction == REMOVE else signed)
+    for direction, signed, exponents in ((REMOVE, loss, ORDERS + 1), (ADD, -loss, ORDERS)):  # the mixture is e^loss denser
+        tilted = log_weight + exponents[:, None] * signed
         top = tilted.max(axis=1, keepdims=True)
         weight = np.exp(tilted - top)
         total = weight.sum(axis=1)

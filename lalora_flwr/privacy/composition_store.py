@@ -92,7 +92,7 @@ def _to_bytes(composed: Composition) -> bytes:
     header = {
         "delta": composed.delta,
         "steps": composed.steps,
-        "totals": {"finest": composed.totals.finest, "pairs": composed.totals.pairs},
+        "totals": {k: v for k, v in vars(composed.totals).items() if k != "of_loss"},
         "lattices": [asdict(lattice) for lattice in composed.lattices],
         "spectra": scalars,
         "lengths": [len(spectrum.turns) for spectrum in composed.spectra],
