@@ -161,21 +161,31 @@ def _tilt_and_width(totals: Totals, direction: int, log_delta: float) -> tuple[i
         below = _WIDTH * spread + (_UNNOTICED + slack) / ORDERS
         # Above ε + width they must not rise again: the Chernoff bound of what lies there, by each larger order.
         epsilon = np.maximum(mean - 3 * spread, 0.0)[:, None]
-        above = (cumulant - ORDERS * epsilon - log_delta + _UNNOTICED) / np.where(ORDERS > ORDERS[:, None], ORDERS - ORDERS[:, None], np.nan)
+        above = (cumulant - ORDERS * epsilon - log_delta + _UNNOTICED) / np.where(
+            ORDERS[:, None] < ORDERS, ORDERS - ORDERS[:, None], np.nan
+        )
         width = np.maximum(below, np.nanmin(np.where(np.isfinite(above), above, np.inf), axis=1))
         cost = np.log(width) + 0.5 * np.maximum(slack - most, 0.0)
     order = int(np.nanargmin(cost[: best + 1]))
     return order, float(width[order])
 
 
-def step_spectrum(pair: Pair, direction: int, lattice: Lattice, steps: int) -> Spectrum:
-    """The spectrum of one step, without the frequencies that vanish for ``steps`` of them."""
-    return _step_spectrum(pair, direction, lattice, steps.bit_length())
+def step_spectrum(pair: Pair, direction: int, lattice: Lattice, steps: int, most: int) -> Spectrum:
+    """The spectrum of one step, without the frequencies that vanish for ``steps`` of them.
+
+    ``most``: how many of the lowest frequencies are of interest; about as many are given.
+    """
+    return _step_spectrum(pair, direction, lattice, steps.bit_length(), (most - 1).bit_length())
+
+
+def _own_exponent(pair: Pair, lattice: Lattice) -> int:
+    """A pair's own lattice is as coarse as its losses allow, which saves time: its spectrum repeats itself."""
+    return min(max(moments(*pair).exponent, lattice.fine), lattice.coarse - _FEWEST_POINTS_EXPONENT)
 
 
 @lru_cache(maxsize=2048)
-def _step_spectrum(pair: Pair, direction: int, lattice: Lattice, bits: int) -> Spectrum:
-    exponent = min(max(moments(*pair).exponent, lattice.fine), lattice.coarse - _FEWEST_POINTS_EXPONENT)
+def _step_spectrum(pair: Pair, direction: int, lattice: Lattice, steps_bits: int, most_bits: int) -> Spectrum:
+    exponent = _own_exponent(pair, lattice)
     loss = step_loss(*pair, exponent)[direction]
     points = lattice.factor << (lattice.coarse - exponent)
     held = np.flatnonzero(loss.probabilities)
@@ -185,14 +195,16 @@ def _step_spectrum(pair: Pair, direction: int, lattice: Lattice, bits: int) -> S
     weights = np.exp(log_weights - top)
     total = float(weights.sum())
     values = np.fft.rfft(np.bincount((loss.first + held) % points, weights / total, minlength=points))
-    if lattice.points > points:  # on a coarser lattice, whose spectrum repeats itself
-        wanted = np.arange(lattice.points // 2 + 1) % points
+    wanted = np.arange(min(1 << most_bits, lattice.points // 2 + 1))
+    if len(wanted) > len(values):
+        wanted %= points
         folded = values[np.minimum(wanted, points - wanted)]
         values = np.where(2 * wanted > points, folded.conj(), folded)
+    values = values[: len(wanted)]
     magnitude = np.maximum(np.abs(values), 1e-300)
     error = 4 * ROUNDING * math.log2(points)
     log_magnitude, doubt = np.minimum(np.log(magnitude), 0.0), np.log1p(error / magnitude)
-    fewest = 2.0 ** (bits - 1)
+    fewest = 2.0 ** (steps_bits - 1)
     length = _significant(fewest * log_magnitude)
     return Spectrum(
         log_magnitude[:length],
@@ -209,8 +221,8 @@ def _step_spectrum(pair: Pair, direction: int, lattice: Lattice, bits: int) -> S
 def compose(steps: Iterable[tuple[Pair, int]], direction: int, lattice: Lattice, start: Spectrum | None = None) -> Spectrum:
     """The spectrum of all steps, of which there is at least one, on top of ``start``."""
     whole = start
-    for pair, times in steps:
-        step = step_spectrum(pair, direction, lattice, times)
+    for pair, times in sorted(steps, key=lambda step: _own_exponent(step[0], lattice)):  # those first that end soonest
+        step = step_spectrum(pair, direction, lattice, times, lattice.points if whole is None else len(whole.turns))
         if whole is None:
             ones = np.zeros(len(step.turns))
             whole = Spectrum(ones, ones, ones, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -290,9 +302,10 @@ class _Tail:
         # Chernoff's bound is an ε that suffices. Look downwards from there, one turn of the circle at most.
         top = math.ceil((self._cumulant - log_delta) / self._theta / (self._spacing * stride)) + 1
         points = stride * np.arange(max(top - lattice.points // stride + 1, 0), top + 1)
-        enough = self._log_delta(
-            self._sums_every(stride)[:, points // stride % (lattice.points // stride)], points * self._spacing
-        ) <= log_delta
+        enough = (
+            self._log_delta(self._sums_every(stride)[:, points // stride % (lattice.points // stride)], points * self._spacing)
+            <= log_delta
+        )
         if not enough[-1]:
             return math.inf
         lacking = np.flatnonzero(~enough)
