@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating]
+Pair = tuple[float, float]  # σ, q
 
 REMOVE, ADD = 0, 1
-ORDERS: Array = 2.0 ** (np.arange(-40, 65) / 2)  # of the exponential tilt, see `composition_fourier`
+ORDERS: Array = 2.0 ** (np.arange(-40, 65) / 2)  # of the exponential tilt, see `composition_spectrum`
 ROUNDING = float(np.finfo(np.float64).eps)  # twice the largest relative error of one operation
 
 _REACH = 12.0  # standard deviations of the noise kept on each side; a share of 1e-33 is beyond
