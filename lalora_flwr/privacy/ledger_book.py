@@ -7,7 +7,7 @@ reservations, not with the number of rounds, and `state` is small enough to be k
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,7 @@ from lalora_flwr.privacy.accounting import Segment
 from lalora_flwr.privacy.ledger_entries import EVALUATE, Commit, Entry, Reserve, is_step
 
 Steps = Counter[tuple[float, float]]  # (σ, q) -> steps
+Rows = list[list[Any]]  # [σ, q, steps], as JSON holds them: of many runs only a few are ever looked at
 Target = tuple[float, float, int, str]  # ε, δ, steps, accountant that a run calibrated its noise for
 KEPT_HOURS = 2000  # a dataset's hours with a reservation, newest entries first: 83 days if every hour has one
 HOUR = 3600
@@ -64,9 +65,9 @@ class Book:
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self.length = 0  # entries counted
         self._datasets: dict[str, _Dataset] = {}
-        self._runs: dict[tuple[str, str], Steps] = {}
+        self._runs: dict[str, dict[str, Rows]] = {}  # dataset -> run -> steps
         self._names: dict[str, str] = {}  # fingerprint -> dataset
-        self._noise: dict[tuple[Target, float], float] = {}  # target and q -> σ
+        self._noise: dict[str, float] = {}  # target and q -> σ
         self._open: dict[int, _Open] = {}
         for entry in entries:
             self.add(entry)
@@ -98,9 +99,9 @@ class Book:
             raise LedgerError(f"entry {number}: its time is none") from None
         run = None if entry.schedule == EVALUATE else entry.run
         if run is not None:
-            self._runs.setdefault((entry.dataset, run), Counter())[entry.sigma, entry.q] += entry.steps
+            _add(self._runs.setdefault(entry.dataset, {}).setdefault(run, []), entry.sigma, entry.q, entry.steps)
             target = entry.run_epsilon, entry.run_delta, entry.run_steps, entry.run_accountant
-            self._noise.setdefault((target, entry.q), entry.sigma)
+            self._noise.setdefault(_key(target, entry.q), entry.sigma)
         self._names[entry.fingerprint] = entry.dataset
         dataset = self._datasets.setdefault(entry.dataset, _Dataset())
         dataset.totals[entry.sigma, entry.q] += entry.steps
@@ -119,10 +120,10 @@ class Book:
         if not 0 <= entry.taken <= reservation.steps:
             raise LedgerError(f"entry {number}: commits more steps than were reserved")
         del self._open[entry.reserve]
-        kind, given_back = (reservation.sigma, reservation.q), reservation.steps - entry.taken
-        self._datasets[reservation.dataset].totals[kind] -= given_back
+        sigma, q, given_back = reservation.sigma, reservation.q, reservation.steps - entry.taken
+        self._datasets[reservation.dataset].totals[sigma, q] -= given_back
         if reservation.run is not None:
-            self._runs[reservation.dataset, reservation.run][kind] -= given_back
+            _add(self._runs[reservation.dataset][reservation.run], sigma, q, -given_back)
 
     @property
     def datasets(self) -> list[str]:
@@ -146,11 +147,11 @@ class Book:
 
     def run_segments(self, dataset: str, run: str) -> tuple[Segment, ...]:
         """The same for the steps that one run took in training; evaluations are not among them."""
-        return _sorted(self._runs.get((dataset, run), Counter()))
+        return _sorted(_counted(self._runs.get(dataset, {}).get(run, [])))
 
     def noise_for(self, target: Target, sample_rate: float) -> float | None:
         """σ of the first training on any dataset with this target and q."""
-        return self._noise.get((target, sample_rate))
+        return self._noise.get(_key(target, sample_rate))
 
     def recent(self, dataset: str, now: datetime) -> int:
         """Reservations on a dataset in the last 24 hours, and up to an hour more, since it counts by hours.
@@ -162,16 +163,16 @@ class Book:
         return sum(count for hour, count in hours.items() if hour >= first)
 
     def state(self) -> dict[str, Any]:
-        """All of it as JSON holds it."""
+        """All of it as JSON holds it; it shares parts with the book."""
         return {
             "length": self.length,
             "datasets": {
                 name: [_sorted(d.totals), astuple(d.records) if d.records else None, list(d.hours.items())]
                 for name, d in self._datasets.items()
             },
-            "runs": [[*names, _sorted(steps)] for names, steps in self._runs.items()],
+            "runs": self._runs,
             "names": self._names,
-            "noise": [[*target, q, sigma] for (target, q), sigma in self._noise.items()],
+            "noise": self._noise,
             "open": [[number, *astuple(reservation)] for number, reservation in self._open.items()],
         }
 
@@ -186,16 +187,26 @@ class Book:
         book.length = int(state["length"])
         for name, (totals, records, hours) in state["datasets"].items():
             book._datasets[name] = _Dataset(_counted(totals), Records(*records) if records else None, dict(map(tuple, hours)))
-        book._runs = {(dataset, run): _counted(steps) for dataset, run, steps in state["runs"]}
-        book._names = dict(state["names"])
-        book._noise = {((epsilon, delta, n, accountant), q): sigma for epsilon, delta, n, accountant, q, sigma in state["noise"]}
+        book._runs, book._names, book._noise = dict(state["runs"]), dict(state["names"]), dict(state["noise"])
         book._open = {number: _Open(*values) for number, *values in state["open"]}
         return book
+
+
+def _key(target: Target, sample_rate: float) -> str:
+    return " ".join(map(repr, (*target, sample_rate)))
+
+
+def _add(rows: Rows, sigma: float, q: float, steps: int) -> None:
+    for row in rows:
+        if row[:2] == [sigma, q]:
+            row[2] += steps
+            return
+    rows.append([sigma, q, steps])
 
 
 def _sorted(total: Steps) -> tuple[Segment, ...]:
     return tuple((sigma, q, steps) for (sigma, q), steps in sorted(total.items()) if steps)
 
 
-def _counted(segments: Iterable[Segment]) -> Steps:
+def _counted(segments: Iterable[Sequence[Any]]) -> Steps:
     return Counter({(sigma, q): steps for sigma, q, steps in segments})

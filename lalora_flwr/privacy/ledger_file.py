@@ -203,6 +203,8 @@ class LedgerFile:
                     raise LedgerError("not the ledger in which the steps were reserved")
                 if _newest(connection) != (state.last, state.head) or self._mark(connection) != state.mark:
                     return False
+                if self._witness:  # so that it is there, and one entry behind at most, if this process dies now
+                    self._witness.write(state.ledger, state.book.length, state.head)
                 self._known = None  # until the entry is known to be on disk
                 number, body = state.book.add(entry), to_json(entry)
                 state.previous, state.head = state.head, hash_after(state.head, body)

@@ -150,3 +150,20 @@ def test_reading_changes_nothing(lalora: Lalora, path: Path) -> None:
     for command in ("show", "verify", "export"):
         assert lalora(command, path)[0] == 0
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["ledger"]
+
+
+def test_witness_makes_the_file_that_a_ledger_in_use_lacks_and_verify_uses_it(lalora: Lalora, path: Path, tmp_path: Path) -> None:
+    witness, content = tmp_path / "witness", LedgerFile(path).read()
+    code, _, err = lalora("verify", path, "--witness", witness)
+    assert code == 1 and f"`lalora ledger witness {path} --witness {witness}`" in err and err.count("\n") == 1
+    code, out, _ = lalora("witness", path, "--witness", witness)
+    assert code == 0 and f"ledger {content.ledger}: 8 entries, head {content.head}" in out
+    assert f'witness-path="{witness}"' in out
+    old = path.read_bytes()
+    spend(path, 3.0, 10, 10, run="14", dataset="ward [7]")
+    assert lalora("verify", path, "--witness", witness)[0] == 0
+    assert lalora("witness", path, "--witness", witness)[0] == 0  # it catches up
+    path.write_bytes(old)
+    for command in ("verify", "witness"):
+        code, out, err = lalora(command, path, "--witness", witness)
+        assert code == 1 and out == "" and "put back to an older copy" in err and err.count("\n") == 1
