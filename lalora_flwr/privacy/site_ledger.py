@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import lru_cache
 
 from lalora_flwr.errors import BudgetExhausted, SiteRefusal
-from lalora_flwr.privacy.accounting import Segment
+from lalora_flwr.privacy.accounting import HEADLINE, Segment
 from lalora_flwr.privacy.composition import Composer
 from lalora_flwr.privacy.ledger import Compose, RunLedger, at_least
 from lalora_flwr.privacy.ledger_book import Book, Records, Target
@@ -22,7 +22,7 @@ from lalora_flwr.privacy.ledger_entries import EVALUATE, Commit, Reserve, clock,
 from lalora_flwr.privacy.ledger_file import Appended, LedgerFile
 
 log = logging.getLogger("lalora_flwr.site")
-ACCOUNTANT = "prv"  # composes every dataset's ε, whatever a run calibrates with
+ACCOUNTANT = HEADLINE  # composes every dataset's ε, whatever a run calibrates with
 
 
 @dataclass(frozen=True)
