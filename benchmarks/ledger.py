@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from lalora_flwr.privacy.accounting import HEADLINE
 from lalora_flwr.privacy.ledger_book import Book
 from lalora_flwr.privacy.ledger_entries import Commit, Entry, Reserve, clock, hash_after, to_json, written
 from lalora_flwr.privacy.ledger_file import LedgerFile, create
@@ -30,12 +31,12 @@ PAIRS = 100
 
 MESSAGE = """
 import math, sys, time
-from lalora_flwr.privacy.accounting import epsilon_spent
+from lalora_flwr.privacy.accounting import HEADLINE
 from lalora_flwr.privacy.ledger_file import LedgerFile
 from lalora_flwr.privacy.site_ledger import Request, SiteLedger
 path, sigma, q, cheap = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "cheap"
 begun = time.process_time()
-request = Request("1", "la-lora", 1, "step:BA", "default", 1.0, 1e6, 1e-6, 10**9, "prv")
+request = Request("1", "la-lora", 1, "step:BA", "default", 1.0, 1e6, 1e-6, 10**9, HEADLINE)
 compose = (lambda history, delta, accountant: math.sqrt(sum(n * (q / s) ** 2 for s, q, n in history))) if cheap else None
 ledger = SiteLedger(LedgerFile(path), request, 1e6, 1e-6, compose)
 ledger.known_noise(q)
@@ -62,7 +63,7 @@ def rounds_of(rounds: int, pairs: int, runs: int) -> Iterator[Entry]:
         sigma, time = sigma_of(number % pairs), written(clock())
         reserve = Reserve(
             *(time, str(number % runs), "la-lora", number, "step:BA", "default", "records", sigma, Q, 1.0, STEPS),
-            *(1e6, DELTA, 10**9, "prv", 1e6, "prv", DELTA, 1.0, book.segments("default", plus=(sigma, Q, STEPS))),
+            *(1e6, DELTA, 10**9, HEADLINE, 1e6, HEADLINE, DELTA, 1.0, book.segments("default", plus=(sigma, Q, STEPS))),
         )
         commit = Commit(time, book.add(reserve), STEPS)
         book.add(commit)

@@ -94,9 +94,9 @@ def test_verify_says_good_and_both_epsilons(lalora: Lalora, path: Path) -> None:
     code, out, _ = lalora("verify", path, "--head", head)
     assert code == 0 and out.startswith(f"good: 8 entries, head {head}\n")
     segments = [(3.0, 0.1, 10)]
-    prv, rdp = epsilon_spent(segments, DELTA), epsilon_spent(segments, DELTA, "rdp")
-    assert f"dataset ward [7]: epsilon {prv:.4f} at delta 1e-05 after its last reservation" in out
-    assert f"(PRV; second accountant: {rdp:.4f})" in out
+    pld, rdp = epsilon_spent(segments, DELTA), epsilon_spent(segments, DELTA, "rdp")
+    assert f"dataset ward [7]: epsilon {pld:.4f} at delta 1e-05 after its last reservation" in out
+    assert f"(PLD; second accountant: {rdp:.4f})" in out
 
 
 def test_verify_finds_a_change_and_a_missing_end(lalora: Lalora, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flwr.app import Context
 
-from lalora_flwr.privacy.accounting import Segment
+from lalora_flwr.privacy.accounting import HEADLINE, Segment
 from lalora_flwr.privacy.ledger_entries import clock
 from lalora_flwr.privacy.ledger_file import SCHEMA, LedgerFile, create
 from lalora_flwr.privacy.site_ledger import Request, SiteLedger
@@ -37,7 +37,7 @@ def request(**changed: Any) -> Request:
         "run_epsilon": 1e6,
         "run_delta": DELTA,
         "run_steps": 10**9,
-        "run_accountant": "prv",
+        "run_accountant": HEADLINE,
     }
     return Request(**{**values, **changed})
 

@@ -4,8 +4,8 @@
 
     create(path)
     for number, (run, sigma, q, steps, taken, dataset) in enumerate(ROUNDS):
-        ledger = SiteLedger(LedgerFile(path), request(run=run, server_round=number + 1, dataset=dataset,
-                                                      run_epsilon=8.0, run_steps=1000), 8.0, DELTA)
+        ledger = SiteLedger(LedgerFile(path), request(run=run, server_round=number + 1, dataset=dataset, run_epsilon=8.0,
+                                                      run_steps=1000, run_accountant="prv"), 8.0, DELTA)
         ledger.identify("records of " + dataset)
         ledger.reserve(sigma, q, steps)
         if taken is not None:
@@ -60,7 +60,7 @@ def test_its_sums_are_those_of_its_rounds(path: Path) -> None:
 
 
 def test_a_site_goes_on_with_it(path: Path, tmp_path: Path) -> None:
-    asked = {"run": "1", "run_epsilon": 8.0, "run_steps": 1000}
+    asked = {"run": "1", "run_epsilon": 8.0, "run_steps": 1000, "run_accountant": "prv"}
     assert session(path, **asked).known_noise(0.1) == 2.0
     LedgerFile(path, witness=tmp_path / "witness").make_witness()
     serve(path, 2.0, 0.1, 5, witness=tmp_path / "witness", **asked)

@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from lalora_flwr.errors import BudgetExhausted, ConfigError, LedgerError, SiteRefusal
 from lalora_flwr.lora.schedule import parse_schedule
-from lalora_flwr.privacy.accounting import Segment, epsilon_spent
+from lalora_flwr.privacy.accounting import HEADLINE, Segment, epsilon_spent
 from lalora_flwr.privacy.ledger_book import Book
 from lalora_flwr.privacy.ledger_check import verify
 from lalora_flwr.privacy.ledger_entries import EVALUATE, Reserve
@@ -160,8 +160,8 @@ def test_a_reserve_entry_says_who_asked_for_what_and_where_it_leads(path: Path) 
     assert (entry.dataset, entry.fingerprint) == ("default", "records of default")
     assert (entry.sigma, entry.q, entry.clip_norm, entry.steps) == (1.0, 0.2, 0.5, 3)
     assert entry.segments == ((1.0, 0.2, 3), (2.0, 0.1, 4))
-    assert (entry.accountant, entry.delta, entry.max_epsilon) == ("prv", DELTA, 1e6)
-    assert entry.epsilon == compose(entry.segments, DELTA, "prv")
+    assert (entry.accountant, entry.delta, entry.max_epsilon) == (HEADLINE, DELTA, 1e6)
+    assert entry.epsilon == compose(entry.segments, DELTA, HEADLINE)
 
 
 def test_the_real_accountant_composes_over_runs_and_restarts(path: Path) -> None:
