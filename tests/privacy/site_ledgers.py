@@ -6,12 +6,14 @@ import math
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 
-from lalora_flwr.privacy.accounting import Segment
+from lalora_flwr.privacy.accounting import HEADLINE, Segment
+from lalora_flwr.privacy.ledger_entries import clock
 from lalora_flwr.privacy.ledger_file import SCHEMA, LedgerFile, create
 from lalora_flwr.privacy.site_ledger import Request, SiteLedger
 
@@ -35,15 +37,26 @@ def request(**changed: Any) -> Request:
         "run_epsilon": 1e6,
         "run_delta": DELTA,
         "run_steps": 10**9,
-        "run_accountant": "prv",
+        "run_accountant": HEADLINE,
     }
     return Request(**{**values, **changed})
 
 
-def session(path: Path, max_epsilon: float = 1e6, *, fingerprint: str = "", busy: float = 5.0, **changed: Any) -> SiteLedger:
-    """The ledger of one round, as a new process would open it."""
-    asked = request(**changed)
-    ledger = SiteLedger(LedgerFile(path, busy), asked, max_epsilon, DELTA, compose)
+def session(
+    path: Path,
+    max_epsilon: float = 1e6,
+    *,
+    fingerprint: str = "",
+    busy: float = 5.0,
+    witness: Path | str = "",
+    queries: float = math.inf,
+    at: datetime | None = None,
+    **changed: Any,
+) -> SiteLedger:
+    """The ledger of one round, as a new process would open it; ``at`` stops its clock."""
+    asked, time = request(**changed), (lambda: at) if at else clock
+    file = LedgerFile(path, busy, witness=witness)
+    ledger = SiteLedger(file, asked, max_epsilon, DELTA, compose, max_queries_per_day=queries, clock=time)
     ledger.identify(fingerprint or f"records of {asked.dataset}")
     return ledger
 

@@ -65,7 +65,7 @@ def test_a_real_site_counts_in_its_own_file_by_its_declared_number_of_records(tm
     assert isinstance(first, Reserve) and isinstance(second, Reserve) and isinstance(commit, Commit)
     assert (first.run, first.strategy, first.round, first.schedule) == (str(2**63 + 1), "la-lora", 1, "step:BA")
     assert (first.q, first.clip_norm, first.steps, first.dataset) == (0.04, 1.0, 2, "default")
-    assert (second.max_epsilon, second.delta, second.accountant) == (50.0, 1e-3, "prv")
+    assert (second.max_epsilon, second.delta, second.accountant) == (50.0, 1e-3, "pld")
     assert second.epsilon == epsilon_spent([(second.sigma, 0.04, 4)], 1e-3)
     assert second.fingerprint == first.fingerprint
     verify(LedgerFile(str(held.node_config["ledger-path"])))
