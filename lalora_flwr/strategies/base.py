@@ -33,4 +33,6 @@ class Method:
 
 def least_replies(merge: str, trim: float) -> int:
     """The fewest replies among which a merge keeps at least one liar in check; 1 for the mean, which keeps none."""
-    return {"median": 3, "trimmed-mean": math.ceil(1 / trim - 1e-9)}.get(merge, 1)
+    if merge == "trimmed-mean":
+        return math.ceil(min(1 / trim, 1e9) - 1e-9)
+    return 3 if merge == "median" else 1

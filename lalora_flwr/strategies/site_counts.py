@@ -17,7 +17,7 @@ from lalora_flwr.errors import ConfigError
 from lalora_flwr.messages import BadReply, Counters, SiteMetrics
 from lalora_flwr.privacy.accounting import Segment, epsilon_spent, noise_multiplier_for
 
-SIGMA_TOLERANCE = 0.02  # relative; calibration hits ε to 1 %, and a site's package may round it from the other side
+SIGMA_RANGE = (0.99, 1.02)  # of the σ that the run prescribes; calibration hits ε to 1 % from below, so σ from above
 MOST_RECORDS = 10**9  # of one site
 LEAST_EVALUATION_NOISE = 0.3  # σ below which an accuracy counts as exact
 
@@ -52,7 +52,8 @@ class SiteCounts:
 
     Guarantee: `epsilon_of` is an upper bound for every site that keeps to the run's constants: it composes all steps the
     server asked it for, at the noise with which it said to take them. For a site that lies about its noise no number that
-    the server could name is a bound; what it says can move the run's ε up to the target at most, never beyond.
+    the server could name is a bound; what it says of training moves the run's ε to the target at most, give or take the
+    range of σ.
     """
 
     settings: Settings
@@ -106,7 +107,8 @@ class SiteCounts:
             )
         except ConfigError:
             raise BadReply(f"no noise reaches the run's epsilon at its sample rate {claimed.sample_rate:.6g}") from None
-        if not math.isclose(claimed.noise_multiplier, wanted, rel_tol=SIGMA_TOLERANCE):
+        low, high = SIGMA_RANGE
+        if not low * wanted <= claimed.noise_multiplier <= high * wanted:
             raise BadReply(f"its noise multiplier is {claimed.noise_multiplier:.6g}, the run's target asks for {wanted:.6g}")
 
     def check_evaluation(self, site: int, metrics: SiteMetrics) -> None:
