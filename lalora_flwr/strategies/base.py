@@ -34,5 +34,5 @@ class Method:
 def least_replies(merge: str, trim: float) -> int:
     """The fewest replies among which a merge keeps at least one liar in check; 1 for the mean, which keeps none."""
     if merge == "trimmed-mean":
-        return math.ceil(min(1 / trim, 1e9) - 1e-9)
+        return max(3, math.ceil(min(1 / trim, 1e9) - 1e-9))
     return 3 if merge == "median" else 1

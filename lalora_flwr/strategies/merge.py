@@ -70,8 +70,11 @@ def trimmed(replies: Sequence[Tensors], cut: int) -> Merged:
 
 
 def num_cut(replies: int, trim: float) -> int:
-    """How many replies a share is, rounded down; 0.29 of 100 is 29, although 0.29 * 100 is less in floating point."""
-    return math.floor(replies * trim + 1e-9)
+    """How many replies a share is, rounded down, so that one at least stays between two cuts.
+
+    0.29 of 100 is 29, although 0.29 * 100 is less in floating point.
+    """
+    return min(math.floor(replies * trim + 1e-9), (replies - 1) // 2)
 
 
 MERGES: dict[str, Callable[..., Merged]] = {"mean": mean, "median": median, "trimmed-mean": trimmed_mean}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -215,7 +216,7 @@ def test_with_a_robust_merge_a_reply_times_a_thousand_stays_within_the_others(na
     assert run.metrics[-1]["failures"] == 0
     good = [arrays_of(reply) for i, (_, reply) in enumerate(spy.training(2)) if i != LIAR]
     for tensor, value in run.checkpoint.items():
-        low, high = np.minimum(good[0][tensor], good[1][tensor]), np.maximum(good[0][tensor], good[1][tensor])
+        low, high = torch.minimum(good[0][tensor], good[1][tensor]), torch.maximum(good[0][tensor], good[1][tensor])
         assert bool(((low <= value) & (value <= high)).all())
 
 
