@@ -223,6 +223,30 @@ class FilterSettings:
 
 
 @dataclass(frozen=True)
+class MergeSettings:
+    """How the server combines the replies, and how far it trusts a single one (free under differential privacy)."""
+
+    name: str = _choice(
+        "auto",
+        "auto (the strategy's own), mean, or of each coordinate over the sites: median or trimmed-mean, which a few lying sites "
+        "cannot move far",
+        "auto",
+        "mean",
+        "median",
+        "trimmed-mean",
+    )
+    trim: float = _key(
+        0.2,
+        "share of the replies that merge.name = trimmed-mean leaves out at each end of a coordinate",
+        "a number between 0 and 0.5, both excluded",
+        lambda v: 0 < v < 0.5,
+    )
+    max_update_norm: float = _non_negative(
+        0.0, "L2 bound on a site's update, over all it sends together: a longer one is scaled down to it; 0: no bound"
+    )
+
+
+@dataclass(frozen=True)
 class Settings:
     """Every run-config key, validated. Build it with `settings_from`."""
 
@@ -251,6 +275,7 @@ class Settings:
     train: TrainSettings = field(default_factory=TrainSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     filter: FilterSettings = field(default_factory=FilterSettings)
+    merge: MergeSettings = field(default_factory=MergeSettings)
 
     @property
     def private(self) -> bool:
@@ -366,6 +391,7 @@ def _check_together(settings: Settings) -> None:
     """Checks that need more than one key, or a registry that this module must not import at load time."""
     from lalora_flwr.lora.schedule import parse_schedule
     from lalora_flwr.strategies import METHODS
+    from lalora_flwr.strategies.base import least_replies
 
     if settings.strategy not in METHODS:
         near = difflib.get_close_matches(settings.strategy, METHODS, n=1)
@@ -385,6 +411,9 @@ def _check_together(settings: Settings) -> None:
         raise ConfigError("data.site: must name the column that tells the sites apart for data.partition = 'natural'")
     if settings.min_sites > settings.sites_per_round:
         raise ConfigError(f"min-sites = {settings.min_sites}: only {settings.sites_per_round} sites are drawn for a round")
+    merge = METHODS[settings.strategy].merge_named(settings.merge.name)
+    if settings.sites_per_round < (needed := least_replies(merge, settings.merge.trim)):
+        raise ConfigError(f"merge.name = {merge!r}: needs {needed} sites a round, but {settings.sites_per_round} are drawn")
     if settings.resume and not settings.run_name:
         raise ConfigError("run-name: must name the run that resume = true goes on with")
     if settings.lora.schedule != "auto":

@@ -146,6 +146,11 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it holds a result or says why there is none; the process of a run with neither was killed, or still runs."""
+        return (self.path / SUMMARY).exists() or (self.path / FAILURE).exists()
+
     def add_metrics(self, *lines: Mapping[str, Any]) -> None:
         """One round's line, or those of several."""
         self._lines += [to_json(line) + "\n" for line in lines]
@@ -157,12 +162,12 @@ class RunFolder:
         about = {"round": str(checkpoint.server_round), "state": json.dumps(checkpoint.state)}  # Python's JSON keeps inf
         write_whole(self.path / CHECKPOINT, save(checkpoint.adapter, metadata=about))
 
-    def save_asked(self, served: Mapping[str, int]) -> None:
-        """How often each real site was asked, before it is asked: what it sends counts even if the server dies."""
+    def save_asked(self, asked: Mapping[str, Mapping[str, int]]) -> None:
+        """How often each real site was asked for what, before it is asked: what it sends counts even if the server dies."""
         (self.path / ASKED).parent.mkdir(exist_ok=True)
-        write_whole(self.path / ASKED, json.dumps(served) + "\n")
+        write_whole(self.path / ASKED, json.dumps(asked) + "\n")
 
-    def load_asked(self) -> dict[str, int]:
+    def load_asked(self) -> dict[str, dict[str, int]]:
         """What `save_asked` wrote last; empty if it never did.
 
         Raises:
@@ -170,8 +175,9 @@ class RunFolder:
         """
         path = self.path / ASKED
         try:
-            return {str(site): int(rounds) for site, rounds in json.loads(path.read_text()).items()} if path.exists() else {}
-        except (ValueError, AttributeError, TypeError):
+            sites = json.loads(path.read_text()).items() if path.exists() else ()
+            return {str(site): {kind: int(asked[kind]) for kind in ("rounds", "evaluations")} for site, asked in sites}
+        except (ValueError, AttributeError, TypeError, KeyError):
             raise RunFailed(f"{path} is damaged; the run cannot go on without it") from None
 
     def load_checkpoint(self) -> Checkpoint | None:

@@ -293,7 +293,8 @@ def accepted(flat: dict[str, Any]) -> Settings:
     try:
         return settings_from(flat)
     except ConfigError as problem:
-        assume(not str(problem).startswith(("train.momentum", "privacy.max-rounds", "data.site", "min-sites", "run-name")))
+        entangled = ("train.momentum", "privacy.max-rounds", "data.site", "min-sites", "run-name", "merge.name")
+        assume(not str(problem).startswith(entangled))
         raise
 
 
@@ -306,6 +307,8 @@ def accepted(flat: dict[str, Any]) -> Settings:
         ({"model.name": "timm/x", "data.name": "sites", "data.labels": "a,b"}, "data.test: the server holds no records"),
         ({"model.name": "hf/x", "data.name": "sites", "data.test": "file:x"}, "data.labels: must name the classes"),
         ({"min-sites": 3, "num-supernodes": 2}, "min-sites = 3: only 2 sites are drawn for a round"),
+        ({"merge.name": "median", "num-supernodes": 2}, "merge.name = 'median': needs 3 sites a round, but 2 are drawn"),
+        ({"merge.name": "trimmed-mean", "merge.trim": 0.1}, "merge.name = 'trimmed-mean': needs 10 sites a round, but 4 are"),
         ({"resume": True}, "run-name: must name the run"),
         ({"data.partition": "natural"}, "data.site: must name the column"),
     ],

@@ -20,7 +20,7 @@ from lalora_flwr.data.partition import site_rows
 from lalora_flwr.errors import SiteRefusal
 from lalora_flwr.federation import SITE_ACCURACY_LEAK
 from lalora_flwr.lora.adapter import load_adapter_state
-from lalora_flwr.messages import ARRAYS, CONFIG, SITE_METRICS, BadReply, read_site_metrics, to_arrays
+from lalora_flwr.messages import ARRAYS, CONFIG, SITE_METRICS, BadReply, SiteMetrics, read_site_metrics, to_arrays
 from tests.conftest import AppCall, Finished, Spy, run_spied, small, strict_json
 
 MakeContext = Callable[[Settings], Context]
@@ -119,16 +119,38 @@ def test_another_base_model_is_refused(tmp_path: Path, context: MakeContext, mon
         site_evaluation.evaluate_on_site(ask(settings, "0" * 64), context(settings))
 
 
+def metrics_of(**values: Any) -> RecordDict:
+    return RecordDict({SITE_METRICS: MetricRecord({name.replace("_", "-"): value for name, value in values.items()})})
+
+
 @pytest.mark.parametrize(
-    "values", [{"accuracy": 1.0}, {"accuracy": 1.0, "loss": float("inf")}, {"accuracy": 1.0, "loss": 1.0, "records": 3}]
+    "values",
+    [
+        {"loss": 1.0},
+        {"accuracy": 1.0, "loss": float("inf")},
+        {"accuracy": 1.0, "loss": 1.0, "records": 3},
+        {"accuracy": 1.0, "loss": 1.0, "noise_multiplier": 1.0},
+        {"accuracy": 1.01},
+        {"accuracy": -0.01},
+        {"accuracy": float("nan")},
+        {"accuracy": [0.5]},
+        {"accuracy": 0.5, "noise_multiplier": 0.0},
+        {"accuracy": 0.5, "noise_multiplier": -1.0},
+        {"accuracy": 0.5, "noise_multiplier": float("inf")},
+    ],
+    ids=str,
 )
 def test_other_metrics_are_rejected(values: dict[str, Any]) -> None:
     with pytest.raises(BadReply):
-        read_site_metrics(RecordDict({SITE_METRICS: MetricRecord(values)}))
-    good = RecordDict({SITE_METRICS: MetricRecord({"accuracy": 0.5, "loss": 1.0})})
-    assert read_site_metrics(good) == (0.5, 1.0)
+        read_site_metrics(metrics_of(**values))
+
+
+def test_an_accuracy_comes_with_its_noise_or_is_exact() -> None:
+    assert read_site_metrics(metrics_of(accuracy=0.5, loss=1.0)) == SiteMetrics(0.5)
+    assert read_site_metrics(metrics_of(accuracy=1.0)) == SiteMetrics(1.0)
+    assert read_site_metrics(metrics_of(accuracy=0.0, noise_multiplier=8.0)) == SiteMetrics(0.0, 8.0)
     with pytest.raises(BadReply):
-        read_site_metrics(RecordDict({**good, "more": MetricRecord({"a": 1})}))
+        read_site_metrics(RecordDict({**metrics_of(accuracy=0.5), "more": MetricRecord({"a": 1})}))
 
 
 def test_evaluated_rounds() -> None:
