@@ -53,8 +53,7 @@ def adapted_model(settings: Settings, device: str = "") -> Adapted:
 def _base(model: ModelSettings, about: Facts, max_tokens: int, answer: str, device: torch.device) -> BaseModel:
     base = load_base_model(model, about, max_tokens, answer)
     base.module.requires_grad_(False)
-    base.module.to(device, choose_dtype(model.dtype, device))  # before the adapter, whose factors stay float32
-    return base
+    return cast_base(base, device, choose_dtype(model.dtype, device))
 
 
 @lru_cache(maxsize=1)
@@ -76,6 +75,14 @@ def _adapted(
     engine = PerSampleGradients(model)
     self_check(base, model, engine)
     return Adapted(base, model, engine, adapter_state(model))
+
+
+def cast_base(base: BaseModel, device: torch.device, dtype: torch.dtype) -> BaseModel:
+    """The base on a device and in a precision; a trained head starts from the published values all the same."""
+    head = base.module.get_submodule(base.head).state_dict() if base.head else {}
+    kept = {name: tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True) for name, tensor in head.items()}
+    base.module.to(device, dtype)  # before the adapter, whose factors stay float32
+    return dataclasses.replace(base, head_weights=kept)
 
 
 def sharing_weights(base: BaseModel) -> BaseModel:

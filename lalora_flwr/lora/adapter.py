@@ -6,6 +6,7 @@ sends, checkpoints and saves is one naming.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -72,12 +73,16 @@ def attach_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> PeftModel:
     """Put an adapter on a frozen base model: A Kaiming-uniform from the seed, B zero, everything else frozen.
 
     With ``lora.head = "trained"`` the classification head is trained too and belongs to the adapter; the seed also draws
-    it if the published weights have none.
+    it if the published weights have none. The adapter is float32 or better, and the same for every precision and device of
+    the base.
 
     Raises:
-        ConfigError: no target matched, or the model has BatchNorm.
+        ConfigError: no target matched, a target holds part of the head, there is no head to train, or the model has
+            BatchNorm.
     """
     _refuse_batch_norm(base)
+    if lora.head == "trained" and not base.head:
+        raise ConfigError(f"lora.head = 'trained': {base.name} has no classification head here; leave it frozen")
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; a float is fine
@@ -87,16 +92,31 @@ def attach_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> PeftModel:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.module.modules()),  # PEFT would find out, and warn
         modules_to_save=[base.head] if lora.head == "trained" else None,
     )
-    with torch.random.fork_rng(devices=[]):  # PEFT draws A from the global generator
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own, which are replaced below
         model = get_peft_model(base.module, config)
-        if base.fresh_head:
-            for name, module in model.named_modules():
-                if ".modules_to_save." in name and hasattr(module, "reset_parameters"):
-                    module.reset_parameters()  # type: ignore[operator]
     for parameter in adapter_parameters(model).values():  # PEFT leaves a trained head in the base's precision
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        _start(model, base, seed)
     return model
+
+
+@torch.no_grad()
+def _start(model: nn.Module, base: BaseModel, seed: int) -> None:
+    """Give the adapter its first values, drawn in float32 on the CPU: no site's precision or device may show in them."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and ".lora_A." in name:
+                module.weight.copy_(nn.Linear(module.in_features, module.out_features, bias=False).weight)
+            elif name.endswith(f"{base.head}.modules_to_save.default") and base.head:
+                module.load_state_dict(base.head_weights or module.state_dict())
+                if base.fresh_head:
+                    drawn = copy.deepcopy(module).to("cpu", torch.float32)
+                    for part in drawn.modules():
+                        if hasattr(part, "reset_parameters"):
+                            part.reset_parameters()  # type: ignore[operator]
+                    module.load_state_dict(drawn.state_dict())
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:

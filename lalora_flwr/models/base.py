@@ -31,6 +31,7 @@ class BaseModel:
         num_classes: how many classes the head tells apart; for a language model, the size of its vocabulary.
         fresh_head: the head is random and not part of the published weights; if it is trained, the run's seed draws it.
         provenance: which weights these are.
+        head_weights: the head as it was loaded, if the network's own copy of it was rounded since.
     """
 
     name: str
@@ -41,6 +42,7 @@ class BaseModel:
     num_classes: int
     fresh_head: bool = False
     provenance: Provenance = field(default_factory=Provenance)
+    head_weights: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Logits (n, num_classes), float32 or better, of this network or of a wrapper around it."""
