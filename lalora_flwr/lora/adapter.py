@@ -39,8 +39,18 @@ def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith("." + target)  # PEFT's rule for a list of target modules
 
 
-def _inside(name: str, head: str) -> bool:
-    return bool(head) and (name == head or name.startswith(head + "."))
+def _in_head(name: str, head: str, trained: bool) -> bool:
+    """Whether a layer belongs to the head. A trained one takes along what ends with its name: DistilBERT's pre_classifier."""
+    if not head:
+        return False
+    return name == head or name.startswith(head + ".") or (trained and name.endswith(head))
+
+
+def _excluded(head: str, trained: bool) -> str | None:
+    """`_in_head` as the expression that PEFT takes: a head is trained whole or not at all."""
+    if not head:
+        return None
+    return rf"{'.*' if trained else ''}{re.escape(head)}(\..*)?"
 
 
 def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
@@ -50,7 +60,8 @@ def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
         ConfigError: if a target matches no linear layer, listing those the model has.
     """
     targets = list(base.targets) if lora.targets == "auto" else [t.strip() for t in lora.targets.split(",") if t.strip()]
-    linear = [name for name in _adaptable(base.module) if not _inside(name, base.head)]
+    whole = lora.head == "trained"
+    linear = [name for name in _adaptable(base.module) if not _in_head(name, base.head, whole)]
     for target in targets or [""]:
         if not any(_matches(name, target) for name in linear):
             raise ConfigError(
@@ -87,7 +98,7 @@ def attach_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> PeftModel:
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; a float is fine
         target_modules=resolve_targets(base, lora),
-        exclude_modules=rf"{re.escape(base.head)}(\..*)?" if base.head else None,  # trained whole or not at all
+        exclude_modules=_excluded(base.head, lora.head == "trained"),
         lora_dropout=lora.dropout,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.module.modules()),  # PEFT would find out, and warn
         modules_to_save=[base.head] if lora.head == "trained" else None,
@@ -109,14 +120,25 @@ def _start(model: nn.Module, base: BaseModel, seed: int) -> None:
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and ".lora_A." in name:
                 module.weight.copy_(nn.Linear(module.in_features, module.out_features, bias=False).weight)
-            elif name.endswith(f"{base.head}.modules_to_save.default") and base.head:
-                module.load_state_dict(base.head_weights or module.state_dict())
+            elif name.endswith(".modules_to_save.default"):
+                own = name.removeprefix("base_model.model.").removesuffix(".modules_to_save.default")
+                module.load_state_dict(base.head_weights.get(own, module.state_dict()))
                 if base.fresh_head:
-                    drawn = copy.deepcopy(module).to("cpu", torch.float32)
-                    for part in drawn.modules():
-                        if hasattr(part, "reset_parameters"):
-                            part.reset_parameters()  # type: ignore[operator]
-                    module.load_state_dict(drawn.state_dict())
+                    module.load_state_dict(_redrawn(module).state_dict())
+
+
+def _redrawn(module: nn.Module) -> nn.Module:
+    """A copy of a head in float32 on the CPU, with values drawn from the global generator."""
+    drawn = copy.deepcopy(module).to("cpu", torch.float32)
+    for part in drawn.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()  # type: ignore[operator]
+    return drawn
+
+
+def head_modules(base: BaseModel) -> dict[str, nn.Module]:
+    """The modules that a trained head consists of, by name: PEFT takes all whose name ends with the head's."""
+    return {name: module for name, module in base.module.named_modules() if base.head and name.endswith(base.head)}
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:

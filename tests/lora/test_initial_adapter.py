@@ -29,6 +29,11 @@ def text(folder: Path, classes: int) -> BaseModel:
     return load_base_model(ModelSettings(name=f"hf/{folder}"), Facts("text", tuple("abcde"[:classes])))
 
 
+def two_part_head(folder: Path, classes: int) -> BaseModel:
+    save_hf(folder, "distilbert", "classifier", num_labels=3)  # pre_classifier and classifier
+    return load_base_model(ModelSettings(name=f"hf/{folder}"), Facts("text", tuple("abcde"[:classes])))
+
+
 def image(folder: Path, classes: int) -> BaseModel:
     save_timm(folder, "swin", classes=3)
     return load_base_model(ModelSettings(name=f"timm/{folder}"), Facts("image", tuple("abcde"[:classes])))
@@ -42,7 +47,7 @@ def initial(base: BaseModel, dtype: torch.dtype, head: str) -> dict[str, Tensor]
 
 @pytest.mark.parametrize("head", ["frozen", "trained"])
 @pytest.mark.parametrize("classes", [3, 5])  # the published head, and a fresh one
-@pytest.mark.parametrize("load", [text, image])
+@pytest.mark.parametrize("load", [text, two_part_head, image])
 def test_a_low_precision_base_starts_with_the_same_bits(
     tmp_path: Path, load: Callable[[Path, int], BaseModel], classes: int, head: str
 ) -> None:
