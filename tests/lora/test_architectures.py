@@ -8,6 +8,7 @@ from torch import Tensor
 
 from benchmarks.architectures import ARCHITECTURES, SMALL_ONLY, build
 from lalora_flwr.config import LoraSettings
+from lalora_flwr.errors import ConfigError
 from lalora_flwr.lora.adapter import attach_adapter, set_active
 from lalora_flwr.lora.dropout import remove_dropout
 from lalora_flwr.lora.per_sample import PerSampleGradients
@@ -17,7 +18,6 @@ from lalora_flwr.models.targets import CAUSAL, TRANSFORMERS_TARGETS
 from lalora_flwr.models.text import CausalLanguageModel
 from lalora_flwr.privacy.mechanism import clip
 
-RECORDS = 4
 FLOAT32_SOFTMAX = ("bloom", "gemma2")  # whatever the weights
 LANGUAGE_MODELS = ("gpt2", "llama")  # no classification head to train
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,7 +38,8 @@ def prepared(
 
 
 def batch(base: BaseModel) -> tuple[Tensor | dict[str, Tensor], Tensor]:
-    inputs, labels = base.synthetic_batch(RECORDS, torch.Generator().manual_seed(3))
+    """Images, or texts from very short to the longest."""
+    *_, (inputs, labels) = base.check_batches(torch.Generator().manual_seed(3))
     moved = {k: v.to(DEVICE) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.to(DEVICE)
     return moved, labels.to(DEVICE)
 
@@ -117,6 +118,31 @@ def test_every_admitted_text_architecture_is_among_them() -> None:
     assert {base.name.removeprefix("hf/") for base in built if isinstance(base, CausalLanguageModel)} == set(CAUSAL)
 
 
+def gemma2(dtype: torch.dtype) -> tuple[BaseModel, torch.nn.Module]:
+    """With a window of attention that is shorter than the padding, so that padded places see nothing but padding."""
+    base = build("gemma2", small=True)
+    for layer in base.module.model.layers:
+        layer.self_attn.sliding_window = 4
+    base.module.config.sliding_window = 4
+    base.module.to(dtype)
+    return base, attach_adapter(base, LoraSettings(rank=3), seed=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gemma2_keeps_records_apart_in_the_precisions_that_a_run_can_have(dtype: torch.dtype) -> None:
+    base, model = gemma2(dtype)
+    self_check(base, model, PerSampleGradients(model))
+    inputs, labels = batch(base)
+    assert base.losses(model, inputs, labels).isfinite().all()
+
+
+def test_gemma2_in_float64_is_not_a_number_and_refused() -> None:
+    """Its mask holds the least float64, which its float32 softmax takes for minus infinity: NaN wherever all is masked."""
+    base, model = gemma2(torch.float64)
+    with pytest.raises(ConfigError):
+        self_check(base, model, PerSampleGradients(model))
+
+
 @pytest.mark.parametrize("name", ["swin-tiny", "vit-base", "roberta-base", "llama", "modernbert", "swinv2-tiny"])
 def test_under_gradient_checkpointing(name: str) -> None:
     found = []
@@ -128,7 +154,7 @@ def test_under_gradient_checkpointing(name: str) -> None:
         set_active(model, frozenset("AB"))
         inputs, labels = batch(base)
         remove_dropout(model)
-        found.append(PerSampleGradients(model)(RECORDS, lambda: base.losses(model, inputs, labels)))  # noqa: B023
+        found.append(PerSampleGradients(model)(len(labels), lambda: base.losses(model, inputs, labels)))  # noqa: B023
     for key, gradient in found[1].items():
         assert torch.allclose(gradient, found[0][key], rtol=1e-9, atol=1e-12), key
 
