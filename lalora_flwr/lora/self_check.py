@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def _first_fault(base: BaseModel, model: nn.Module, engine: PerSampleGradients) 
 
 def _move_off_zero(model: nn.Module, active: Mapping[str, nn.Parameter], generator: torch.Generator) -> None:
     """Give B values for which the adapter's share is of the same size whatever alpha and rank are."""
-    config = model.peft_config["default"]  # type: ignore[index, union-attr]
+    config: Any = model.peft_config["default"]  # type: ignore[index]
     with torch.no_grad():
         for name, p in active.items():
             if factor_of(name) == "B":

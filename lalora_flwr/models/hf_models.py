@@ -118,10 +118,10 @@ def _longest(settings: ModelSettings, config: PretrainedConfig, max_tokens: int)
             factors from the longest text; up to the length that decides it is exact. (Dynamic rope changes beyond the
             model's positions, which no text reaches.)
     """
-    positions = getattr(config, "max_position_embeddings", None) or max_tokens  # BLOOM counts none
+    positions: int = getattr(config, "max_position_embeddings", None) or max_tokens  # BLOOM counts none
     if config.model_type in POSITIONS_BEHIND_PADDING:
         positions -= 1 + (config.pad_token_id or 0)
-    longest = min(max_tokens, int(positions))
+    longest = min(max_tokens, positions)
     switch = long_rope(config)
     if switch is not None and longest > switch:
         raise ConfigError(

@@ -103,7 +103,7 @@ def through_modules(module: nn.Module) -> None:
     """
     for part in module.modules():
         if hasattr(part, "qkv_bias_separate"):
-            part.qkv_bias_separate = True
+            part.qkv_bias_separate = True  # type: ignore[assignment]
 
 
 def _created(settings: ModelSettings, name: str, input_shape: tuple[int, ...] | None, options: dict[str, Any]) -> nn.Module:

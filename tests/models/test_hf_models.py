@@ -200,7 +200,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
     "no tokenizer": (no_tokenizer, "tokenizer.json"),
-    "unknown architecture": (other_architecture, "must be one of roberta, bert"),
+    "unknown architecture": (other_architecture, "must be one of roberta, xlm-roberta, bert"),
 }
 
 
@@ -223,7 +223,7 @@ def test_a_missing_folder_is_refused_and_no_hub_is_asked_for_it(tmp_path: Path) 
 def test_an_encoder_is_no_language_model(tmp_path: Path, family: str) -> None:
     """Its tokens see those after them: it would read the answer that it should predict."""
     save_hf(tmp_path, family, "masked")
-    with pytest.raises(ConfigError, match="must be one of gpt2, llama for language modelling"):
+    with pytest.raises(ConfigError, match=r"must be one of gpt2, .* for language modelling"):
         load(tmp_path, LANGUAGE)
 
 
