@@ -134,7 +134,7 @@ def _longest(settings: ModelSettings, config: PretrainedConfig, max_tokens: int)
 def long_rope(config: PretrainedConfig) -> int | None:
     """The number of tokens from which on long-rope takes its other factors; None for a model without it."""
     rope = getattr(config, "rope_parameters", None) or {}
-    known = getattr(config, "original_max_position_embeddings", None) or getattr(config, "max_position_embeddings", 0)
+    known: Any = getattr(config, "original_max_position_embeddings", None) or getattr(config, "max_position_embeddings", 0)
     kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict) and kind.get("rope_type") == "longrope"]
     return min((int(kind.get("original_max_position_embeddings") or known) for kind in kinds), default=None)
 
