@@ -184,7 +184,8 @@ def _start_from(adapted: Adapted, order: TrainOrder, received: dict[str, torch.T
         raise SiteRefusal("adapter: the site's start differs from the server's; use the same package versions")
 
 
-def _random_source(settings: Settings, site: int, server_round: int) -> RandomSource:
+def random_source(settings: Settings, site: int, server_round: int) -> RandomSource:
+    """Where a site's draws for a round come from: the operating system, or in a simulation the run's seed."""
     if not in_simulation():
         return SystemRandom()
     torch.manual_seed(derive_seed(settings.seed, "dropout", site, server_round))
@@ -192,7 +193,7 @@ def _random_source(settings: Settings, site: int, server_round: int) -> RandomSo
 
 
 def request_for(caps: Caps, settings: Settings, run_id: int, server_round: int, schedule: str, **more: Any) -> Request:
-    """How the ledger names what a run asks for; ``more`` replaces single fields."""
+    """What a run asks for, as the ledger takes it; ``more`` replaces single fields."""
     privacy = settings.privacy
     request = Request(
         run=str(run_id),
@@ -211,7 +212,8 @@ def request_for(caps: Caps, settings: Settings, run_id: int, server_round: int, 
 
 def ledger_for(caps: Caps, request: Request) -> SiteLedger:
     """The owner's ledger with the owner's limits."""
-    return SiteLedger(LedgerFile(caps.ledger_path), request, caps.max_epsilon, caps.delta)
+    file = LedgerFile(caps.ledger_path, witness=caps.witness_path)
+    return SiteLedger(file, request, caps.max_epsilon, caps.delta, max_queries_per_day=caps.max_queries_per_day)
 
 
 def _admitted(caps: Caps, settings: Settings, order: TrainOrder, run_id: int) -> tuple[Mechanism, SiteLedger]:
@@ -289,7 +291,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
         # a worker that died or a resumed run has lost the virtual site's own count
         history = at_least(history, order.counted_steps, mechanism.noise_multiplier, mechanism.sample_rate)
         ledger = _run_ledger(settings, history)
-    source = _random_source(settings, int(context.node_config.get("partition-id", 0)), order.server_round)
+    source = random_source(settings, int(context.node_config.get("partition-id", 0)), order.server_round)
     try:
         not_finite = train_round(
             adapted.base,

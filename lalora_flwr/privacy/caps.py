@@ -118,6 +118,16 @@ def caps_from(node_config: Mapping[str, Any], *, needed: bool) -> Caps | None:
     return caps
 
 
+def answer_seconds(node_config: Mapping[str, Any]) -> float:
+    """At multiples of how many seconds a real site's replies leave; 0: at once, as if nothing but the node-config is refused."""
+    if any(key not in node_config for key in NEEDED):
+        return 0.0
+    try:
+        return float(READERS["answer-seconds"](node_config.get("answer-seconds", Caps.answer_seconds)))
+    except ValueError:
+        return 0.0
+
+
 TOGETHER: tuple[tuple[str, Callable[[Caps], bool]], ...] = (
     ("labels are missing: the names of the classes, in order", lambda caps: bool(caps.labels) or caps.task == LANGUAGE),
     ("labels are for task image or text", lambda caps: not caps.labels or caps.task != LANGUAGE),

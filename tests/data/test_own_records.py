@@ -14,8 +14,8 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.images import ImageRecords
+from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.errors import ConfigError
 from tests.data.files import column, keep, png, red, rows_of, settings, write, write_csv, write_images

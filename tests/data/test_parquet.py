@@ -10,8 +10,8 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.images import ImageRecords
+from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.tables import from_files
 from lalora_flwr.errors import ConfigError
 from tests.data.files import keep, png, red, rows_of, settings, write_images
