@@ -169,7 +169,6 @@ RULES: tuple[Rule, ...] = (
     ("the site does not allow this strategy", lambda c, s: not c.allowed_strategies or s.strategy in c.allowed_strategies),
     ("the run's privacy.epsilon is above the site's max-epsilon", lambda c, s: s.privacy.epsilon <= c.max_epsilon),
     ("the run's privacy.delta is above the site's delta", lambda c, s: s.privacy.delta <= c.delta),
-    ("the run's privacy.delta is below 1e-12, where the accountant is not right", lambda c, s: s.privacy.delta >= LEAST_DELTA),
     (
         "the run's privacy.clip-norm is outside the site's clip-norm-range",
         lambda c, s: _within(s.privacy.clip_norm, c.clip_norm_range),
