@@ -80,15 +80,16 @@ def _csv(data: bytes) -> Iterator[list[bytes] | None]:
     """Rows of RFC 4180, which may span lines inside of quotes.
 
     A row whose quotes do not match spoils the line that it begins with and no other: reading goes on behind that line,
-    so that an unclosed quote does not swallow the rows after it.
+    so that an unclosed quote does not swallow the rows after it. (Where two broken rows and what lies between them can be
+    read as one good row of several lines, they are that row: no reader can know better.)
     """
     position, width = 0, 0
     while position < len(data):
         row, end = _csv_row(data, position)
         line = _LINE.match(data, position)
         assert line is not None  # matches anything
-        if row is not None and width and any(row[width:]) and end > line.end():
-            row = None  # too many fields over several lines: a quote that took the next row's for its end
+        if row is not None and width and len(row) != width and end > line.end():
+            row = None  # over several lines, and not one field a column: a quote that took that of a later row for its end
         if row is None:
             end = line.end()
         elif row != [b""]:
