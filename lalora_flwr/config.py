@@ -258,7 +258,9 @@ class Settings:
     min_sites: int = _at_least(1, 1, "sites a round must merge; with fewer the run stops")
     evaluate_every: int = _at_least(1, 1, "the server evaluates every so many rounds, and after the last")
     evaluate_sites: bool = _key(
-        False, "sites also report exact accuracy and loss on their own records: a LEAK that no ε covers; a site may refuse"
+        False,
+        "sites also report the accuracy on their own records: in a simulation exact, a LEAK that no ε covers; real sites add "
+        "noise and count it in their ledgers, if their owners allow it",
     )
     seed: int = _at_least(0, 0, "seed of the initial adapter, the partition and, in simulation only, of noise and sampling")
     output_dir: str = _key("runs", "folder under which the run's own folder is made")

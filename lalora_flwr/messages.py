@@ -6,8 +6,8 @@
                      counters  steps, epsilon, noise-multiplier, sample-rate, seeded
     evaluate   down  arrays    adapter tensors the site cannot derive itself
                      config    server-round, model-digest
-               up    site-metrics  accuracy; noise-multiplier if it is noised; loss (exact, like an accuracy without noise: a
-                               leak, only with evaluate-sites and in a simulation)
+               up    site-metrics  accuracy and noise-multiplier, of the noise that the site's ledger counts; in a simulation
+                                   exact accuracy and loss, a leak (only with evaluate-sites)
     identity   up    identity  site, sites (-1 outside of a simulation)
 
 Counters are public: they follow from public constants and from how often the site was asked. Nothing that depends on

@@ -13,6 +13,7 @@ from lalora_flwr.cli.ledger import app as ledger
 from lalora_flwr.cli.plan import plan
 from lalora_flwr.cli.report import report
 from lalora_flwr.cli.run import run
+from lalora_flwr.cli.site import app as site
 from lalora_flwr.errors import ConfigError, Interrupted, LaloraError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.command()(report)
 app.command()(keys)
 app.add_typer(ledger, name="ledger")
 app.command()(certs)
+app.add_typer(site, name="site")
 
 
 def main() -> None:

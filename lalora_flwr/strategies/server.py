@@ -358,7 +358,7 @@ class FederatedLora(Strategy):
         raise RunFailed(f"round {report.server_round}: {failed}, {limit}" + (f" ({who})" if who else ""))
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
-        """None, unless the run wants the sites' own accuracies, on their private records."""
+        """None, unless the run wants the sites' own accuracies: exact in a simulation, with noise from real sites."""
         server_round += self.done
         if not self._settings.evaluate_sites or not self._settings.evaluates_after(server_round):
             return []
