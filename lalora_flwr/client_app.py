@@ -8,6 +8,7 @@ from collections.abc import Callable
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from lalora_flwr.engines.bundle import check_enforced
 from lalora_flwr.errors import ConfigError, LedgerError, SiteRefusal
 from lalora_flwr.messages import IDENTITY
 
@@ -56,6 +57,7 @@ def train(message: Message, context: Context) -> Message:
 
         if not site.in_simulation():
             _log_with_flower()
+        check_enforced(context.node_config)
         return site.train(content, context)
 
     return answer(work, message, context)
@@ -68,6 +70,7 @@ def evaluate(message: Message, context: Context) -> Message:
     def work(content: RecordDict, context: Context) -> RecordDict:
         from lalora_flwr.site_evaluation import evaluate_on_site
 
+        check_enforced(context.node_config)
         return evaluate_on_site(content, context)
 
     return answer(work, message, context)

@@ -31,6 +31,7 @@ OTHER_KEYS = (
     "model-path",
     "device",
     "allow-evaluation",
+    "approved-code",
     "partition-id",
     "num-partitions",
 )  # node-config, but no caps

@@ -26,7 +26,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ LOOPBACK = "127.0.0.1"
 MARK = "LALORA_TEST_FEDERATION"  # of all descendants, in their environment: some leave the process tree
 CONNECTED = "SuperNode ID:"  # in a SuperNode's log, once the SuperLink has accepted it
 CAPS = {"max-epsilon": 8.0, "delta": 1e-4, "num-records": 60}  # what each site allows, unless a test says otherwise
+SITE_START = ("lalora", "site", "start", "--")  # the safe way to start a site
 _libc = ctypes.CDLL(None)
 
 
@@ -239,8 +240,13 @@ class Federation:
             *("--host", LOOPBACK, "--port", str(free_port())),
         ]
 
-    def add_sites(self, data: Mapping[str, Path], node_config: Mapping[str, Any] | None = None) -> None:
-        """Register and start sites, each with its own records and ledger; ``node_config`` goes to all of them."""
+    def add_sites(
+        self, data: Mapping[str, Path], node_config: Mapping[str, Any] | None = None, start: Sequence[str] = ()
+    ) -> None:
+        """Register and start sites, each with its own records and ledger; ``node_config`` goes to all of them.
+
+        ``start`` is the command that takes the place of ``flower-supernode``, such as `SITE_START`.
+        """
         for name, data_path in data.items():
             self.register(name)
             ledger = self.ledger(name)
@@ -248,7 +254,8 @@ class Federation:
                 create_ledger(ledger)
             own = {"data-path": str(data_path), "ledger-path": str(ledger), **CAPS, **(node_config or {})}
             config = " ".join(f"{key}={json.dumps(value)}" for key, value in own.items())
-            self._sites[name] = [*self.supernode_command(name), "--node-config", config]
+            command = self.supernode_command(name)
+            self._sites[name] = [*(start or command[:1]), *command[1:], "--node-config", config]
         for name in data:  # side by side: each takes seconds
             self.start(name, *self._sites[name])
         for name in data:
