@@ -99,7 +99,10 @@ class Approval:
         """Why it must not run; nothing if it may. All but the content is what the SuperLink says of it."""
         if found not in self._approved:
             return "its digest is not in the site's approved-code"
-        bundle = parse(fab.content)
+        try:
+            bundle = parse(fab.content)
+        except ConfigError as error:
+            return str(error)
         if run is None or (run.fab_hash, run.fab_id, run.fab_version) != (found, bundle.app, bundle.version):
             return "the SuperLink gives the run another app, version or digest than the bundle has"
         if run.primary_task_type not in ("", "flwr-serverapp"):

@@ -241,21 +241,27 @@ class Federation:
         ]
 
     def add_sites(
-        self, data: Mapping[str, Path], node_config: Mapping[str, Any] | None = None, start: Sequence[str] = ()
+        self,
+        data: Mapping[str, Path],
+        node_config: Mapping[str, Any] | None = None,
+        *,
+        own: Mapping[str, Mapping[str, Any]] | None = None,
+        start: Sequence[str] = ("flower-supernode",),
     ) -> None:
-        """Register and start sites, each with its own records and ledger; ``node_config`` goes to all of them.
+        """Register and start sites, each with its own records and ledger.
 
-        ``start`` is the command that takes the place of ``flower-supernode``, such as `SITE_START`.
+        ``node_config`` goes to all of them, and ``own`` holds what one of them has beside; ``start`` is the command that
+        takes a SuperNode's arguments: `SITE_START` checks the site and holds to its approved code.
         """
         for name, data_path in data.items():
             self.register(name)
             ledger = self.ledger(name)
             if not ledger.exists():
                 create_ledger(ledger)
-            own = {"data-path": str(data_path), "ledger-path": str(ledger), **CAPS, **(node_config or {})}
-            config = " ".join(f"{key}={json.dumps(value)}" for key, value in own.items())
-            command = self.supernode_command(name)
-            self._sites[name] = [*(start or command[:1]), *command[1:], "--node-config", config]
+            paths = {"data-path": str(data_path), "ledger-path": str(ledger)}
+            keys = {**paths, **CAPS, **(node_config or {}), **(own or {}).get(name, {})}
+            config = " ".join(f"{key}={json.dumps(value)}" for key, value in keys.items())
+            self._sites[name] = [*start, *self.supernode_command(name)[1:], "--node-config", config]
         for name in data:  # side by side: each takes seconds
             self.start(name, *self._sites[name])
         for name in data:
