@@ -53,9 +53,10 @@ def start(
 
     flags = parse_arguments(arguments)
     approved = approved_digests(flags)
-    findings = check_node_config(flags.node_config or "")
+    key, authority = flags.auth_supernode_private_key, flags.root_certificates
+    findings = check_node_config(flags.node_config or "", Path(key) if key else None, Path(authority) if authority else None)
     for finding in findings:
-        print(f"{'FAULT' if finding.fault else 'ok'}: {finding.text}", file=sys.stderr)
+        print(f"{'fault' if finding.fault else 'ok':8}{finding.text}", file=sys.stderr)
     if any(finding.fault for finding in findings):
         raise ConfigError("the site does not start before its faults are mended")
     if not approved:

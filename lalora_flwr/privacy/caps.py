@@ -32,6 +32,8 @@ OTHER_KEYS = (
     "device",
     "allow-evaluation",
     "approved-code",
+    "task",
+    "labels",
     "partition-id",
     "num-partitions",
 )  # node-config, but no caps
