@@ -10,6 +10,7 @@ from collections.abc import Callable
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from lalora_flwr.engines.bundle import check_enforced
 from lalora_flwr.errors import ConfigError, LedgerError, SiteRefusal
 from lalora_flwr.messages import IDENTITY
 
@@ -91,6 +92,7 @@ def train(message: Message, context: Context) -> Message:
 
         if not site.in_simulation():
             _log_with_flower()
+        check_enforced(context.node_config)
         return site.train(content, context)
 
     return answer(work, message, context)
@@ -106,6 +108,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
         if not site.in_simulation():
             _log_with_flower()
+        check_enforced(context.node_config)
         return evaluate_on_site(content, context)
 
     return answer(work, message, context)

@@ -31,7 +31,7 @@ from lalora_flwr.strategies.server import FederatedLora, RoundReport
 
 METRIC_NAMES = ("accuracy", "loss", "f1", "matthews", "exact_match", "site_accuracy")
 SITE_ACCURACY_LEAK = "site_accuracy: exact accuracy on the sites' private records, which no epsilon covers"
-SITE_ACCURACY_NOISED = "noised by each site and counted in its own ledger; this run's epsilon does not hold it"
+SITE_ACCURACY_NOISED = "noised by each site; counted in its ledger and in the epsilon of this run"
 ROUND_TIMEOUT = 24 * 3600.0  # seconds; dead sites are noticed long before; see engines/deployment.py
 
 
