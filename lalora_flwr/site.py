@@ -24,7 +24,7 @@ from lalora_flwr.lora.schedule import BOTH, parse_schedule
 from lalora_flwr.messages import ARRAYS, CONFIG, COUNTERS, Counters, TrainOrder, to_arrays, to_tensors
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.accounting import Segment, noise_multiplier_for
-from lalora_flwr.privacy.caps import DEMONSTRATION, Caps, caps_from, check_mechanism, check_run
+from lalora_flwr.privacy.caps import DEMONSTRATION, Caps, at_once, caps_from, check_mechanism, check_run
 from lalora_flwr.privacy.fingerprint import fingerprint_of_files, fingerprint_of_share
 from lalora_flwr.privacy.ledger import RunLedger, at_least, history_from
 from lalora_flwr.privacy.ledger_file import LedgerFile
@@ -276,7 +276,9 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     adapted = own_model(settings, context.node_config, order.model_digest, quiet=caps is not None)
     _start_from(adapted, order, to_tensors(content[ARRAYS]))  # type: ignore[arg-type]
     ledger: RunLedger | SiteLedger
+    training = settings.train
     if caps and admitted:
+        training = dataclasses.replace(training, max_physical_batch=at_once(caps, settings))
         records = owned_records(settings, context.node_config, adapted.base)
         mechanism, ledger = admitted
         if not 0.5 <= len(records) / caps.num_records <= 2:
@@ -301,7 +303,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
             server_round=order.server_round,
             schedule=schedule,
             filter_name=order.filter,
-            train=settings.train,
+            train=training,
             mechanism=mechanism,
             ledger=ledger,
             source=source,

@@ -37,12 +37,12 @@ def add_part(total: PrivateSum, gradients_of: Callable[[Tensor], Gradients], par
     """Add the clipped gradients of a physical batch to the step's sum, whatever its records do to the model.
 
     Guarantee: adding or removing one record moves the sum by at most C, as `PrivateSum.add` promises, also if records make the
-    pass fail. A record that fails when it is alone contributes zero; any other contributes its own clipped gradient,
-    whether it went through with its part or, after another one made that fail, alone: the engine's gradients of a record
-    do not depend on what else is in the batch (`lalora_flwr.lora.self_check`). So each contribution is a function of its record
-    alone, and the sum a sum of vectors of norm at most C. Dropping the part that failed would break this: one record more
-    would take its whole part out of the sum, and move it by the norm of all of them. A part that fails has
-    changed nothing, since `PrivateSum.add` computes before it adds.
+    pass fail, as long as the engine's gradients of a record do not depend on what else is in its part: exactly so for
+    parts of one record, up to rounding otherwise. A record that fails when it is alone contributes zero; any other contributes
+    its own clipped gradient, whether it went through with its part or, after another one made that fail, alone. So each
+    contribution is a function of its record alone, and the sum a sum of vectors of norm at most C. Dropping the part that
+    failed would break this: one record more would take its whole part out of the sum, and move it by the norm of all of
+    them. A part that fails has changed nothing, since `PrivateSum.add` computes before it adds.
 
     Args:
         total: the step's sum.

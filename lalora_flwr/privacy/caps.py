@@ -67,7 +67,7 @@ class Caps:
     allowed_strategies: tuple[str, ...] = _key(names, ())  # none: all
     min_noise_multiplier: float = _key(number, 0.3)
     max_steps_per_round: int = _key(at_least(1), 1000)
-    max_physical_batches: int = _key(at_least(1), 256)
+    max_physical_batches: int = _key(at_least(1), 4096)
     max_queries_per_day: int = _key(at_least(1), 1000)
     clip_norm_range: tuple[float, float] = _key(positive_range, (0.01, 100.0))
     alpha_range: tuple[float, float] = _key(positive_range, (0.1, 1024.0))
@@ -79,6 +79,7 @@ class Caps:
     data_path: str = _key(text, "", cap=False)
     model_path: str = _key(text, "", cap=False)
     device: str = _key(one_of("auto", "cpu", "cuda"), "", cap=False)
+    records_at_once: int = _key(at_least(1), 1, cap=False)
     allow_evaluation: bool = _key(switch, False, cap=False)
 
 
@@ -158,10 +159,19 @@ def _within(value: float, limits: tuple[float, float]) -> bool:
     return limits[0] <= value <= limits[1]
 
 
-def _physical_batches(settings: Settings, num_records: int) -> float:
-    """Parts in which an expected batch is processed."""
-    most = settings.train.max_physical_batch
-    return math.ceil(min(settings.train.batch_size, num_records) / most) if most else 1
+def at_once(caps: Caps, settings: Settings) -> int:
+    """How many records go through the model together: the owner's number, or fewer if the run wants fewer.
+
+    Guarantee: with the default of 1, what a record contributes to a step depends on this record, the adapter and the model alone.
+    Computed together, records move each other by rounding, and a server that sends a chaotic adapter makes that as large
+    as it likes (``docs/privacy.md``, *Each record alone*).
+    """
+    return min(caps.records_at_once, settings.train.max_physical_batch or caps.records_at_once)
+
+
+def _physical_batches(caps: Caps, settings: Settings) -> int:
+    """Passes through the model for an expected batch."""
+    return math.ceil(min(settings.train.batch_size, caps.num_records) / at_once(caps, settings))
 
 
 Rule = tuple[str, Callable[[Caps, Settings], bool]]
@@ -180,9 +190,11 @@ RULES: tuple[Rule, ...] = (
         lambda c, s: s.train.local_steps <= c.max_steps_per_round,
     ),
     (
-        "the run's train.max-physical-batch makes more parts of a step than the site's max-physical-batches",
-        lambda c, s: _physical_batches(s, c.num_records) <= c.max_physical_batches,
+        "the run's train.batch-size needs more passes in a step than the site's max-physical-batches",
+        lambda c, s: _physical_batches(c, s) <= c.max_physical_batches,
     ),
+    # masks are drawn one after the other: with a record less, the others would meet other masks
+    ("the run's lora.dropout must be 0 on a real site", lambda c, s: s.lora.dropout == 0),
 )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lalora_flwr.errors import SiteRefusal
 from lalora_flwr.privacy.caps import NEEDED as CAPS_NEEDED
-from lalora_flwr.privacy.caps import READERS, Caps, answer_seconds, caps_from, check_mechanism, check_run
+from lalora_flwr.privacy.caps import READERS, Caps, answer_seconds, at_once, caps_from, check_mechanism, check_run
 from lalora_flwr.privacy.fingerprint import fingerprint_of_files, fingerprint_of_share
 from lalora_flwr.privacy.mechanism import Mechanism
 from tests.conftest import small
@@ -29,7 +29,7 @@ def test_the_least_a_real_site_has_to_say() -> None:
 
 
 def test_what_an_owner_does_not_say_is_limited_all_the_same() -> None:
-    assert (LEAST.min_noise_multiplier, LEAST.max_steps_per_round, LEAST.max_physical_batches) == (0.3, 1000, 256)
+    assert (LEAST.min_noise_multiplier, LEAST.max_steps_per_round, LEAST.max_physical_batches) == (0.3, 1000, 4096)
     assert (LEAST.clip_norm_range, LEAST.alpha_range, LEAST.lr_range) == ((0.01, 100), (0.1, 1024), (1e-6, 100))
     assert (LEAST.max_queries_per_day, LEAST.answer_seconds, LEAST.allow_evaluation) == (1000, 5.0, False)
 
@@ -54,6 +54,7 @@ SAID: dict[str, tuple[Any, Any]] = {  # of every key: a value as Flower parses i
     "min-noise-multiplier": (1, 1.0),
     "max-steps-per-round": (20, 20),
     "max-physical-batches": (3, 3),
+    "records-at-once": (8, 8),
     "max-queries-per-day": (4, 4),
     "clip-norm-range": ("0.5,2", (0.5, 2.0)),
     "alpha-range": ("1, 1", (1.0, 1.0)),
@@ -122,7 +123,7 @@ def test_what_is_missing_is_named(key: str) -> None:
         *[("min-noise-multiplier", bad) for bad in (0, -1, math.nan, "1", math.inf)],
         *[
             (key, bad)
-            for key in ("max-steps-per-round", "max-physical-batches", "max-queries-per-day")
+            for key in ("max-steps-per-round", "max-physical-batches", "max-queries-per-day", "records-at-once")
             for bad in (0, 1.5, "3", True)
         ],
         *[
@@ -202,6 +203,7 @@ CAPS = replace(
     alpha_range=(2.0, 8.0),
     lr_range=(0.1, 1.0),
     max_physical_batches=4,
+    records_at_once=10,
 )
 
 
@@ -216,7 +218,8 @@ CAPS = replace(
         *[({"privacy__clip_norm": bad}, "clip-norm is outside the site's clip-norm-range$") for bad in (0.49, 2.01, 1e-6, 1e6)],
         *[({"lora__alpha": bad}, "lora.alpha is outside the site's alpha-range$") for bad in (1.9, 8.1, 1e-3, 1e5)],
         *[({"train__lr": bad}, "train.lr is outside the site's lr-range$") for bad in (0.09, 1.1, 1e-8, 1e4)],
-        ({"train__max_physical_batch": 9}, "more parts of a step than the site's max-physical-batches$"),
+        ({"train__max_physical_batch": 9}, "more passes in a step than the site's max-physical-batches$"),
+        ({"lora__dropout": 0.1}, "lora.dropout must be 0 on a real site$"),
     ],
 )
 def test_a_run_that_asks_for_more_is_refused(asked: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -226,12 +229,18 @@ def test_a_run_that_asks_for_more_is_refused(asked: dict[str, Any], says: str, t
         check_run(CAPS, small(tmp_path, **{**within, **asked}), is_strategys_own=True)
 
 
+def test_records_go_through_the_model_alone_unless_the_owner_says_otherwise(tmp_path: Path) -> None:
+    for owners, runs, together in ((1, 0, 1), (1, 40, 1), (10, 0, 10), (10, 3, 3), (10, 40, 10)):
+        assert at_once(replace(LEAST, records_at_once=owners), small(tmp_path, train__max_physical_batch=runs)) == together
+    assert LEAST.records_at_once == 1
+
+
 def test_an_order_that_is_not_the_strategys_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SiteRefusal, match=r"^cap: the order's schedule"):
         check_run(CAPS, small(tmp_path, privacy__epsilon=3.0), is_strategys_own=False)
 
 
-@pytest.mark.parametrize("sigma", [0.0, 0.99, math.nan])
+@pytest.mark.parametrize("sigma", [0.0, 0.99])
 def test_less_noise_than_the_owner_wants_is_refused(sigma: float) -> None:
     check_mechanism(CAPS, Mechanism(1.0, 1.0, 0.1, 4.0))
     with pytest.raises(SiteRefusal, match=r"^cap: the run's noise multiplier"):
