@@ -65,7 +65,6 @@ def choose_lattice(totals: Totals, direction: int, delta: float) -> Lattice:
     """By the moments of the whole, and never part of a bound: the tilt that is served by the narrowest circle."""
     _, _, variance, deviation = totals.of_loss[direction]
     order, width = _tilt_and_width(totals, direction, math.log(min(delta, 0.01)))
-    width = max(width, 2.0 ** (totals.finest + 6))
     coarse = math.floor(math.log2(width)) - 2
     factor = 4
     while factor * 2.0**coarse < width:
@@ -95,6 +94,7 @@ def _tilt_and_width(totals: Totals, direction: int, log_delta: float) -> tuple[i
             ORDERS[:, None] < ORDERS, ORDERS - ORDERS[:, None], np.nan
         )
         width = np.maximum(below, np.nanmin(np.where(np.isfinite(above), above, np.inf), axis=1))
+        width = np.maximum(width, 2.0 ** (totals.finest + 2 + FEWEST_POINTS_EXPONENT))
         cost = np.log(width) + 0.5 * np.maximum(slack - most, 0.0)
     order = int(np.nanargmin(cost[: best + 1]))
     return order, float(width[order])
