@@ -72,6 +72,36 @@ def versions() -> dict[str, str]:
 FREE_ON_RESUME = ("resume", "output-dir")  # keys that may differ from the first start
 
 
+FINISHED = "which is finished"
+
+
+def how_it_ended(path: Path) -> str:
+    """What became of the run of a folder, in words; one that left neither summary nor failure was killed, or still runs."""
+    if (path / SUMMARY).exists():
+        return FINISHED
+    if (path / FAILURE).exists():
+        return f"which stopped ({_reason(path / FAILURE)})"
+    return "whose process still runs" if _is_held(path / LOCK) else "whose process was killed"
+
+
+def _reason(failure: Path) -> str:
+    try:
+        return str(json.loads(failure.read_text())["error"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return f"{failure.name} cannot be read"
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def folder_for(settings: Settings) -> Path:
     """Where the run's folder will be, or with ``resume`` is.
 
@@ -81,10 +111,9 @@ def folder_for(settings: Settings) -> Path:
     path = Path(settings.output_dir).absolute() / settings.run_name
     if not settings.resume:
         if (path / CONFIG).exists():
-            raise ConfigError(
-                f"run-name = {settings.run_name!r}: {path} holds a run already; choose another name, or go on with it by "
-                f"lalora run --resume {path}"
-            )
+            how = how_it_ended(path)
+            go_on = "" if how == FINISHED else f", or go on with it by lalora run --resume {path}"
+            raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds a run already, {how}; choose another name{go_on}")
         return path
     if not (path / CONFIG).is_file():
         raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds no run to resume")
