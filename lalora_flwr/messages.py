@@ -6,7 +6,8 @@
                      counters  steps, epsilon, noise-multiplier, sample-rate, seeded
     evaluate   down  arrays    adapter tensors the site cannot derive itself
                      config    server-round, model-digest
-               up    site-metrics  accuracy, loss (a leak: only with evaluate-sites and the site's leave)
+               up    site-metrics  accuracy, with noise that the site's ledger counts; in a simulation exact accuracy and
+                                   loss, a leak (only with evaluate-sites and the site's leave)
     identity   up    identity  site, sites (-1 outside of a simulation)
 
 Counters are public: they follow from public constants and from how often the site was asked. Nothing that depends on
@@ -176,16 +177,16 @@ def read_counters(content: RecordDict) -> Counters:
     return Counters.from_record(record)
 
 
-def read_site_metrics(content: RecordDict) -> tuple[float, float]:
-    """Accuracy and loss of an evaluation reply.
+def read_site_metrics(content: RecordDict) -> float:
+    """Accuracy of an evaluation reply; the loss, which real sites do not tell, is checked and not used.
 
     Raises:
         BadReply: if they are missing, not the declared ones, or not finite.
     """
     record = content.get(SITE_METRICS)
-    if set(content) != {SITE_METRICS} or not isinstance(record, MetricRecord) or set(record) != {"accuracy", "loss"}:
+    declared = ({"accuracy"}, {"accuracy", "loss"})
+    if set(content) != {SITE_METRICS} or not isinstance(record, MetricRecord) or set(record) not in declared:
         raise BadReply("its metrics are not the declared ones")
-    accuracy, loss = record["accuracy"], record["loss"]
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (accuracy, loss)):
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in record.values()):
         raise BadReply("its metrics are not finite numbers")
-    return float(accuracy), float(loss)  # type: ignore[arg-type]
+    return float(record["accuracy"])  # type: ignore[arg-type]

@@ -138,6 +138,21 @@ def test_a_whole_number_will_do_for_a_number() -> None:
         ("data.partition", "shard"),
         ("data.beta", 0.0),
         ("filter.name", "gauss"),
+        # what only an attack on the arithmetic of a site could use
+        ("lora.alpha", 4e-24),
+        ("lora.alpha", 1e30),
+        ("lora.rank", 10**6),
+        ("train.lr", 1e24),
+        ("train.lr", 1e-30),
+        ("train.momentum", 0.9999999),
+        ("train.weight-decay", 1e9),
+        ("train.local-steps", 10**9),
+        ("privacy.clip-norm", 1e-36),
+        ("privacy.clip-norm", 1e-45),
+        ("privacy.clip-norm", 1e38),
+        ("privacy.delta", 1e-13),
+        ("privacy.delta", 0.5),
+        ("data.max-tokens", 10**9),
     ],
 )
 def test_an_impossible_value_is_refused_with_what_is_allowed(name: str, value: Any) -> None:

@@ -56,7 +56,7 @@ def start(
     key, authority = flags.auth_supernode_private_key, flags.root_certificates
     findings = check_node_config(flags.node_config or "", Path(key) if key else None, Path(authority) if authority else None)
     for finding in findings:
-        print(f"{'fault' if finding.fault else 'ok':8}{finding.text}", file=sys.stderr)
+        print(f"{finding.state:8}{finding.text}", file=sys.stderr)
     if any(finding.fault for finding in findings):
         raise ConfigError("the site does not start before its faults are mended")
     if not approved:

@@ -36,6 +36,11 @@ class TextModel(BaseModel):
         """The id that fills up shorter texts: the one that the network takes for padding."""
         return int(self.module.config.pad_token_id)  # type: ignore[union-attr, arg-type]
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the network knows: 0 up to this number, which is never an id itself."""
+        return int(self.module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Logits, float32 or better: (n, num_classes), or (n, tokens, vocabulary) of a language model."""
         assert isinstance(inputs, dict)

@@ -54,7 +54,7 @@ class RoundReport:
     served: list[int] = field(default_factory=list)  # sites whose reply was merged
     failed: dict[int, str] = field(default_factory=dict)  # site -> fixed reason
     left: set[int] = field(default_factory=set)  # sites without budget, that are not asked again
-    evaluated: dict[int, float] = field(default_factory=dict)  # site -> exact accuracy on its records (evaluate-sites)
+    evaluated: dict[int, float] = field(default_factory=dict)  # site -> accuracy on its records (evaluate-sites)
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -340,7 +340,7 @@ class FederatedLora(Strategy):
         raise RunFailed(f"round {report.server_round}: {failed}, {limit}" + (f" ({who})" if who else ""))
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
-        """None, unless the run wants the sites' own accuracies, which are exact functions of their records."""
+        """None, unless the run wants the sites' own accuracies: exact in a simulation, with noise from real sites."""
         server_round += self.done
         if not self._settings.evaluate_sites or not self._settings.evaluates_after(server_round):
             return []
@@ -357,6 +357,6 @@ class FederatedLora(Strategy):
             try:
                 if reply.has_error():
                     raise BadReply(reply.error.reason or "no reason given")
-                self._report.evaluated[site] = read_site_metrics(reply.content)[0]
+                self._report.evaluated[site] = read_site_metrics(reply.content)
             except BadReply as problem:
                 log.warning("round %d: site %d did not evaluate (%s)", server_round, site, problem)

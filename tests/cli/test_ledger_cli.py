@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -120,7 +121,7 @@ def test_export_is_enough_to_recompute_every_hash(lalora: Lalora, path: Path) ->
         previous = hash_after(previous, body)
         assert item["hash"] == previous
         rows.append((item["number"], body, previous))
-    assert code == 0 and read_chain(rows)[0] == LedgerFile(path).read().entries
+    assert code == 0 and [entry for entry, _ in read_chain(rows)] == LedgerFile(path).read().entries
 
 
 @pytest.mark.parametrize("command", ["show", "verify", "export"])
@@ -144,6 +145,7 @@ def test_impossible_options_are_one_line(bad: list[object], lalora: Lalora, path
 
 
 def test_reading_changes_nothing(lalora: Lalora, path: Path) -> None:
+    shutil.rmtree(LedgerFile(path).cache)
     before = path.read_bytes()
     for command in ("show", "verify", "export"):
         assert lalora(command, path)[0] == 0

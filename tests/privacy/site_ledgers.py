@@ -16,6 +16,14 @@ from lalora_flwr.privacy.ledger_file import SCHEMA, LedgerFile, create
 from lalora_flwr.privacy.site_ledger import Request, SiteLedger
 
 DELTA = 1e-5
+DIGITS_SITE: dict[str, Any] = {  # what the owner of a share of the digits says
+    "max-epsilon": 50.0,
+    "delta": 1e-3,
+    "num-records": 300,
+    "task": "image",
+    "labels": "0,1,2,3,4,5,6,7,8,9",
+    "answer-seconds": 0,
+}
 TRIGGERS = [name for name, sql in SCHEMA.items() if sql.startswith("CREATE TRIGGER")]
 
 
@@ -80,7 +88,7 @@ def owned(context: Context, folder: Path, run_id: int = 1, **changed: Any) -> Co
     context.run_id = run_id
     if not (path := folder / "own-ledger").exists():
         create(path)
-    context.node_config.update({"ledger-path": str(path), "max-epsilon": 50.0, "delta": 1e-3, "num-records": 300, **changed})
+    context.node_config.update({"ledger-path": str(path), **DIGITS_SITE, **changed})
     return context
 
 
