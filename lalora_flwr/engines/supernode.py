@@ -160,6 +160,7 @@ def approved_digests(flags: Namespace) -> frozenset[str]:
         (flags.trusted_entities, "--trusted-entities"),
         (flags.runtime_dependency_install, "--allow-runtime-dependency-installation"),
         (flags.isolation != "subprocess", "--isolation process"),
+        (flags.host not in ("127.0.0.1", "localhost", "::1"), "--host of others than this machine"),
     ):
         if given:
             raise ConfigError(f"{flag} and {APPROVED_CODE} in the node-config exclude each other")

@@ -106,7 +106,7 @@ class Running:
         return int(self.popen.returncode)
 
     def kill(self) -> None:
-        """SIGKILL to this process alone; its children notice within a second and end."""
+        """SIGKILL to this process alone. What it started ends by itself: at once after `SITE_START`, else within 20 seconds."""
         self.popen.kill()
         self.popen.wait()
 

@@ -286,7 +286,8 @@ def test_no_other_flag_lets_in_code_beside_the_approved() -> None:
     config = ["--node-config", f'a=1 approved-code="{"0" * 64}"']
     assert approved_digests(parse_arguments(config)) == {"0" * 64}
     assert approved_digests(parse_arguments(["--node-config", "a=1"])) == approved_digests(parse_arguments([])) == frozenset()
-    for flag in (["--trusted-entities", "keys.yaml"], ["--allow-runtime-dependency-installation"], ["--isolation", "process"]):
+    flags = ["--trusted-entities keys.yaml", "--allow-runtime-dependency-installation", "--isolation process", "--host 0.0.0.0"]
+    for flag in map(str.split, flags):
         with pytest.raises(ConfigError, match=f"{' '.join(flag[:1])}.* and approved-code"):
             approved_digests(parse_arguments([*config, *flag]))
     with pytest.raises(ConfigError, match="approved-code must be digests"):
