@@ -22,7 +22,9 @@ from tests.attacks.attacker import RECORDS, RUN, Site, order, table, text_model
 Doubles = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Mechanism = Callable[[Doubles, float, np.random.Generator], Doubles]  # sum, standard deviation, draws -> noised sum
-Test = Callable[[Doubles, Doubles, float], NDArray[np.bool_]]  # noised sum, candidate sum, deviation -> what refutes the candidate
+Test = Callable[
+    [Doubles, Doubles, float], NDArray[np.bool_]
+]  # noised sum, candidate sum, deviation -> what refutes the candidate
 GRID = 2.0**-17  # of the deviation: the coarsest grid that noise is rounded to
 REPLIES = 200
 FLUKE = 1e-6

@@ -21,8 +21,13 @@ from tests.models.folders import CONFIGS, save_hf, save_tokenizer
 from tests.reference import adapted
 
 WORDS = "the film is good and the plot is not bad but the actor is a very fine one in a long short film and much more of it"
-SHORT = tuple((f"{WORDS} {word} a the", ("good", "bad")[i % 2]) for i, word in enumerate(("good", "bad", "fine", "poor", "how", "much")))
-LONG = (" ".join(["film"] * 33), "bad")  # longer than the threshold of the ropes below, and near enough for the same part of a batch
+SHORT = tuple(
+    (f"{WORDS} {word} a the", ("good", "bad")[i % 2]) for i, word in enumerate(("good", "bad", "fine", "poor", "how", "much"))
+)
+LONG = (
+    " ".join(["film"] * 33),
+    "bad",
+)  # longer than the threshold of the ropes below, and near enough for the same part of a batch
 
 
 def llama(folder: Path, rope: dict[str, Any], pretrained: int) -> Path:

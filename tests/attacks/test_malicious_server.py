@@ -140,7 +140,9 @@ def test_a_reply_is_not_the_gradient(name: str, target: Target) -> None:
 MAGNITUDES = st.floats(-45, 38).map(lambda e: 10.0**e)
 SIZES = st.one_of(st.just(1.0), MAGNITUDES, st.sampled_from([0.0, float("nan"), float("inf"), -1.0, 1e-45, HUGE, 1e300, 5e-324]))
 
-SCALES = st.tuples(st.floats(-44, 38), st.floats(-44, 0)).map(lambda e: (10.0 ** e[0], 10.0 ** (e[0] + e[1])))  # α, and C below it
+SCALES = st.tuples(st.floats(-44, 38), st.floats(-44, 0)).map(
+    lambda e: (10.0 ** e[0], 10.0 ** (e[0] + e[1]))
+)  # α, and C below it
 
 
 def mostly(usual: Any, other: st.SearchStrategy[Any], share: int = 4) -> st.SearchStrategy[Any]:
@@ -156,7 +158,9 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
         "strategy": draw(st.sampled_from(["la-lora", "dp-lora", "ffa-lora", "rolora"])),
         "lora.alpha": alpha,
         "lora.head": draw(st.sampled_from(["frozen", "trained"])),
-        "lora.schedule": draw(mostly("auto", st.sampled_from(["both", "B", "A", "step:BA", "round:AB", "step:B3A2", "step:", "AB"]))),
+        "lora.schedule": draw(
+            mostly("auto", st.sampled_from(["both", "B", "A", "step:BA", "round:AB", "step:B3A2", "step:", "AB"]))
+        ),
         "train.lr": draw(mostly(1.0, SIZES)),
         "train.momentum": draw(mostly(0.0, st.one_of(st.sampled_from([0.5, 0.9, 0.999999, 1.0, -0.5]), SIZES))),
         "train.weight-decay": draw(mostly(0.0, SIZES)),
@@ -179,7 +183,14 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 # num-threads would start threads of the machine; fresh models and self-checks of any rank take no new turn but time
-LEFT_ALONE = {"train.num-threads", "lora.rank", "lora.targets", "model.name", "lora.dropout", *(k for k in KEYS if "num-rounds" in k)}
+LEFT_ALONE = {
+    "train.num-threads",
+    "lora.rank",
+    "lora.targets",
+    "model.name",
+    "lora.dropout",
+    *(k for k in KEYS if "num-rounds" in k),
+}
 WORDS = ("", "text", "label", "nothing", "none", "train", "test", "good", "bad,good", "good,bad", "bad", "actor,film", "x" * 999)
 
 
@@ -225,4 +236,3 @@ def attacks(draw: st.DrawFn) -> Attack:
 def test_whatever_the_server_asks_the_answer_is_worth_what_the_ledger_charged(target: Target, attack: Attack, seed: int) -> None:
     """holes.md 1: any key, any order, any adapter, on records and on the same records but one."""
     assert attack.problems(target, seed) == []
-

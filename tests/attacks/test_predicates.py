@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from lalora_flwr.privacy.ledger_file import create
 from tests.attacks.attacker import RECORDS, RUN, Draws, Served, Site, order, problems, table, text_model
 
 RARE = "the actor is not very good"  # the text of a record that one site holds
@@ -132,7 +133,7 @@ def test_a_physical_batch_of_one_does_not_make_time_an_answer(pair: Pair) -> Non
 def test_questions_are_counted_whatever_becomes_of_them(pair: Pair) -> None:
     """holes.md 3: a server may ask for nothing, but not as often as it likes."""
     asked = pair.site("asked", RECORDS, **{"max-queries-per-day": 3})
-    ledger = pair.folder / "ledger"
+    create(ledger := pair.folder / "ledger")
     refused = {**RUN, "privacy.epsilon": 100.0}
     message = order(RUN, pair.model)
     reasons = [asked.serve(message, run, ledger=ledger).reason for run in (refused, refused, refused, RUN)]
