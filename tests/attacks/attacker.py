@@ -4,7 +4,7 @@ The site is driven as a SuperNode drives it: `lalora_flwr.client_app.app` with a
 ledger file and an owner's node-config. Its records are a file that an attacker of record-level privacy knows but for one
 record: `Site.serve` is called on the file with the record and on the file without it.
 
-Two seams are used, both by replacing a name while a message is served: `site._random_source`, so that both files meet the
+Two seams are used, both by replacing a name while a message is served: `site.SystemRandom`, so that both files meet the
 same draws, and `training.PrivateSum`, so that every step's sum is seen with and without noise. `Watched` gives the second
 file the releases of the first: from the same history onwards, all that may differ between the two is one record's
 clipped gradient in each sum, and the replies must be equal to the last bit.
@@ -263,7 +263,7 @@ class Site:
                 create(ledger := Path(scratch) / "ledger")
             before = len(_counted(ledger))
             if draws is not None:
-                patch.setattr(site, "_random_source", lambda *_, **__: draws)
+                patch.setattr(site, "SystemRandom", lambda: draws)
             if watch:
                 patch.setattr(training, "PrivateSum", watched(steps, script, []))
             context = Context(run_id, 7, self.owner(ledger), RecordDict(), dict(run))
