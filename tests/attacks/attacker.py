@@ -13,7 +13,7 @@ clipped gradient in each sum, and the replies must be equal to the last bit.
 from __future__ import annotations
 
 import copy
-import math
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lalora_flwr import site, training
-from lalora_flwr.adapted import adapted_model
+from lalora_flwr.adapted import Adapted, adapted_model
 from lalora_flwr.client_app import app
 from lalora_flwr.config import Settings, settings_from
 from lalora_flwr.errors import LaloraError, LedgerError
@@ -163,10 +163,10 @@ def watched(steps: list[Step], script: Sequence[Step] | None, expected: list[flo
             super().add(per_sample)
 
         def release(self, ledger: Any, source: Any) -> dict[str, Tensor]:
-            total, noised = (
-                expected[-1] * _flat(PrivateSum.release(copy.deepcopy(self), OpenLedger(), Signs(size)).values())
-                for size in (0.0, 1.0)
-            )
+            exact = copy.deepcopy(self)  # with hardly any noise the grid that sums are rounded to is fine, too
+            exact._mechanism = dataclasses.replace(self._mechanism, noise_multiplier=1e-9)
+            total = expected[-1] * _flat(PrivateSum.release(exact, OpenLedger(), Signs(0.0)).values())
+            noised = expected[-1] * _flat(PrivateSum.release(copy.deepcopy(self), OpenLedger(), Signs(1.0)).values())
             released = super().release(ledger, source)
             if script and len(steps) < len(script):
                 released = {name: tensor.clone() for name, tensor in script[len(steps)].released.items()}
@@ -295,6 +295,14 @@ def settings_or_none(run: Mapping[str, Any]) -> Settings | None:
         return None
 
 
+def adapted_or_none(settings: Settings) -> Adapted | None:
+    """The server's own model; None if this version refuses it, as then the site must."""
+    try:
+        return adapted_model(settings, "cpu")
+    except LaloraError:
+        return None
+
+
 def order(
     run: Mapping[str, Any],
     model: Path,
@@ -315,11 +323,8 @@ def order(
     family = str(run.get("model.name", "hf/")).partition("/")[0]
     honest = {**RUN, "model.name": f"hf/{model}"}
     settings = settings_or_none({**run, "model.name": f"{family}/{model}"}) or settings_from(honest)
-    try:
-        adapted = adapted_model(settings, "cpu")
-    except LaloraError:
-        adapted = adapted_model(settings := settings_from(honest), "cpu")
-    state = change(dict(adapted.initial))
+    adapted = adapted_or_none(settings) or adapted_or_none(settings := settings_from(honest))
+    state = change(dict(adapted.initial)) if adapted else {}
     schedule, filter_name = resolved_choices(settings)
     values: dict[str, Any] = {
         "server_round": 1,
@@ -327,7 +332,7 @@ def order(
         "filter": filter_name,
         "share": METHODS[settings.strategy].share,
         "adapter_digest": digest(state, BOTH | {"head"}),
-        "model_digest": adapted.base.provenance.digest,
+        "model_digest": adapted.base.provenance.digest if adapted else "",
         **fields,
     }
     _stamp()
@@ -384,13 +389,12 @@ def _charge(entry: Reserve) -> tuple[Any, ...]:
 
 def step_problems(with_it: Step, without_it: Step, sigma: float, clip_norm: float) -> list[str]:
     """Whether one record moves a sum by more than C, and whether the noise is less than σC."""
-    std, count = sigma * clip_norm, len(with_it.total)
-    grid = 2.0**-17 * std * math.sqrt(count)  # both sums may have been rounded to the noise's grid
+    std = sigma * clip_norm
     # the sums are seen as they were released, in float32
     rounding = 2.0**-23 * float(with_it.total.norm() + without_it.total.norm())
     moved = float((with_it.total - without_it.total).norm())
     found = []
-    if not moved <= clip_norm * (1 + 1e-6 + KERNELS * with_it.records) + grid + rounding:
+    if not moved <= clip_norm * (1 + 1e-6 + KERNELS * with_it.records) + rounding:
         found.append(f"one record moves the sum by {moved / clip_norm:.4g} C")
     for step in (with_it, without_it):
         least = float(step.noise.abs().min())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,6 @@ from lalora_flwr.privacy.ledger_file import LedgerFile, create
 from tests.attacks.attacker import RECORDS, RUN, Served, Site, order, reserved_in, table, text_model
 from tests.privacy.site_ledgers import forge
 from tests.test_client_app import Heard
-from tests.privacy.test_real_site import own  # noqa: F401
 
 LEDGER_FAULT = "ledger: the site cannot use it; its own log says why"
 ROUNDS = 4  # that the owner's budget has room for
@@ -26,6 +27,15 @@ ROUNDS = 4  # that the owner's budget has room for
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return text_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture
+def said() -> Iterator[Heard]:
+    """What the site's own log says."""
+    logger, added = logging.getLogger("lalora_flwr.site"), Heard()
+    logger.addHandler(added)
+    yield added
+    logger.removeHandler(added)
 
 
 @dataclass
@@ -44,17 +54,17 @@ class Owner:
 def owner(folder: Path, model: Path, **node_config: Any) -> Owner:
     ledger = folder / "ledger"
     create(ledger)
-    own = Owner(Site(table(folder / "records.csv"), model, {"max-epsilon": 1.0, **node_config}), ledger, model)
-    sigma = own.serve().reserved[0].sigma
-    budget = epsilon_spent([(sigma, 0.5, ROUNDS)], 1e-5) + 0.005
-    own.site.node_config["max-epsilon"] = budget
+    made = Owner(Site(table(folder / "records.csv"), model, {"max-epsilon": 1.0, **node_config}), ledger, model)
+    sigma = made.serve().reserved[0].sigma
+    budget = epsilon_spent([(sigma, 0.5, ROUNDS)], 1e-5) + 0.05  # the next round would cost 0.2
+    made.site.node_config["max-epsilon"] = budget
     ledger.unlink()
     for beside in folder.glob("ledger*"):
         shutil.rmtree(beside) if beside.is_dir() else beside.unlink()
-    for witness in folder.glob("witness*"):
+    for witness in folder.rglob("witness*"):
         witness.unlink()
     create(ledger)
-    return own
+    return made
 
 
 def restored(path: Path, copy: Path) -> None:
@@ -64,7 +74,7 @@ def restored(path: Path, copy: Path) -> None:
 def test_without_a_second_place_an_older_copy_is_at_least_in_the_log(
     model: Path,
     tmp_path: Path,
-    own: Heard,  # noqa: F811
+    said: Heard,
 ) -> None:
     """Hole 9: nothing beside the file remembered it; the head of each commit belongs into the site's log."""
     asked = owner(tmp_path, model)
@@ -72,7 +82,7 @@ def test_without_a_second_place_an_older_copy_is_at_least_in_the_log(
     for run_id in (1, 2):
         assert not asked.serve(run_id).reason
         heads.append(LedgerFile(asked.ledger).read().head)
-    assert all(head[:12] in own.text for head in heads)
+    assert all(head[:12] in said.text for head in heads)
 
 
 @pytest.mark.parametrize("rounds_lost", [1, 2, 3])
@@ -157,8 +167,8 @@ def test_edited_entries_give_nothing_back(name: str, witnessed: bool, model: Pat
 
 def test_a_witness_that_cannot_be_written_stops_the_site(model: Path, tmp_path: Path) -> None:
     """Hole 9: a second place that is full or gone is not a reason to go on without it."""
+    (tmp_path / "gone").mkdir()
     asked = owner(tmp_path, model, **{"witness-path": str(tmp_path / "gone" / "witness")})
-    (tmp_path / "gone").mkdir(exist_ok=True)
     assert not asked.serve(1).reason
     shutil.rmtree(tmp_path / "gone")
     before = len(reserved_in(asked.ledger))
@@ -179,18 +189,18 @@ def test_a_copy_of_the_file_while_it_is_written_is_no_way_around_the_lock(model:
 def test_changed_records_under_the_same_name_keep_what_was_spent_and_are_named_in_the_log(
     model: Path,
     tmp_path: Path,
-    own: Heard,  # noqa: F811
+    said: Heard,
 ) -> None:
     """Hole 9: edited data went on counting, as they must, but without a word."""
     asked = owner(tmp_path, model)
     assert not asked.serve(1).reason
-    before = own.text
+    before = said.text
     table(Path(asked.site.data), [*RECORDS[:-1], ("a film", "good")])
     assert not asked.serve(2).reason
     first, second = reserved_in(asked.ledger)
     assert first.fingerprint != second.fingerprint and second.epsilon > first.epsilon
-    said = own.text.removeprefix(before).lower()
-    assert "changed" in said or "fingerprint" in said or "not the records" in said
+    words = said.text.removeprefix(before).lower()
+    assert "changed" in words or "fingerprint" in words or "not the records" in words
 
 
 def test_a_new_name_for_the_same_records_is_no_new_budget(model: Path, tmp_path: Path) -> None:

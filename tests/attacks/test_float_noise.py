@@ -1,4 +1,4 @@
-"""Which floating-point numbers a reply can hold gives nothing away (Mironov 2012; Jin et al. 2022), by attacks that work elsewhere.
+"""Which floating-point numbers a reply can hold gives nothing away (Mironov 2012), by attacks that work elsewhere.
 
 An attacker who knows both candidate sums, with a record and without it, sees one reply and says which it was. What the
 Gaussian mechanism itself allows here is right in 55 of 100 replies; an attacker who looks at the last bits was right in all.
@@ -103,7 +103,7 @@ class Known:
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
-    """As in holes.md 2: every record in every batch, one step, one reply, ε = 1; SGD at rate 1 from B = 0 shows the step."""
+    """As in hole 2: every record in every batch, one step, one reply, ε = 1; SGD at rate 1 from B = 0 shows the step."""
     folder = tmp_path_factory.mktemp("site")
     model = text_model(folder / "model")
     rows = [*(RECORDS[:-1] * 9)[:59], RECORDS[-1]]
@@ -137,7 +137,7 @@ def replies(known: Known) -> list[tuple[int, Doubles]]:
 
 @pytest.mark.parametrize("name", TESTS)
 def test_a_reply_does_not_tell_two_neighbouring_sites_apart(name: str, known: Known, replies: list[tuple[int, Doubles]]) -> None:
-    """holes.md 2: 10 of 10 replies were told apart by the float32 numbers in them."""
+    """Hole 2: 10 of 10 replies were told apart by the float32 numbers in them."""
     draw = np.random.default_rng(2)
     right = sum(guess(TESTS[name], reply, known.sums, known.std, draw) == number for number, reply in replies)
     assert known.allowed < 0.57

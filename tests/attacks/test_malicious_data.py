@@ -1,4 +1,4 @@
-"""Records that somebody made to break a round: one bad record neither silences a site nor tells on itself (holes.md 6)."""
+"""Records that somebody made to break a round: one bad record neither silences a site nor tells on itself (hole 6)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rounds(model: Path, whole: Site, without: Site, run: dict[str, Any]) -> list
 
 
 def test_a_token_that_the_model_lacks_does_not_end_the_round(narrow: Path, tmp_path: Path) -> None:
-    """holes.md 6: records with a token beyond the embeddings failed both rounds of their site, with IndexError in its log."""
+    """Hole 6: records with a token beyond the embeddings failed both rounds of their site, with IndexError in its log."""
     whole = Site(table(tmp_path / "with.csv", [*GOOD, (f"the {BEYOND} is good", "good")]), narrow)
     without = Site(table(tmp_path / "without.csv", GOOD), narrow)
     assert rounds(narrow, whole, without, {**RUN, "num-rounds": 2}) == []
@@ -67,7 +67,7 @@ TEXTS: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_an_odd_text_is_a_record_like_any_other(name: str, model: Path, tmp_path: Path) -> None:
-    """holes.md 6: what the data hold decides neither whether a site answers nor what it counts."""
+    """Hole 6: what the data hold decides neither whether a site answers nor what it counts."""
     whole = Site(table(tmp_path / "with.csv", [*GOOD, TEXTS[name]]), model)
     assert rounds(model, whole, Site(table(tmp_path / "without.csv", GOOD), model), {**RUN, "num-rounds": 2}) == []
 
@@ -83,7 +83,7 @@ BAD_LINES: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", BAD_LINES)
 def test_one_bad_line_of_a_csv_file_does_not_silence_a_site(name: str, model: Path, tmp_path: Path) -> None:
-    """holes.md 6: a file with one line that cannot be read was refused whole, so the line decided whether the site answers."""
+    """Hole 6: a file with one line that cannot be read was refused whole, so the line decided whether the site answers."""
     without = table(tmp_path / "without.csv", GOOD)
     (tmp_path / "with.csv").write_bytes(without.read_bytes() + BAD_LINES[name])
     sites = Site(tmp_path / "with.csv", model), Site(without, model)
@@ -95,11 +95,12 @@ BAD_JSON = ["{", '{"text": 1e999, "label": "good"}', '{"text": {"a": [null]}, "l
 
 @pytest.mark.parametrize("line", BAD_JSON)
 def test_one_bad_line_of_a_json_file_does_not_silence_a_site(line: str, model: Path, tmp_path: Path) -> None:
-    """holes.md 6: as for CSV."""
+    """Hole 6: as for CSV."""
     good = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in GOOD)
     (tmp_path / "with.jsonl").write_text(f"{good}{line}\n")
     (tmp_path / "without.jsonl").write_text(good)
-    sites = Site(tmp_path / "with.jsonl", model), Site(tmp_path / "without.jsonl", model)
+    columns = {"text-column": "text", "label-column": "label"}  # JSON lines have no header that all records share
+    sites = Site(tmp_path / "with.jsonl", model, columns), Site(tmp_path / "without.jsonl", model, columns)
     assert rounds(model, *sites, {**RUN, "num-rounds": 2}) == []
 
 
@@ -112,7 +113,7 @@ def _numbers(path: Path, rows: list[tuple[Any, Any]]) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
 def test_features_that_are_no_numbers_are_left_out_or_kept_as_they_are(value: Any, model: Path, tmp_path: Path) -> None:
-    """holes.md 6: a NaN among features that are numbers."""
+    """Hole 6: a NaN among features that are numbers."""
     rows: list[tuple[Any, Any]] = [(1.5, "good"), (2.5, "bad"), (3.0, "good")]
     _numbers(tmp_path / "with.parquet", [*rows, (value, "good")])
     _numbers(tmp_path / "without.parquet", rows)
@@ -149,7 +150,7 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_one_broken_image_is_a_record_like_any_other(name: str, vision: Path, tmp_path: Path) -> None:
-    """holes.md 6: an image that cannot be read keeps its place in the count and adds nothing."""
+    """Hole 6: an image that cannot be read keeps its place in the count and adds nothing."""
     run = {**RUN, "model.name": "timm/model", "lora.targets": "attn.qkv", "data.labels": "cat,dog", "num-rounds": 2}
     for folder in ("with", "without"):
         for number, kind in enumerate(("cat", "dog", "cat", "dog")):

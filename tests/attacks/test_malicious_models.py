@@ -121,6 +121,15 @@ def test_a_long_record_leaves_the_others_alone_in_every_family(family: str, tmp_
     assert problems(order(run, model), run, Site(whole, model), Site(without, model)) == []
 
 
+def test_below_the_threshold_a_long_rope_is_exact(tmp_path: Path) -> None:
+    """Hole 4: a run may cut texts where the rope changes; the record beyond is then as long as all others."""
+    model = llama(tmp_path / "model", ROPES["longrope"], 32)
+    run = {**RUN, "lora.targets": "q_proj,v_proj", "privacy.clip-norm": 0.01, "data.max-tokens": 32}
+    whole = Site(table(tmp_path / "with.csv", [*SHORT, LONG]), model)
+    assert problems(order(run, model), run, whole, Site(table(tmp_path / "without.csv", SHORT), model)) == []
+    assert not whole.serve(order(run, model), run).reason
+
+
 def test_a_model_that_mixes_is_refused_by_the_site(tmp_path: Path) -> None:
     """Hole 4: whatever the check says, a site that trains must be right, so a long rope is refused or exact."""
     model = llama(tmp_path / "model", ROPES["longrope"], 32)

@@ -68,7 +68,7 @@ class Attack:
         return problems(message, run, target.whole, target.without, seed=seed)
 
 
-# The attacks of holes.md, section 1, and their kin: each was let pass, and cost nothing beyond its ε in the ledger.
+# The attacks of hole 1, and their kin: each was let pass, and cost nothing beyond its ε in the ledger.
 NAMED = {
     "tiny alpha and clip norm, huge rate": {
         "lora.alpha": 4e-24,
@@ -97,21 +97,21 @@ NAMED = {
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_configuration_does_not_switch_the_noise_off(name: str, target: Target) -> None:
-    """holes.md 1: a run's keys alone made clip and noise vanish in float32 while the ledger counted a small ε."""
+    """Hole 1: a run's keys alone made clip and noise vanish in float32 while the ledger counted a small ε."""
     assert Attack(NAMED[name]).problems(target) == []
 
 
 @pytest.mark.parametrize("size", [1e-45, 1e-38, 1e-30, 1e-23, 1e-22, 1e-12, 1e12, 1e18, 1e19, 1e25, 1e30, HUGE])
 @pytest.mark.parametrize("kind", ["A", "B", "everything", "one"])
 def test_the_adapter_to_start_from_does_not_switch_the_noise_off(kind: str, size: float, target: Target) -> None:
-    """holes.md 1: the server also chooses the scale of the gradients by the adapter it sends."""
+    """Hole 1: the server also chooses the scale of the gradients by the adapter it sends."""
     assert Attack({"strategy": "dp-lora"}, adapter=(kind, size)).problems(target) == []
 
 
 @pytest.mark.parametrize("size", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", ["A", "B", "one"])
 def test_an_adapter_that_is_not_finite_gets_noise_or_nothing(kind: str, size: float, target: Target) -> None:
-    """holes.md 1: no record's gradient is finite there; that may not turn clip or noise off either."""
+    """Hole 1: no record's gradient is finite there; that may not turn clip or noise off either."""
     assert Attack({"strategy": "dp-lora"}, adapter=(kind, size)).problems(target) == []
 
 
@@ -131,7 +131,7 @@ def reply_against_the_raw_gradient(run: dict[str, Any], target: Target) -> float
 
 @pytest.mark.parametrize("name", ["tiny alpha and clip norm, huge rate", "tiny alpha"])
 def test_a_reply_is_not_the_gradient(name: str, target: Target) -> None:
-    """holes.md 1: over TLS a reply equalled the un-noised gradient, with cosine 0.99999997."""
+    """Hole 1: over TLS a reply equalled the un-noised gradient, with cosine 0.99999997."""
     assert abs(reply_against_the_raw_gradient(NAMED[name], target)) < 0.9
 
 
@@ -182,7 +182,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     return run
 
 
-# num-threads would start threads of the machine; fresh models and self-checks of any rank take no new turn but time
+# A fresh model for each of these would take the time of many attacks; threads would be the machine's.
 LEFT_ALONE = {
     "train.num-threads",
     "lora.rank",
@@ -234,5 +234,5 @@ def attacks(draw: st.DrawFn) -> Attack:
 )
 @given(attack=attacks(), seed=st.integers(0, 2**31))
 def test_whatever_the_server_asks_the_answer_is_worth_what_the_ledger_charged(target: Target, attack: Attack, seed: int) -> None:
-    """holes.md 1: any key, any order, any adapter, on records and on the same records but one."""
+    """Hole 1: any key, any order, any adapter, on records and on the same records but one."""
     assert attack.problems(target, seed) == []

