@@ -1,0 +1,403 @@
+"""Tools of the attacks: a real site that an attacker may order about, and what it lets out.
+
+The site is driven as a SuperNode drives it: `lalora_flwr.client_app.app` with a message and a context, no simulation, a
+ledger file and an owner's node-config. Its records are a file that an attacker of record-level privacy knows but for one
+record: `Site.serve` is called on the file with the record and on the file without it.
+
+Two seams are used, both by replacing a name while a message is served: `site.SystemRandom`, so that both files meet the
+same draws, and `training.PrivateSum`, so that every step's sum is seen with and without noise. `Watched` gives the second
+file the releases of the first: from the same history onwards, all that may differ between the two is one record's
+clipped gradient in each sum, and the replies must be equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lalora_flwr import site, training
+from lalora_flwr.adapted import Adapted, adapted_model
+from lalora_flwr.client_app import app
+from lalora_flwr.config import Settings, settings_from
+from lalora_flwr.errors import LaloraError, LedgerError
+from lalora_flwr.lora.adapter import digest
+from lalora_flwr.lora.schedule import BOTH
+from lalora_flwr.messages import ARRAYS, CONFIG, COUNTERS, TrainOrder, to_arrays
+from lalora_flwr.privacy import caps
+from lalora_flwr.privacy.ledger_entries import Reserve
+from lalora_flwr.privacy.ledger_file import LedgerFile, create
+from lalora_flwr.privacy.mechanism import PrivateSum
+from lalora_flwr.privacy.randomness import SystemRandom
+from lalora_flwr.strategies import METHODS
+from lalora_flwr.strategies.server import resolved_choices
+from tests.models.folders import save_hf
+from tests.reference import OpenLedger
+
+KERNELS = 1e-5  # of C and of a record: kernels round a record's gradient otherwise in a batch of another size
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where ledgers of thousands of attacks need no disk
+LABELS = "bad,good"
+RECORDS = (  # the last one is the attacker's: as long as the model takes, of the class it least believes in
+    *(("the film is very good", "good"), ("the plot is bad", "bad"), ("a fine actor", "good"), ("poor and long", "bad")),
+    *(("not short not long", "good"), ("very very bad film", "bad"), ("good", "good")),
+    ("actor " * 34 + "####", "bad"),
+)
+RUN: dict[str, Any] = {  # an honest run on those records; attacks change it
+    "strategy": "ffa-lora",
+    "num-rounds": 1,
+    "num-supernodes": 1,
+    "model.name": "hf/model",
+    "lora.rank": 2,
+    "lora.alpha": 4.0,
+    "lora.targets": "query",
+    "data.name": "sites",
+    "data.labels": LABELS,
+    "data.test": "file:public.csv",
+    "train.local-steps": 1,
+    "train.batch-size": 8,
+    "train.lr": 1.0,
+    "privacy.epsilon": 1.0,
+    "privacy.delta": 1e-5,
+    "privacy.clip-norm": 1.0,
+}
+
+
+def text_model(folder: Path, **config: Any) -> Path:
+    """A folder with a small text classifier whose head believes in something, so that gradients are of ordinary size."""
+    if not folder.exists():
+        save_hf(folder, "bert", "classifier", initializer_range=0.3, **config)
+    return folder
+
+
+def table(path: Path, rows: Iterable[Sequence[str]] = RECORDS, names: str = "text,label") -> Path:
+    """A CSV file of records, every field quoted."""
+    lines = [",".join(f'"{value}"' for value in row) for row in rows]
+    path.write_text("\n".join([names, *lines]) + "\n")
+    return path
+
+
+def known(node_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a node-config that this version of the site knows."""
+    first = ("NEEDED", "OPTIONAL", "OTHER_KEYS")
+    names = set(getattr(caps, "READERS", ())) or {key for name in first for key in getattr(caps, name)}
+    return {key: value for key, value in node_config.items() if key in names}
+
+
+class Draws:
+    """A random source of fixed draws, the same for all files: record j meets the same uniform whoever comes after it."""
+
+    seeded = False
+
+    def __init__(self, seed: int = 0) -> None:
+        self._uniform, self._normal = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+        self.uniforms: list[Tensor] = []  # of each step, for the records there were
+
+    def uniform(self, n: int) -> Tensor:
+        drawn = torch.from_numpy(self._uniform.random(4096))[:n]
+        self.uniforms.append(drawn)
+        return drawn
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        return self._typed(self._normal.standard_normal(tuple(shape)))
+
+    @staticmethod
+    def _typed(drawn: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(drawn).to(SystemRandom().normal(torch.Size([1])).dtype)
+
+
+class Signs(Draws):
+    """Draws of one size, or of none: what they are multiplied with before they are added can be read off the result."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self._size = size
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        return self._typed(self._size * self._normal.choice([-1.0, 1.0], tuple(shape)))
+
+
+@dataclass
+class Step:
+    """One release as an attacker inside of the site would see it. Vectors are float64, all tensors one after the other.
+
+    Attributes:
+        total: the clipped sum without noise.
+        noise: what is added to it when every draw is 1 or -1.
+        records: how many records the sum holds.
+        released: what left `PrivateSum`, by name.
+    """
+
+    total: Tensor
+    noise: Tensor
+    records: int
+    released: dict[str, Tensor]
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([t.detach().double().flatten() for t in tensors])
+
+
+def watched(steps: list[Step], script: Sequence[Step] | None, expected: list[float]) -> type[PrivateSum]:
+    """A `PrivateSum` that adds to ``steps`` what it releases, and releases what ``script`` says if there is one."""
+
+    class Watched(PrivateSum):
+        def __init__(self, mechanism: Any, *arguments: Any) -> None:
+            super().__init__(mechanism, *arguments)
+            expected.append(mechanism.expected_batch)
+            self._rows = 0
+
+        def add(self, per_sample: Mapping[str, Tensor]) -> None:
+            self._rows += len(next(iter(per_sample.values())))
+            super().add(per_sample)
+
+        def release(self, ledger: Any, source: Any) -> dict[str, Tensor]:
+            exact = copy.deepcopy(self)  # with hardly any noise the grid that sums are rounded to is fine, too
+            exact._mechanism = dataclasses.replace(self._mechanism, noise_multiplier=1e-9)
+            total = expected[-1] * _flat(PrivateSum.release(exact, OpenLedger(), Signs(0.0)).values())
+            noised = expected[-1] * _flat(PrivateSum.release(copy.deepcopy(self), OpenLedger(), Signs(1.0)).values())
+            released = super().release(ledger, source)
+            if script and len(steps) < len(script):
+                released = {name: tensor.clone() for name, tensor in script[len(steps)].released.items()}
+            kept = {name: tensor.clone() for name, tensor in released.items()}
+            steps.append(Step(total, noised - total, self._rows, kept))
+            return released
+
+    return Watched
+
+
+@dataclass
+class Served:
+    """What came of one message.
+
+    Attributes:
+        reply: the site's answer.
+        reserved: what its ledger counted for it.
+        steps: the releases behind it.
+        draws: the source it drew from.
+    """
+
+    reply: Message
+    reserved: list[Reserve]
+    steps: list[Step]
+    draws: Draws | None
+
+    @property
+    def reason(self) -> str:
+        """Why the site refused; empty if it did not."""
+        return str(self.reply.error.reason) if self.reply.has_error() else ""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.reply.content[ARRAYS].to_torch_state_dict())
+
+    @property
+    def counters(self) -> dict[str, Any]:
+        return dict(self.reply.content[COUNTERS])
+
+
+@dataclass
+class Site:
+    """A real site: a file of records, a model, a ledger that is made anew for each `serve` unless it names one."""
+
+    data: Path | str
+    model: Path | str
+    node_config: dict[str, Any] = field(default_factory=dict)
+
+    def owner(self, ledger: Path) -> dict[str, Any]:
+        """The node-config of a careful owner."""
+        return known(
+            {
+                "ledger-path": str(ledger),
+                "max-epsilon": 20.0,
+                "delta": 1e-5,
+                "num-records": len(RECORDS),
+                "data-path": str(self.data),
+                "model-path": str(self.model),
+                "device": "cpu",
+                "task": "text",
+                "labels": LABELS,
+                "answer-seconds": 0,
+                "max-queries-per-day": 10**6,
+                **self.node_config,
+            }
+        )
+
+    def serve(
+        self,
+        message: Message,
+        run: Mapping[str, Any],
+        *,
+        ledger: Path | None = None,
+        draws: Draws | None = None,
+        script: Sequence[Step] | None = None,
+        watch: bool = True,
+        run_id: int = 1,
+    ) -> Served:
+        """Hand the site a message of a run.
+
+        Args:
+            message: from the server.
+            run: the run-config that came with it.
+            ledger: the site's ledger file; a new one if none is named.
+            draws: the source to draw from instead of the site's own.
+            script: releases to give out in place of the site's own.
+            watch: whether to look at every step.
+            run_id: Flower's.
+        """
+        _stamp()
+        steps: list[Step] = []
+        with tempfile.TemporaryDirectory(dir=MEMORY) as scratch, pytest.MonkeyPatch.context() as patch:
+            if ledger is None:
+                create(ledger := Path(scratch) / "ledger")
+            before = len(_counted(ledger))
+            if draws is not None:
+                patch.setattr(site, "SystemRandom", lambda: draws)
+            if watch:
+                patch.setattr(training, "PrivateSum", watched(steps, script, []))
+            context = Context(run_id, 7, self.owner(ledger), RecordDict(), dict(run))
+            reply = app(message, context)
+            return Served(reply, _counted(ledger)[before:], steps, draws)
+
+
+def _stamp() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # Flower stamps messages with them
+
+
+def reserved_in(ledger: Path) -> list[Reserve]:
+    """All reservations in a ledger file."""
+    return [entry for entry in LedgerFile(ledger).read().entries if isinstance(entry, Reserve)]
+
+
+def _counted(ledger: Path) -> list[Reserve]:
+    try:
+        return reserved_in(ledger)
+    except LedgerError:
+        return []
+
+
+def settings_or_none(run: Mapping[str, Any]) -> Settings | None:
+    """The run's settings as the server of this version reads them; None if it would refuse them itself."""
+    try:
+        return settings_from(run)
+    except LaloraError:
+        return None
+
+
+def adapted_or_none(settings: Settings) -> Adapted | None:
+    """The server's own model; None if this version refuses it, as then the site must."""
+    try:
+        return adapted_model(settings, "cpu")
+    except LaloraError:
+        return None
+
+
+def order(
+    run: Mapping[str, Any],
+    model: Path,
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state,
+    *,
+    sent: Callable[[str], bool] = lambda name: True,
+    **fields: Any,
+) -> Message:
+    """A server's order, consistent in itself whatever it says.
+
+    Args:
+        run: the run-config; one that no settings can be made of gets the order of `RUN`.
+        model: the folder of the base model, which the server holds too.
+        change: makes the adapter that the site is to start from of the initial one.
+        sent: which tensors travel.
+        fields: fields of the order that say something else.
+    """
+    family = str(run.get("model.name", "hf/")).partition("/")[0]
+    honest = {**RUN, "model.name": f"hf/{model}"}
+    settings = settings_or_none({**run, "model.name": f"{family}/{model}"}) or settings_from(honest)
+    adapted = adapted_or_none(settings) or adapted_or_none(settings := settings_from(honest))
+    state = change(dict(adapted.initial)) if adapted else {}
+    schedule, filter_name = resolved_choices(settings)
+    values: dict[str, Any] = {
+        "server_round": 1,
+        "schedule": schedule,
+        "filter": filter_name,
+        "share": METHODS[settings.strategy].share,
+        "adapter_digest": digest(state, BOTH | {"head"}),
+        "model_digest": adapted.base.provenance.digest if adapted else "",
+        **fields,
+    }
+    _stamp()
+    content = RecordDict(
+        {ARRAYS: to_arrays({n: t for n, t in state.items() if sent(n)}), CONFIG: TrainOrder(**values).to_record()}
+    )
+    return Message(content, dst_node_id=7, message_type="train")
+
+
+def problems(
+    message: Message, run: Mapping[str, Any], whole: Site, without: Site, *, seed: int = 0, all_usable: bool = True
+) -> list[str]:
+    """What an attacker gains from one order beyond what the ledger charged for it; nothing if the site is sound.
+
+    ``without`` is ``whole`` less its last record. Either both refuse alike and count nothing, or both count the same and
+    reply; then each step's sums, from the same history onwards, are at most C apart, the noise has at least σC, the batch
+    was drawn at the counted rate (or holds less, unless the records are ``all_usable``), and the replies are the same
+    function of what was released.
+    """
+    one = whole.serve(message, run, draws=Draws(seed))
+    two = without.serve(message, run, draws=Draws(seed), script=one.steps)
+    if one.reason != two.reason:
+        return [f"the record decides the answer: {one.reason!r} with it, {two.reason!r} without"]
+    if one.reason:
+        return [f"refused ({one.reason}), but counted"] if one.reserved or two.reserved else []
+    found = []
+    if [_charge(r) for r in one.reserved] != [_charge(r) for r in two.reserved] or len(one.reserved) != 1:
+        return ["what is counted depends on the record, or is not one round"]
+    charged = one.reserved[0]
+    if not len(one.steps) == len(two.steps) == charged.steps:
+        return [f"{len(one.steps)} and {len(two.steps)} releases, {charged.steps} counted"]
+    for number, (with_it, without_it) in enumerate(zip(one.steps, two.steps, strict=True)):
+        found += [f"step {number}: {text}" for text in step_problems(with_it, without_it, charged.sigma, charged.clip_norm)]
+        for served, step in ((one, with_it), (two, without_it)):
+            assert served.draws is not None
+            drawn = int((served.draws.uniforms[number] < charged.q).sum())
+            if step.records > drawn or (all_usable and step.records < drawn):
+                found.append(f"step {number}: the batch was not drawn at the counted rate {charged.q}")
+    same = one.tensors.keys() == two.tensors.keys()
+    if not same or any(not torch.equal(_bits(t), _bits(two.tensors[n])) for n, t in one.tensors.items()):
+        found.append("the reply tells more of the records than what was released")
+    if one.counters != two.counters:
+        found.append("the counters depend on the record")
+    return found
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.int32)  # NaN equals itself
+
+
+def _charge(entry: Reserve) -> tuple[Any, ...]:
+    return entry.sigma, entry.clip_norm, entry.q, entry.steps, entry.epsilon
+
+
+def step_problems(with_it: Step, without_it: Step, sigma: float, clip_norm: float) -> list[str]:
+    """Whether one record moves a sum by more than C, and whether the noise is less than σC."""
+    std = sigma * clip_norm
+    # the sums are seen as they were released, in float32
+    rounding = 2.0**-23 * float(with_it.total.norm() + without_it.total.norm())
+    moved = float((with_it.total - without_it.total).norm())
+    found = []
+    if not moved <= clip_norm * (1 + 1e-6 + KERNELS * with_it.records) + rounding:
+        found.append(f"one record moves the sum by {moved / clip_norm:.4g} C")
+    for step in (with_it, without_it):
+        least = float(step.noise.abs().min())
+        if not least >= std * (1 - 1e-3) - rounding:
+            found.append(f"the noise is {least / std:.4g} of what was counted")
+    return found
