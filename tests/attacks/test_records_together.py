@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def released(adapted: Adapted, count: int, together: int) -> dict[str, Tensor]:
 def furthest(adapted: Adapted, together: int) -> float:
     """The most that the last of some records moves the sum of all, in units of C."""
     sums = [released(adapted, count, together) for count in (COUNTS[0] - 1, *COUNTS)]
-    return max(joint_norm({n: two[n] - one[n] for n in one}) / C for one, two in zip(sums, sums[1:], strict=False))
+    return max(joint_norm({n: two[n] - one[n] for n in one}) / C for one, two in itertools.pairwise(sums))
 
 
 def test_alone_a_record_moves_the_sum_by_c_whatever_the_adapter(chaotic: Adapted) -> None:
