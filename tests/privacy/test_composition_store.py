@@ -110,6 +110,15 @@ def test_the_number_of_files_is_bounded_and_the_newest_stay(tmp_path: Path) -> N
     assert all(path.name.endswith(".composed") for path in files(tmp_path))
 
 
+def test_what_a_killed_process_left_is_taken_away_after_an_hour(tmp_path: Path) -> None:
+    old, new = tmp_path / ".old.partial", tmp_path / ".new.partial"
+    old.write_bytes(b"half")
+    new.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    Composer(tmp_path)(HISTORY, DELTA, "pld")
+    assert not old.exists() and new.exists()
+
+
 def test_one_pair_needs_no_file(tmp_path: Path) -> None:
     Composer(tmp_path)(HISTORY[:1], DELTA, "pld")
     assert files(tmp_path) == []
