@@ -15,7 +15,7 @@ from lalora_flwr.privacy.composition_step import ORDERS, Array, Pair, moments
 FEWEST_POINTS_EXPONENT = 4  # 64 points or more for every pair
 
 _SLACK = 17.0  # log of how much rounding may grow, for one step, by a tilt that is not the best
-_UNNOTICED = 12.0  # log of a share of δ that is not noticed
+_UNNOTICED = 16.0  # log of a share of δ that is not noticed
 _WIDTH = 16.0  # of the circle, in standard deviations of the tilted whole
 _COARSENING = 0.004  # spacing over the mean deviation of a step, below which a few fine steps are put on a coarser lattice
 _MOST_POINTS = 2**20

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ from lalora_flwr.privacy.composition_spectrum import Spectrum
 from lalora_flwr.privacy.composition_step import ORDERS, Array
 
 FORMAT = 1
-SUFFIX = ".composed"
+SUFFIX, PARTIAL = ".composed", ".partial"
 MOST_FILES = 16
 _ARRAYS = ("log_magnitude", "turns", "doubt")
 
@@ -45,7 +46,7 @@ class Store:
         temporary = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".", suffix=".partial", delete=False) as file:
+            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".", suffix=PARTIAL, delete=False) as file:
                 temporary = file.name
                 file.write(_to_bytes(composed))
             os.replace(temporary, self._folder / _name(composed.steps, composed.delta))
@@ -76,6 +77,10 @@ class Store:
         for path in self._newest_first("")[MOST_FILES:]:
             with contextlib.suppress(OSError):
                 path.unlink()
+        for left_over in self._folder.glob(f".*{PARTIAL}"):  # by a process that was killed
+            with contextlib.suppress(OSError):
+                if time.time() - left_over.stat().st_mtime > 3600:
+                    left_over.unlink()
 
 
 def _prefix(delta: float) -> str:
