@@ -171,7 +171,8 @@ def main(arguments: list[str]) -> None:
     """Be a SuperNode until it ends, with its signals and its exit codes.
 
     Raises:
-        LaloraError: if approval is asked for and this version of Flower is not known to allow it.
+        LaloraError: if approval is asked for and this version of Flower is not known to allow it, or FLWR_HOME cannot be
+            written.
     """
     from flwr import __version__
     from flwr.common.config import get_project_dir
@@ -180,7 +181,10 @@ def main(arguments: list[str]) -> None:
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     own = get_flwr_home().absolute() / "lalora"
-    with_parent.make_scripts(own / "bin")
+    try:
+        with_parent.make_scripts(own / "bin")
+    except OSError as error:
+        raise LaloraError(f"the site's helper commands cannot be made under {own}: {error}") from None
     os.environ["PATH"] = os.pathsep.join([str(own / "bin"), *os.get_exec_path()])
     os.environ.pop(ENFORCED, None)
     if approved := approved_digests(parse_arguments(arguments)):

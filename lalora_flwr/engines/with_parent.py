@@ -22,13 +22,13 @@ def make_scripts(folder: Path) -> None:
     """Write the scripts into ``folder``, which then has to come first in PATH.
 
     Raises:
-        FileNotFoundError: if one of the commands is not in PATH.
+        FileNotFoundError: if one of the commands is neither in PATH nor beside the interpreter.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for program in PROGRAMS:
         script = folder / program
-        others = os.pathsep.join(place for place in os.get_exec_path() if Path(place) != folder)
-        if (real := shutil.which(program, path=others)) is None:
+        others = [place for place in os.get_exec_path() if Path(place) != folder]
+        if (real := shutil.which(program, path=os.pathsep.join([*others, os.path.dirname(sys.executable)]))) is None:
             raise FileNotFoundError(f"{program} is not in PATH")
         command = shlex.join([sys.executable, "-IS", __file__, os.path.abspath(real)])
         new = script.with_name(f"{program}.new")

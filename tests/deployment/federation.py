@@ -289,7 +289,7 @@ class Federation:
 
     def _wait_connected(self, name: str) -> None:
         running = self.process(name)
-        wait_for(f"{name} to connect", lambda: not running.alive() or CONNECTED in running.said())
+        wait_for(f"{name} to connect", lambda: not running.alive() or CONNECTED in running.said(), patience=120)
         assert running.alive(), running.said()
 
     def online(self) -> int:

@@ -356,7 +356,10 @@ def test_the_scripts_find_the_real_commands_again_at_the_next_start(tmp_path: Pa
     with_parent.make_scripts(tmp_path)
     assert first == {script.name: script.read_text() for script in tmp_path.iterdir()} and set(first) == set(with_parent.PROGRAMS)
     assert all(str(tmp_path) not in text.split("exec", 1)[1].split("with_parent.py", 1)[1] for text in first.values())
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))  # as under a supervisor
+    with_parent.make_scripts(tmp_path)
+    assert first == {script.name: script.read_text() for script in tmp_path.iterdir()}
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(FileNotFoundError, match="is not in PATH"):
         with_parent.make_scripts(tmp_path)
 
