@@ -59,6 +59,8 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
             if config.model_type not in kinds:
                 wanted = ", ".join(kinds) + (" for language modelling" if facts.task == "language" else "")
                 raise ConfigError(f"model.name = {settings.name!r}: architecture {config.model_type!r}; must be one of {wanted}")
+            if facts.task == "language" and getattr(config, "use_bidirectional_attention", False):
+                raise ConfigError(f"model.name = {settings.name!r}: its tokens see those after them; it is no language model")
             tokenizer = _tokenizer(settings, facts, source, place, config) if weights else None
             module, fresh = _module(settings, facts, source, place, config, weights)
             files, revision = _files(settings, source, place) if weights else ([], "")

@@ -166,6 +166,13 @@ def test_a_language_model_has_no_head_to_train(tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_a_gemma_whose_tokens_see_the_answer_is_no_language_model(tmp_path: Path) -> None:
+    folder, facts = saved(tmp_path, "gemma3-text")
+    edit(folder, use_bidirectional_attention=True)
+    with pytest.raises(ConfigError, match="no language model"):
+        load(folder, facts)
+
+
 SWIN2 = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2]}
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
