@@ -95,6 +95,9 @@ def _tilt_and_width(totals: Totals, direction: int, log_delta: float) -> tuple[i
         )
         width = np.maximum(below, np.nanmin(np.where(np.isfinite(above), above, np.inf), axis=1))
         width = np.maximum(width, 2.0 ** (totals.finest + 2 + FEWEST_POINTS_EXPONENT))
+        if totals.pairs > 1:  # coarser choices: another lattice means composing everything anew
+            width = 2.0 ** np.ceil(np.log2(width))
+            width[1::2] = np.inf
         cost = np.log(width) + 0.5 * np.maximum(slack - most, 0.0)
     order = int(np.nanargmin(cost[: best + 1]))
     return order, float(width[order])
