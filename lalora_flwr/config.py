@@ -181,7 +181,13 @@ class PrivacySettings:
         lambda v: 0 < v < 1,
     )
     clip_norm: float = _positive(2.0, "L2 bound C on what one record adds to a step, over all tensors of the step together")
-    accountant: str = _choice("prv", "accountant that calibrates the noise and reports ε (rdp: looser, more noise)", "prv", "rdp")
+    accountant: str = _choice(
+        "pld",
+        "accountant that calibrates the noise and reports ε (rdp: looser, more noise; prv: slow, for old runs)",
+        "pld",
+        "rdp",
+        "prv",
+    )
     max_rounds: int = _at_least(
         0,
         0,

@@ -1,7 +1,8 @@
 """ε of many different steps for a site's ledger: composed once, and remembered between processes.
 
-The parts: `composition_step` (the loss of one step), `composition_fourier` (composing them), `composition_history` (a composed
-history, to which steps are added), `composition_store` (its file), `composition_memory` (what is known already).
+The parts, in their order: `composition_step` (the loss of one step), `composition_lattice` (where it is composed),
+`composition_spectrum` (composing), `composition_tail` (ε of the whole), `composition_history` (a composed history, to which
+steps are added), `composition_store` (its file), `composition_memory` (what is known already).
 """
 
 from __future__ import annotations

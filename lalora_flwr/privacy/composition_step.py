@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating]
+Pair = tuple[float, float]  # σ, q
 
 REMOVE, ADD = 0, 1
-ORDERS: Array = 2.0 ** (np.arange(-40, 81) / 2)  # of the exponential tilt, see `composition_fourier`
+ORDERS: Array = 2.0 ** (np.arange(-40, 65) / 2)  # of the exponential tilt, see `composition_spectrum`
 ROUNDING = float(np.finfo(np.float64).eps)  # twice the largest relative error of one operation
 
 _REACH = 12.0  # standard deviations of the noise kept on each side; a share of 1e-33 is beyond
@@ -79,7 +80,7 @@ def _point_of(loss: Array, sigma: float, q: float) -> Array:
 @lru_cache(maxsize=4096)
 def moments(sigma: float, q: float) -> Moments:
     """By quadrature over x, for one (σ, q)."""
-    x = np.linspace(-_REACH * sigma, 1 + _REACH * sigma, 512)
+    x = np.linspace(-_REACH * sigma, 1 + _REACH * sigma, 256)
     loss = _loss_at(x, sigma, q)
     log_weight = -0.5 * (x / sigma) ** 2
     log_weight -= np.logaddexp.reduce(log_weight)

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from lalora_flwr.privacy.composition_fourier import Lattice, Spectrum, Totals
 from lalora_flwr.privacy.composition_history import Composition, Steps
+from lalora_flwr.privacy.composition_lattice import Lattice, Totals
+from lalora_flwr.privacy.composition_spectrum import Spectrum
 from lalora_flwr.privacy.composition_step import ORDERS, Array
 
 FORMAT = 1
@@ -112,10 +113,13 @@ def _from_bytes(content: bytes, delta: float) -> Composition:
         raise ValueError("for another δ")
     lengths = [8 * len(ORDERS), *(length for length in header["lengths"] for _ in _ARRAYS)]
     arrays: list[Array] = np.split(np.frombuffer(raw, dtype="<f8"), np.cumsum(lengths)[:-1])
-    spectra = [
-        Spectrum(**dict(zip(_ARRAYS, arrays[1 + 3 * d : 4 + 3 * d], strict=True)), **header["spectra"][d]) for d in (0, 1)
-    ]
+    spectra = [Spectrum(*_three(arrays[1 + 3 * d : 4 + 3 * d]), **header["spectra"][d]) for d in (0, 1)]
     steps = tuple(((float(sigma), float(q)), int(times)) for (sigma, q), times in header["steps"])
     totals = Totals(arrays[0].reshape(2, 4, len(ORDERS)), **header["totals"])
     first, second = (Lattice(**lattice) for lattice in header["lattices"])
     return Composition(steps, delta, totals, (first, second), (spectra[0], spectra[1]))
+
+
+def _three(arrays: list[Array]) -> tuple[Array, Array, Array]:
+    first, second, third = arrays
+    return first, second, third
