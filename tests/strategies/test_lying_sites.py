@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +347,14 @@ def test_an_honest_site_is_believed_and_its_epsilon_is_the_servers(q: float, rou
         counts.check(3, honest(settings, q, served))
         assert counts.epsilon() == counts.of(3).claimed_epsilon
     assert counts.most() == 3 and SiteCounts(settings, sites=counts.sites).report() == counts.report()
+
+
+@pytest.mark.parametrize("q", [1.5, 0.0, 1e-300, 40 / 367 * 1.0001, 40 / 0.5, 40 / 1e10])
+def test_a_sample_rate_of_no_number_of_records_is_rejected_at_once(q: float) -> None:
+    counts, truth = SiteCounts(small(Path("x"), **QUICK)), honest(small(Path("x"), **QUICK), 40 / 367, 1)
+    counts.of(0).rounds = 1
+    with pytest.raises(BadReply, match="is no batch of 40 over a number of records"):
+        counts.check(0, replace(truth, sample_rate=q))
 
 
 @hypothesis_settings(max_examples=300)
