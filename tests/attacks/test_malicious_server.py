@@ -112,7 +112,7 @@ def test_the_adapter_to_start_from_does_not_switch_the_noise_off(kind: str, size
 @pytest.mark.parametrize("alpha", [100.0, 1000.0])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_amplifies_rounding_does_not_tie_records_together(size: float, alpha: float, dtype: str, target: Target) -> None:
-    """A relative of holes 1 and 4: where a gradient is mostly rounding, a kernel that rounds otherwise in another batch moves all."""
+    """A relative of holes 1 and 4: a gradient that is mostly rounding may not change with the size of its batch."""
     run = {"strategy": "dp-lora", "lora.alpha": alpha, "privacy.clip-norm": 0.01, "model.dtype": dtype}
     assert Attack(run, adapter=("everything", size)).problems(target) == []
 
