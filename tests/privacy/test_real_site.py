@@ -59,7 +59,7 @@ def test_a_real_site_counts_in_its_own_file_by_its_declared_number_of_records(tm
         held = real(settings, run_id=2**63 + 1, **{"num-records": 800})
         counters = app(order(settings, server_round), held).content[COUNTERS]
         assert not held.state
-        spent = epsilon_spent([(counters["noise-multiplier"], 40 / 800, 2 * server_round)], 1e-4)
+        spent = epsilon_spent([(counters["noise-multiplier"], 40 / 800, 2 * server_round)], 1e-4, settings.privacy.accountant)
         assert (counters["steps"], counters["sample-rate"], counters["epsilon"]) == (2 * server_round, 0.05, spent)
     first, _, second, commit = LedgerFile(str(held.node_config["ledger-path"])).read().entries[1:]
     assert isinstance(first, Reserve) and isinstance(second, Reserve) and isinstance(commit, Commit)
