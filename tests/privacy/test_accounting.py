@@ -183,7 +183,7 @@ def test_noise_falls_with_epsilon_and_grows_with_steps_and_rate() -> None:
 
 def test_an_epsilon_out_of_reach_is_refused_with_what_to_do() -> None:
     with pytest.raises(ConfigError, match=r"privacy\.epsilon = 1e-09: no noise level found.*choose a larger"):
-        noise_multiplier_for(1e-9, 1e-4, 1.0, 100)
+        noise_multiplier_for(1e-9, 1e-12, 1.0, 100)
 
 
 def test_epsilon_is_never_negative() -> None:
