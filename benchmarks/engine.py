@@ -80,7 +80,7 @@ def plain_step(subject: Subject) -> Step:
 def our_step(subject: Subject) -> Step:
     engine = PerSampleGradients(subject.model)
     mechanism = Mechanism(1.0, 1.0, 1.0, float(subject.records))
-    ledger = RunLedger(float("inf"), 10**9, 1e-5, "prv")
+    ledger = RunLedger(float("inf"), 10**9, 1e-5, "pld")
     source = SeededRandom(0, 0, 0)
     device = next(iter(subject.active.values())).device
 
@@ -246,7 +246,7 @@ def our_round(subject: Subject) -> Step:
             filter_name="gauss5",
             train=TrainSettings(local_steps=ROUND_STEPS, lr=1e-4),
             mechanism=Mechanism(1.0, 1.0, 1.0, float(subject.records)),  # q = 1: the same batch for both sides
-            ledger=RunLedger(float("inf"), 10**9, 1e-5, "prv"),
+            ledger=RunLedger(float("inf"), 10**9, 1e-5, "pld"),
             source=SeededRandom(0, 0, 0),
         )
 

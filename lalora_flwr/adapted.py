@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lalora_flwr.config import LoraSettings, ModelSettings, Settings
 from lalora_flwr.data.data_set import Facts, facts
 from lalora_flwr.hardware import choose_device, choose_dtype
-from lalora_flwr.lora.adapter import adapter_state, attach_adapter
+from lalora_flwr.lora.adapter import adapter_state, attach_adapter, head_modules
 from lalora_flwr.lora.dropout import remove_dropout
 from lalora_flwr.lora.per_sample import PerSampleGradients
 from lalora_flwr.lora.self_check import self_check
@@ -53,8 +53,7 @@ def adapted_model(settings: Settings, device: str = "") -> Adapted:
 def _base(model: ModelSettings, about: Facts, max_tokens: int, answer: str, device: torch.device) -> BaseModel:
     base = load_base_model(model, about, max_tokens, answer)
     base.module.requires_grad_(False)
-    base.module.to(device, choose_dtype(model.dtype, device))  # before the adapter, whose factors stay float32
-    return base
+    return cast_base(base, device, choose_dtype(model.dtype, device))
 
 
 @lru_cache(maxsize=1)
@@ -76,6 +75,18 @@ def _adapted(
     engine = PerSampleGradients(model)
     self_check(base, model, engine)
     return Adapted(base, model, engine, adapter_state(model))
+
+
+def cast_base(base: BaseModel, device: torch.device, dtype: torch.dtype) -> BaseModel:
+    """The base on a device and in a precision; a trained head starts from the published values all the same."""
+    kept = {name: _in_full(module) for name, module in head_modules(base).items()}
+    base.module.to(device, dtype)  # before the adapter, whose factors stay float32
+    return dataclasses.replace(base, head_weights=kept)
+
+
+def _in_full(module: nn.Module) -> dict[str, Tensor]:
+    state = module.state_dict().items()
+    return {name: t.detach().to(torch.promote_types(t.dtype, torch.float32), copy=True) for name, t in state}
 
 
 def sharing_weights(base: BaseModel) -> BaseModel:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
 
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from lalora_flwr.engines.bundle import check_enforced
 from lalora_flwr.errors import ConfigError, LedgerError, SiteRefusal
 from lalora_flwr.messages import IDENTITY
 
@@ -17,12 +20,45 @@ APP_ERROR = 2  # Flower's code for an exception in a ClientApp
 app = ClientApp()
 
 
-def answer(work: Callable[[RecordDict, Context], RecordDict], message: Message, context: Context) -> Message:
+def leaves_at(arrived: float, now: float, every: float) -> float:
+    """When a reply that is ready ``now`` leaves: a whole number of times ``every`` seconds after its order ``arrived``.
+
+    Guarantee: how long an answer took is known only to the next multiple of ``every``, which depends on the records as little
+    as the owner makes it long. 0 lets replies leave when they are ready.
+    """
+    return arrived + every * max(1, math.ceil((now - arrived) / every)) if every > 0 else now
+
+
+def answer(
+    work: Callable[[RecordDict, Context], RecordDict],
+    message: Message,
+    context: Context,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], None] = time.sleep,
+) -> Message:
     """Reply with the result of ``work``, or with a fixed reason; never with an exception's text, which may quote data.
 
     The error is returned, not raised: Flower keeps the site's state only if the handler returns, and the steps taken
-    before the failure must stay counted.
+    before the failure must stay counted. A real site's reply leaves at a multiple of its owner's ``answer-seconds``.
     """
+    arrived = clock()
+    reply = _answer(work, message, context)
+    if (left := leaves_at(arrived, now := clock(), _answer_seconds(context)) - now) > 0:
+        wait(left)
+    return reply
+
+
+def _answer_seconds(context: Context) -> float:
+    """0 in a simulation, and if the package cannot even be imported: no record was read then."""
+    try:
+        from lalora_flwr import site
+        from lalora_flwr.privacy.caps import answer_seconds
+    except Exception:
+        return 0.0
+    return 0.0 if site.in_simulation() else answer_seconds(context.node_config)
+
+
+def _answer(work: Callable[[RecordDict, Context], RecordDict], message: Message, context: Context) -> Message:
     try:
         return Message(work(message.content, context), reply_to=message)
     except SiteRefusal as refusal:
@@ -56,6 +92,7 @@ def train(message: Message, context: Context) -> Message:
 
         if not site.in_simulation():
             _log_with_flower()
+        check_enforced(context.node_config)
         return site.train(content, context)
 
     return answer(work, message, context)
@@ -63,11 +100,15 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate on the site's own records, if run and site allow this leak."""
+    """Evaluate on the site's own records, if run and site allow it."""
 
     def work(content: RecordDict, context: Context) -> RecordDict:
+        from lalora_flwr import site
         from lalora_flwr.site_evaluation import evaluate_on_site
 
+        if not site.in_simulation():
+            _log_with_flower()
+        check_enforced(context.node_config)
         return evaluate_on_site(content, context)
 
     return answer(work, message, context)

@@ -40,8 +40,17 @@ def _at_least(low: int, default: int, doc: str) -> Any:
     return _key(default, doc, f"a whole number of at least {low}", lambda v: v >= low)
 
 
+def _whole(low: int, high: int, default: int, doc: str) -> Any:
+    return _key(default, doc, f"a whole number from {low} to {high}", lambda v: low <= v <= high)
+
+
 def _positive(default: float, doc: str) -> Any:
     return _key(default, doc, "a finite number above 0", lambda v: v > 0 and math.isfinite(v))
+
+
+def _within(low: float, high: float, default: float, doc: str) -> Any:
+    """A number in a range wider than any use of it: beyond lie only numbers that float32 cannot compute with."""
+    return _key(default, doc, f"a number from {low:g} to {high:g}", lambda v: low <= v <= high)
 
 
 def _non_negative(default: float, doc: str) -> Any:
@@ -81,8 +90,8 @@ class ModelSettings:
 class LoraSettings:
     """The adapter."""
 
-    rank: int = _at_least(1, 4, "rank r of every adapter")
-    alpha: float = _positive(8.0, "the adapter's output is scaled by alpha / rank")
+    rank: int = _whole(1, 4096, 4, "rank r of every adapter")
+    alpha: float = _within(1e-3, 1e5, 8.0, "the adapter's output is scaled by alpha / rank")
     targets: str = _key("auto", "comma-separated module names that get an adapter; auto takes the model's usual ones")
     dropout: float = _key(0.0, "dropout on the adapter's input", "a number in [0, 1)", lambda v: 0 <= v < 1)
     head: str = _choice(
@@ -120,7 +129,7 @@ class DataSettings:
     labels: str = _key("", "comma-separated label names in the order of the classes; empty: those of the data set")
     num_classes: int = _at_least(0, 0, "how many classes there are, for lalora plan without the data; 0: count them")
     records: int = _at_least(0, 0, "how many private records there are, for lalora plan without the data; 0: count them")
-    max_tokens: int = _at_least(2, 128, "texts are cut to so many tokens (a prompt at its start, so that the response stays)")
+    max_tokens: int = _whole(2, 2**20, 128, "texts are cut to so many tokens (a prompt at its start, so that the response stays)")
     answer: str = _key(
         "",
         "regular expression whose first group is the answer in a response; language models are then also graded by exact match",
@@ -151,12 +160,14 @@ class DataSettings:
 class TrainSettings:
     """Local training on a site."""
 
-    local_steps: int = _at_least(1, 10, "noisy steps K a site takes in a round")
-    batch_size: int = _at_least(1, 40, "expected records in a Poisson batch; a site of n records samples at rate batch-size / n")
+    local_steps: int = _whole(1, 100_000, 10, "noisy steps K a site takes in a round")
+    batch_size: int = _whole(
+        1, 10**9, 40, "expected records of a Poisson batch; a site of n records samples at rate batch-size / n"
+    )
     optimizer: str = _choice("sgd", "local optimizer, made afresh each round", "sgd", "adamw")
-    lr: float = _positive(0.35, "learning rate")
-    momentum: float = _key(0.0, "SGD momentum", "a number in [0, 1)", lambda v: 0 <= v < 1)
-    weight_decay: float = _non_negative(0.0, "weight decay of the optimizer")
+    lr: float = _within(1e-8, 1e4, 0.35, "learning rate")
+    momentum: float = _within(0, 0.999, 0.0, "SGD momentum")
+    weight_decay: float = _within(0, 10, 0.0, "weight decay of the optimizer")
     max_physical_batch: int = _at_least(0, 0, "records processed at once; 0 takes the whole batch (same result, more memory)")
     gradient_checkpointing: bool = _key(False, "recompute activations in the backward pass (same result, less memory, slower)")
     device: str = _choice("auto", "where a site trains: auto takes the GPU it can see, else the CPU", "auto", "cpu", "cuda")
@@ -177,11 +188,17 @@ class PrivacySettings:
     delta: float = _key(
         1e-4,
         "δ of the guarantee; choose it well below 1 / records of a site",
-        "a number between 0 and 1, both excluded",
-        lambda v: 0 < v < 1,
+        "a number from 1e-12 (below it the accountants are not exact) to 0.1",
+        lambda v: 1e-12 <= v <= 0.1,
     )
-    clip_norm: float = _positive(2.0, "L2 bound C on what one record adds to a step, over all tensors of the step together")
-    accountant: str = _choice("prv", "accountant that calibrates the noise and reports ε (rdp: looser, more noise)", "prv", "rdp")
+    clip_norm: float = _within(1e-6, 1e6, 2.0, "L2 bound C on what one record adds to a step, over all its tensors together")
+    accountant: str = _choice(
+        "pld",
+        "accountant that calibrates the noise and reports ε (rdp: looser, more noise; prv: slow, for old runs)",
+        "pld",
+        "rdp",
+        "prv",
+    )
     max_rounds: int = _at_least(
         0,
         0,
@@ -206,6 +223,30 @@ class FilterSettings:
 
 
 @dataclass(frozen=True)
+class MergeSettings:
+    """How the server combines the replies, and how far it trusts a single one (free under differential privacy)."""
+
+    name: str = _choice(
+        "auto",
+        "auto (the strategy's own), mean, or of each coordinate over the sites: median or trimmed-mean, which a few lying sites "
+        "cannot move far",
+        "auto",
+        "mean",
+        "median",
+        "trimmed-mean",
+    )
+    trim: float = _key(
+        0.2,
+        "share of the replies that merge.name = trimmed-mean leaves out at each end of a coordinate",
+        "a number between 0 and 0.5, both excluded",
+        lambda v: 0 < v < 0.5,
+    )
+    max_update_norm: float = _non_negative(
+        0.0, "L2 bound on a site's update, over all it sends together: a longer one is scaled down to it; 0: no bound"
+    )
+
+
+@dataclass(frozen=True)
 class Settings:
     """Every run-config key, validated. Build it with `settings_from`."""
 
@@ -217,7 +258,9 @@ class Settings:
     min_sites: int = _at_least(1, 1, "sites a round must merge; with fewer the run stops")
     evaluate_every: int = _at_least(1, 1, "the server evaluates every so many rounds, and after the last")
     evaluate_sites: bool = _key(
-        False, "sites also report exact accuracy and loss on their own records: a LEAK that no ε covers; a site may refuse"
+        False,
+        "sites also report the accuracy on their own records: in a simulation exact, a LEAK that no ε covers; real sites add "
+        "noise and count it in their ledgers, if their owners allow it",
     )
     seed: int = _at_least(0, 0, "seed of the initial adapter, the partition and, in simulation only, of noise and sampling")
     output_dir: str = _key("runs", "folder under which the run's own folder is made")
@@ -234,6 +277,7 @@ class Settings:
     train: TrainSettings = field(default_factory=TrainSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     filter: FilterSettings = field(default_factory=FilterSettings)
+    merge: MergeSettings = field(default_factory=MergeSettings)
 
     @property
     def private(self) -> bool:
@@ -349,6 +393,7 @@ def _check_together(settings: Settings) -> None:
     """Checks that need more than one key, or a registry that this module must not import at load time."""
     from lalora_flwr.lora.schedule import parse_schedule
     from lalora_flwr.strategies import METHODS
+    from lalora_flwr.strategies.base import least_replies
 
     if settings.strategy not in METHODS:
         near = difflib.get_close_matches(settings.strategy, METHODS, n=1)
@@ -368,6 +413,9 @@ def _check_together(settings: Settings) -> None:
         raise ConfigError("data.site: must name the column that tells the sites apart for data.partition = 'natural'")
     if settings.min_sites > settings.sites_per_round:
         raise ConfigError(f"min-sites = {settings.min_sites}: only {settings.sites_per_round} sites are drawn for a round")
+    merge = METHODS[settings.strategy].merge_named(settings.merge.name)
+    if settings.sites_per_round < (needed := least_replies(merge, settings.merge.trim)):
+        raise ConfigError(f"merge.name = {merge!r}: needs {needed} sites a round, but {settings.sites_per_round} are drawn")
     if settings.resume and not settings.run_name:
         raise ConfigError("run-name: must name the run that resume = true goes on with")
     if settings.lora.schedule != "auto":

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
+from flwr.supercore.run import RunNotRunningException
 
 from lalora_flwr.adapted import Adapted, adapted_model
 from lalora_flwr.config import Settings
 from lalora_flwr.data.data_set import data_set
-from lalora_flwr.engines.deployment import watched
-from lalora_flwr.errors import LaloraError, NoSiteLeft, WorkerDied
+from lalora_flwr.engines.deployment import WatchedGrid, watched
+from lalora_flwr.engines.ending import STOPPED, last_word
+from lalora_flwr.errors import LaloraError, NoSiteLeft, RunFailed, WorkerDied
 from lalora_flwr.evaluation import evaluate
 from lalora_flwr.lora.adapter import load_adapter_state
 from lalora_flwr.messages import to_arrays, to_tensors
@@ -29,6 +31,7 @@ from lalora_flwr.strategies.server import FederatedLora, RoundReport
 
 METRIC_NAMES = ("accuracy", "loss", "f1", "matthews", "exact_match", "site_accuracy")
 SITE_ACCURACY_LEAK = "site_accuracy: exact accuracy on the sites' private records, which no epsilon covers"
+SITE_ACCURACY_NOISED = "noised by each site; counted in its ledger and in the epsilon of this run"
 ROUND_TIMEOUT = 24 * 3600.0  # seconds; dead sites are noticed long before; see engines/deployment.py
 
 
@@ -41,10 +44,24 @@ def named(settings: Settings) -> Settings:
     return dataclasses.replace(settings, run_name=f"{settings.strategy}-{guarantee}-seed{settings.seed}-{stamp}")
 
 
-def run_federation(settings: Settings, grid: Grid, on_round: Callable[[dict[str, Any]], None] | None = None) -> Path:
+def _about_site_accuracy(*, exact: bool) -> dict[str, str]:
+    """What the summary says about the sites' own accuracy: a leak in a simulation, a private release of real sites."""
+    return {"leaks": SITE_ACCURACY_LEAK} if exact else {"site_accuracy_is": SITE_ACCURACY_NOISED}
+
+
+def run_federation(
+    settings: Settings,
+    grid: Grid,
+    on_round: Callable[[dict[str, Any]], None] | None = None,
+    at_exit: Callable[[Callable[[], None]], None] = lambda handler: None,
+) -> Path:
     """Run all rounds, or with ``resume`` those after the last checkpoint, and write the run folder.
 
-    ``on_round`` gets each line of metrics as it is written.
+    Args:
+        settings: the run.
+        grid: reaches the sites.
+        on_round: gets each line of metrics as it is written.
+        at_exit: takes a function that the process calls when it is told to end; the run's folder then says so.
 
     Returns:
         The run folder.
@@ -56,11 +73,15 @@ def run_federation(settings: Settings, grid: Grid, on_round: Callable[[dict[str,
     settings = named(settings)
     torch.set_num_threads(settings.train.num_threads)  # the same arithmetic in every engine
     adapted = adapted_model(settings)
-    with RunFolder(settings) as folder:
+    with RunFolder(settings) as folder, last_word(folder, at_exit):
         try:
-            run = _Run(settings, adapted, folder, on_round)
+            grid = watched(grid)
+            run = _Run(settings, adapted, folder, on_round, real=isinstance(grid, WatchedGrid))
             start = run.restore() if settings.resume else adapted.initial
-            run.finish(ended_early=run.serve(watched(grid), start))
+            run.finish(ended_early=run.serve(grid, start))
+        except RunNotRunningException:
+            folder.fail(STOPPED)
+            raise RunFailed(STOPPED) from None
         except LaloraError as error:
             folder.fail(str(error), WORKER_DIED if isinstance(error, WorkerDied) else "")
             raise
@@ -74,7 +95,12 @@ class _Run:
     """The server's bookkeeping over the rounds."""
 
     def __init__(
-        self, settings: Settings, adapted: Adapted, folder: RunFolder, on_round: Callable[[dict[str, Any]], None] | None
+        self,
+        settings: Settings,
+        adapted: Adapted,
+        folder: RunFolder,
+        on_round: Callable[[dict[str, Any]], None] | None,
+        real: bool,
     ) -> None:
         self._settings, self._adapted, self._folder = settings, adapted, folder
         self._test = data_set(settings).public(adapted.base.encode)
@@ -84,13 +110,10 @@ class _Run:
         self._report = RoundReport(0)
         self._begun = self._round_begun = time.monotonic()
         self._seconds_before = 0.0
-        self.strategy = FederatedLora(settings, self._keep, adapted.base.provenance.digest, folder.save_asked)
+        self.strategy = FederatedLora(settings, self._keep, adapted.base.provenance.digest, folder.save_asked, real)
 
     def _keep(self, report: RoundReport) -> None:
         self._report = report
-
-    def _epsilon(self) -> float:
-        return max((counters.epsilon for counters in self.strategy.counters.values()), default=0.0)
 
     def serve(self, grid: Grid, start: dict[str, torch.Tensor]) -> str:
         """All rounds that are left. Returns why a resumed run lacks the last of them: lost rounds were served too."""
@@ -107,7 +130,7 @@ class _Run:
         """Go on after the last checkpoint, if there is one; the adapter to go on with."""
         checkpoint, asked = self._folder.load_checkpoint(), self._folder.load_asked()
         if checkpoint is None:
-            self.strategy.restore(0, {"served": {}, "left": [], "counters": {}}, asked)
+            self.strategy.restore(0, {}, asked)
             return self._adapted.initial
         state = checkpoint.state
         self._metrics, self._frozen_accuracy = list(state["metrics"]), state["frozen_accuracy"]
@@ -147,7 +170,7 @@ class _Run:
                 "round": server_round,
                 **quality,
                 **self._on_sites(),
-                "epsilon": self._epsilon(),
+                "epsilon": self.strategy.counts.epsilon(),
                 "sites": len(self._report.served),
                 "failures": len(self._report.failed),
                 "failed_sites": {str(site): reason for site, reason in self._report.failed.items()},
@@ -156,7 +179,7 @@ class _Run:
                 "bytes_up": self._report.bytes_up,
                 "bytes_down": self._report.bytes_down,
                 "private": self._settings.private,
-                "seeded": self._seeded(),
+                "seeded": not self.strategy.counts.real,
             }
             self._metrics.append(line)
             self._folder.save_checkpoint(self._checkpoint(server_round, state))
@@ -171,15 +194,12 @@ class _Run:
         found = self._report.evaluated.values()
         return {"site_accuracy": sum(found) / len(found)} if found else {}
 
-    def _seeded(self) -> bool:
-        return any(counters.seeded for counters in self.strategy.counters.values())
-
     def finish(self, ended_early: str = "") -> None:
         """Adapter, plot, and last the summary."""
-        settings, counters = self._settings, self.strategy.counters
+        settings, counts = self._settings, self.strategy.counts
         self._folder.save_adapter(self._adapted.model)
         self._folder.save_plot("accuracy", accuracy_figure(settings, self._frozen_accuracy, self._metrics))
-        most = max(counters, key=lambda site: (counters[site].epsilon, -site))  # the site the headline ε belongs to
+        headline = counts.of(counts.most())
         self._folder.finish(
             {
                 "strategy": settings.strategy,
@@ -193,21 +213,21 @@ class _Run:
                 **({"ended_early": ended_early} if ended_early else {}),
                 **{name: value for name, value in self._metrics[-1].items() if name in METRIC_NAMES},
                 "frozen_accuracy": self._frozen_accuracy,
-                "epsilon": self._epsilon(),
+                "epsilon": counts.epsilon(),
                 "delta": settings.privacy.delta,
-                "noise_multiplier": counters[most].noise_multiplier,
-                "sample_rate": counters[most].sample_rate,
+                "noise_multiplier": headline.noise_multiplier,
+                "sample_rate": headline.sample_rate,
                 "clip_norm": settings.privacy.clip_norm,
                 "accountant": settings.privacy.accountant,
                 "private": settings.private,
-                "seeded": self._seeded(),
-                **({"leaks": SITE_ACCURACY_LEAK} if self._settings.evaluate_sites else {}),
+                "seeded": not counts.real,
+                **(_about_site_accuracy(exact=counts.exact_accuracy) if settings.evaluate_sites else {}),
                 "failures": sum(line["failures"] for line in self._metrics),
                 "bytes_up": sum(line["bytes_up"] for line in self._metrics),
                 "bytes_down": sum(line["bytes_down"] for line in self._metrics),
                 "seconds": self._seconds(),
                 "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-                "sites": {str(site): dataclasses.asdict(counters[site]) for site in sorted(counters)},
+                "sites": counts.report(),
                 "versions": versions(),
             }
         )

@@ -6,11 +6,13 @@
                      counters  steps, epsilon, noise-multiplier, sample-rate, seeded
     evaluate   down  arrays    adapter tensors the site cannot derive itself
                      config    server-round, model-digest
-               up    site-metrics  accuracy, loss (a leak: only with evaluate-sites and the site's leave)
+               up    site-metrics  accuracy and noise-multiplier, of the noise that the site's ledger counts; in a simulation
+                                   exact accuracy and loss, a leak (only with evaluate-sites)
     identity   up    identity  site, sites (-1 outside of a simulation)
 
 Counters are public: they follow from public constants and from how often the site was asked. Nothing that depends on
 the records travels but the tensors, and those only after clipping and noise, unless a run evaluates on the sites.
+What a reply says is checked for form here, and against what the server itself knows in `lalora_flwr.strategies.site_counts`.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 ARRAYS, CONFIG, COUNTERS, IDENTITY, SITE_METRICS = "arrays", "config", "counters", "identity", "site-metrics"
 ARRAY_HEADER = 128  # bytes before the values of a ``.npy``
+MOST_HEADER = 1024  # the same at most, whoever wrote it
 LARGEST = 1e4  # of a tensor's values; factors of a useful adapter are below 10, and one reply above this ruins a mean
 IDENTITY_QUERY = "query.identity"
 
@@ -104,6 +107,8 @@ class Counters:
             raise BadReply("its counters are not numbers of at least 0")
         if not all(math.isfinite(value) for name, value in record.items() if name != "epsilon"):  # type: ignore[arg-type]
             raise BadReply("its counters are not finite")
+        if record["steps"] != int(record["steps"]) or record["seeded"] not in (0, 1):  # type: ignore[arg-type]
+            raise BadReply("its counters are no whole number of steps, seeded or not")
         values = {name: float(value) for name, value in record.items()}  # type: ignore[arg-type]
         return Counters(
             int(values["steps"]),
@@ -150,6 +155,8 @@ def read_reply(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> tu
         raise BadReply("its tensors are not those asked for")
     tensors = {}
     for name in sorted(shapes):
+        if len(arrays[name].data) > MOST_HEADER + 4 * math.prod(shapes[name]):
+            raise BadReply(f"{name} holds more bytes than its values need")
         try:
             value = arrays[name].numpy()
         except Exception:  # whatever numpy makes of bytes that are no array
@@ -176,16 +183,50 @@ def read_counters(content: RecordDict) -> Counters:
     return Counters.from_record(record)
 
 
-def read_site_metrics(content: RecordDict) -> tuple[float, float]:
-    """Accuracy and loss of an evaluation reply.
+@dataclass(frozen=True)
+class SiteMetrics:
+    """What a site says of the shared model on its own records.
+
+    Attributes:
+        accuracy: in [0, 1].
+        noise_multiplier: σ of the noise on the number of records that the model gets right (one record moves it by at most
+            1), added before the division; None if the accuracy is exact.
+    """
+
+    accuracy: float
+    noise_multiplier: float | None = None
+
+
+def read_site_metrics(content: RecordDict) -> SiteMetrics:
+    """Check an evaluation reply and take it apart. An exact loss may come with it and is dropped.
 
     Raises:
-        BadReply: if they are missing, not the declared ones, or not finite.
+        BadReply: if the metrics are missing, not the declared ones, not finite, or no accuracy and noise.
     """
     record = content.get(SITE_METRICS)
-    if set(content) != {SITE_METRICS} or not isinstance(record, MetricRecord) or set(record) != {"accuracy", "loss"}:
+    declared = ({"accuracy"}, {"accuracy", "loss"}, {"accuracy", "noise-multiplier"})
+    if set(content) != {SITE_METRICS} or not isinstance(record, MetricRecord) or set(record) not in declared:
         raise BadReply("its metrics are not the declared ones")
-    accuracy, loss = record["accuracy"], record["loss"]
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (accuracy, loss)):
-        raise BadReply("its metrics are not finite numbers")
-    return float(accuracy), float(loss)  # type: ignore[arg-type]
+    values: dict[str, float] = {}
+    for name, value in record.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise BadReply("its metrics are not finite numbers")
+        values[name] = float(value)
+    if not 0 <= values["accuracy"] <= 1 or not values.get("noise-multiplier", 1.0) > 0:
+        raise BadReply("its metrics are no accuracy from 0 to 1 and noise above 0")
+    return SiteMetrics(values["accuracy"], values.get("noise-multiplier"))
+
+
+def read_identity(content: RecordDict) -> tuple[int, int]:
+    """A virtual site's number and how many there are; -1 twice from a real site.
+
+    Raises:
+        BadReply: if they are missing or not whole numbers.
+    """
+    record = content.get(IDENTITY)
+    if not isinstance(record, MetricRecord) or set(record) != {"site", "sites"}:
+        raise BadReply("its identity is not the declared one")
+    site, sites = record["site"], record["sites"]
+    if not isinstance(site, int) or not isinstance(sites, int):
+        raise BadReply("its identity is not two whole numbers")
+    return site, sites

@@ -72,6 +72,36 @@ def versions() -> dict[str, str]:
 FREE_ON_RESUME = ("resume", "output-dir")  # keys that may differ from the first start
 
 
+FINISHED = "which is finished"
+
+
+def how_it_ended(path: Path) -> str:
+    """What became of the run of a folder, in words; one that left neither summary nor failure was killed, or still runs."""
+    if (path / SUMMARY).exists():
+        return FINISHED
+    if (path / FAILURE).exists():
+        return f"which stopped ({_reason(path / FAILURE)})"
+    return "whose process still runs" if _is_held(path / LOCK) else "whose process was killed"
+
+
+def _reason(failure: Path) -> str:
+    try:
+        return str(json.loads(failure.read_text())["error"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return f"{failure.name} cannot be read"
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def folder_for(settings: Settings) -> Path:
     """Where the run's folder will be, or with ``resume`` is.
 
@@ -81,10 +111,9 @@ def folder_for(settings: Settings) -> Path:
     path = Path(settings.output_dir).absolute() / settings.run_name
     if not settings.resume:
         if (path / CONFIG).exists():
-            raise ConfigError(
-                f"run-name = {settings.run_name!r}: {path} holds a run already; choose another name, or go on with it by "
-                f"lalora run --resume {path}"
-            )
+            how = how_it_ended(path)
+            go_on = "" if how == FINISHED else f", or go on with it by lalora run --resume {path}"
+            raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds a run already, {how}; choose another name{go_on}")
         return path
     if not (path / CONFIG).is_file():
         raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds no run to resume")
@@ -146,6 +175,11 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it holds a result or says why there is none; the process of a run with neither was killed, or still runs."""
+        return (self.path / SUMMARY).exists() or (self.path / FAILURE).exists()
+
     def add_metrics(self, *lines: Mapping[str, Any]) -> None:
         """One round's line, or those of several."""
         self._lines += [to_json(line) + "\n" for line in lines]
@@ -157,12 +191,12 @@ class RunFolder:
         about = {"round": str(checkpoint.server_round), "state": json.dumps(checkpoint.state)}  # Python's JSON keeps inf
         write_whole(self.path / CHECKPOINT, save(checkpoint.adapter, metadata=about))
 
-    def save_asked(self, served: Mapping[str, int]) -> None:
-        """How often each real site was asked, before it is asked: what it sends counts even if the server dies."""
+    def save_asked(self, asked: Mapping[str, Mapping[str, int]]) -> None:
+        """How often each real site was asked for what, before it is asked: what it sends counts even if the server dies."""
         (self.path / ASKED).parent.mkdir(exist_ok=True)
-        write_whole(self.path / ASKED, json.dumps(served) + "\n")
+        write_whole(self.path / ASKED, json.dumps(asked) + "\n")
 
-    def load_asked(self) -> dict[str, int]:
+    def load_asked(self) -> dict[str, dict[str, int]]:
         """What `save_asked` wrote last; empty if it never did.
 
         Raises:
@@ -170,8 +204,9 @@ class RunFolder:
         """
         path = self.path / ASKED
         try:
-            return {str(site): int(rounds) for site, rounds in json.loads(path.read_text()).items()} if path.exists() else {}
-        except (ValueError, AttributeError, TypeError):
+            sites = json.loads(path.read_text()).items() if path.exists() else ()
+            return {str(site): {kind: int(asked[kind]) for kind in ("rounds", "evaluations")} for site, asked in sites}
+        except (ValueError, AttributeError, TypeError, KeyError):
             raise RunFailed(f"{path} is damaged; the run cannot go on without it") from None
 
     def load_checkpoint(self) -> Checkpoint | None:

@@ -13,6 +13,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run-config describes."""
+    from flwr.supercore.exit import add_exit_handler
+
     from lalora_flwr.config import settings_from
     from lalora_flwr.engines.owner import end_with_owner
     from lalora_flwr.federation import run_federation
@@ -21,4 +23,4 @@ def main(grid: Grid, context: Context) -> None:
     log.handlers = logging.getLogger("flwr").handlers  # so that the run's log, which Flower keeps, holds these lines too
     log.setLevel(logging.INFO)
     end_with_owner()
-    log.info("results are in %s", run_federation(settings_from(context.run_config), grid))
+    log.info("results are in %s", run_federation(settings_from(context.run_config), grid, at_exit=add_exit_handler))

@@ -114,13 +114,14 @@ def test_an_exceptions_text_stays_in_the_sites_own_log(
     assert SECRET in own.text
 
 
-def test_an_exception_while_loading_records_stays_on_the_site_and_costs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: MakeReal
+def test_an_exception_while_loading_records_is_answered_with_noise_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: MakeReal, heard: Callable[[str], Heard]
 ) -> None:
     monkeypatch.setattr(site, "load_records", raising(OSError(SECRET)))
-    held = real(settings := small(tmp_path))
-    assert app(order(settings), held).error.reason == FIXED
-    assert steps_in(held) == 0
+    own, held = heard("lalora_flwr.site"), real(settings := small(tmp_path))
+    assert not app(order(settings), held).has_error()
+    assert steps_in(held) == 2
+    assert SECRET in own.text and "NO USABLE RECORD" in own.text
 
 
 @pytest.mark.usefixtures("simulated")
@@ -251,24 +252,24 @@ def test_only_a_ray_worker_or_the_inline_engine_is_a_simulation(tmp_path: Path, 
     started = False
     monkeypatch.delitem(sys.modules, "ray", raising=False)
     assert not site.in_simulation()
-    assert isinstance(site._random_source(settings, 0, 1), SystemRandom)
+    assert isinstance(site.random_source(settings, 0, 1), SystemRandom)
     fake: Any = SimpleNamespace(is_initialized=lambda: started)
     monkeypatch.setitem(sys.modules, "ray", fake)
     assert not site.in_simulation()
-    assert isinstance(site._random_source(settings, 0, 1), SystemRandom)
+    assert isinstance(site.random_source(settings, 0, 1), SystemRandom)
     started = True
     assert site.in_simulation()
-    assert isinstance(site._random_source(settings, 0, 1), SeededRandom)
+    assert isinstance(site.random_source(settings, 0, 1), SeededRandom)
     monkeypatch.delitem(sys.modules, "ray")
     monkeypatch.setattr(site, "_inline_simulation", True)
-    assert isinstance(site._random_source(settings, 0, 1), SeededRandom)
+    assert isinstance(site.random_source(settings, 0, 1), SeededRandom)
 
 
 @pytest.mark.usefixtures("simulated")
 def test_simulated_draws_differ_by_seed_by_site_and_by_round(tmp_path: Path) -> None:
     cases = [(small(tmp_path, seed=seed), number, r) for seed in (0, 1) for number in (0, 1) for r in (1, 2)]
-    noise = {tuple(site._random_source(*case).normal(torch.Size([8])).tolist()) for case in cases}
-    sampling = {tuple(site._random_source(*case).uniform(8).tolist()) for case in cases}
+    noise = {tuple(site.random_source(*case).normal(torch.Size([8])).tolist()) for case in cases}
+    sampling = {tuple(site.random_source(*case).uniform(8).tolist()) for case in cases}
     assert len(noise) == len(sampling) == 8
 
 
@@ -280,11 +281,33 @@ def test_in_a_simulation_the_count_travels_in_the_sites_state_and_nothing_else_d
     assert set(held.state["ledger"]) == {"noise-multiplier", "sample-rate", "steps"}
 
 
-def test_a_run_cannot_make_a_real_site_read_files_to_learn_the_classes(
-    tmp_path: Path, real: MakeReal, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({}, "data: the run's data.labels are not the classes that the site's node-config names, in its order"),
+        (
+            {"data__labels": "b,a"},
+            "data: the run's data.labels are not the classes that the site's node-config names, in its order",
+        ),
+        (
+            {"data__labels": "a,b,c"},
+            "data: the run's data.labels are not the classes that the site's node-config names, in its order",
+        ),
+        ({"data__response": "r"}, "data: the run's task is not the one that the site's node-config names"),
+        ({"model__name": "timm/x"}, "data: the run's task is not the one that the site's node-config names"),
+        ({"data__labels": "a,b"}, "data: the site's node-config names no data-path"),
+        ({"data__labels": "a,b", "data__max_tokens": 65}, "data: the run's data.max-tokens are above the site's max-tokens"),
+    ],
+    ids=str,
+)
+def test_a_run_cannot_make_a_real_site_read_files_or_count_other_classes(
+    asked: dict[str, Any], reason: str, tmp_path: Path, real: MakeReal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(site, "adapted_model", raising(AssertionError("something was read")))
-    settings = small(tmp_path, model__name="hf/x", data__name="file:/etc/*.csv", data__num_classes=2)
+    monkeypatch.setattr(site, "adapted_model", lambda *_: pytest.fail("something was read"))
+    run = {"model__name": "hf/x", "data__name": "file:/etc/*.csv", "data__num_classes": 2, "data__max_tokens": 64, **asked}
+    settings = small(tmp_path, **run)
     config = TrainOrder(1, "step:BA", "gauss5", "both", "", "").to_record()
     message = Message(RecordDict({ARRAYS: to_arrays({}), CONFIG: config}), dst_node_id=7, message_type="train")
-    assert app(message, real(settings)).error.reason == "data: the run must name the classes in data.labels"
+    held = real(settings, task="text", labels="a,b", **{"max-tokens": 64})
+    assert app(message, held).error.reason == reason
+    assert steps_in(held) == 0

@@ -20,6 +20,7 @@ from lalora_flwr.messages import (
     Counters,
     TrainOrder,
     num_bytes,
+    read_identity,
     read_reply,
     to_arrays,
     to_tensors,
@@ -92,6 +93,8 @@ BAD: dict[str, Callable[[], RecordDict]] = {
     "an epsilon that is not a number": lambda: reply(epsilon=math.nan),
     "a negative epsilon": lambda: reply(epsilon=-1.0),
     "steps that are not a number": lambda: reply(steps=math.nan),
+    "half a step": lambda: reply(steps=2.5),
+    "half seeded": lambda: reply(seeded=0.5),
     "infinitely many steps": lambda: reply(steps=math.inf),
     "an infinite sample rate": lambda: reply(sample_rate=math.inf),
     "an array that cannot be read": lambda: reply(
@@ -104,6 +107,23 @@ BAD: dict[str, Callable[[], RecordDict]] = {
 def test_a_reply_is_rejected_for(what: str) -> None:
     with pytest.raises(BadReply):
         read_reply(BAD[what](), SHAPES)
+
+
+def test_an_array_with_more_bytes_than_its_shape_needs_is_not_even_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    big = Array("float32", (2, 3), "numpy.ndarray", bytes(10**6))
+    monkeypatch.setattr(Array, "numpy", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(BadReply, match="more bytes"):
+        read_reply(reply(ArrayRecord({"x.lora_A.weight": big, "x.lora_B.weight": big})), SHAPES)
+
+
+def test_an_identity_is_two_whole_numbers() -> None:
+    assert read_identity(RecordDict({IDENTITY: MetricRecord({"site": 3, "sites": 8})})) == (3, 8)
+    said: dict[str, Any]
+    for said in ({"site": 1}, {"site": 1.0, "sites": 2}, {"site": [1], "sites": [2]}, {"site": 1, "sites": 2, "more": 3}):
+        with pytest.raises(BadReply):
+            read_identity(RecordDict({IDENTITY: MetricRecord(said)}))
+    with pytest.raises(BadReply):
+        read_identity(RecordDict({IDENTITY: ConfigRecord({"site": 3, "sites": 8})}))
 
 
 def test_an_order_survives_the_way() -> None:

@@ -212,6 +212,8 @@ def as_real_sites(lost: Callable[[Message], bool]) -> Callable[[Message, Context
             raise Killed
         if message.metadata.message_type == "query.identity":
             reply.content["identity"] = MetricRecord({"site": -1, "sites": -1})
+        elif not reply.has_error():
+            reply.content[COUNTERS]["seeded"] = 0  # type: ignore[index]
         return reply
 
     return behaviour

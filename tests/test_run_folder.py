@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.errors import ConfigError, RunFailed
 from lalora_flwr.run_folder import Checkpoint, RunFolder, to_json, versions, write_whole
 from tests.conftest import files_in, small, strict_json
 
@@ -96,7 +96,7 @@ def test_a_checkpoint_is_one_file_that_names_its_round(tmp_path: Path) -> None:
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     RunFolder(small(tmp_path)).finish({"accuracy": 0.5})
     before = files_in(tmp_path)
-    with pytest.raises(ConfigError, match=r"run-name = 'run': .* holds a run already; choose another name") as refusal:
+    with pytest.raises(ConfigError, match=r"run-name = 'run': .* holds a run already, .*; choose another name") as refusal:
         RunFolder(small(tmp_path, seed=1))
     assert "\n" not in str(refusal.value) and files_in(tmp_path) == before
 
@@ -119,3 +119,31 @@ def test_versions_name_the_packages_that_shape_a_result() -> None:
     found = versions()
     assert found["flwr"].startswith("1.41.") and set(found) >= {"lalora-flwr", "torch", "peft", "opacus", "timm"}
     assert "not installed" not in found.values()
+
+
+def test_a_folder_says_what_became_of_its_run(tmp_path: Path) -> None:
+    def refusal() -> str:
+        with pytest.raises(ConfigError, match="holds a run already") as caught:
+            RunFolder(small(tmp_path))
+        return str(caught.value)
+
+    with RunFolder(small(tmp_path)) as folder:
+        assert "whose process still runs; choose another name, or go on with it by lalora run --resume" in refusal()
+    assert "whose process was killed; choose another name, or go on" in refusal()
+    folder.fail("round 1: too many failures")
+    assert "which stopped (round 1: too many failures); choose another name, or go on" in refusal()
+    (folder.path / "failure.json").write_text("[]")
+    assert "which stopped (failure.json cannot be read)" in refusal()
+    folder.finish({})
+    assert refusal().endswith("which is finished; choose another name")
+
+
+def test_how_often_sites_were_asked_survives_and_damage_is_said(tmp_path: Path) -> None:
+    with RunFolder(small(tmp_path)) as folder:
+        assert folder.load_asked() == {}
+        folder.save_asked(asked := {"7": {"rounds": 3, "evaluations": 1}})
+        assert folder.load_asked() == asked
+        for damage in ("", "[]", '{"7": 3}', '{"7": {"rounds": 3}}', '{"7": {"rounds": "x", "evaluations": 0}}'):
+            (folder.path / "checkpoint" / "asked.json").write_text(damage)
+            with pytest.raises(RunFailed, match="is damaged"):
+                folder.load_asked()

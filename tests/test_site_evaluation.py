@@ -11,17 +11,26 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from safetensors.torch import load_file
+from torch import Tensor
 
 from lalora_flwr import site, site_evaluation
 from lalora_flwr.adapted import adapted_model
 from lalora_flwr.config import Settings
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.data.partition import site_rows
+from lalora_flwr.data.records import Records, no_records
 from lalora_flwr.errors import SiteRefusal
 from lalora_flwr.federation import SITE_ACCURACY_LEAK
 from lalora_flwr.lora.adapter import load_adapter_state
-from lalora_flwr.messages import ARRAYS, CONFIG, SITE_METRICS, BadReply, read_site_metrics, to_arrays
+from lalora_flwr.messages import ARRAYS, CONFIG, SITE_METRICS, BadReply, SiteMetrics, read_site_metrics, to_arrays
+from lalora_flwr.privacy.accounting import epsilon_spent
+from lalora_flwr.privacy.caps import Caps
+from lalora_flwr.privacy.ledger_entries import Reserve
+from lalora_flwr.privacy.ledger_file import LedgerFile
+from lalora_flwr.privacy.randomness import SystemRandom
 from tests.conftest import AppCall, Finished, Spy, run_spied, small, strict_json
+from tests.privacy.site_ledgers import owned
+from tests.reference import Nobody
 
 MakeContext = Callable[[Settings], Context]
 
@@ -88,28 +97,117 @@ def ask(settings: Settings, digest: str | None = None) -> RecordDict:
     return RecordDict({ARRAYS: to_arrays(adapted.initial), CONFIG: config})
 
 
-@pytest.mark.parametrize("said", [None, "false", "no", ""])
+@pytest.mark.parametrize("said", [None, "false", "no", "", False])
 def test_a_real_site_refuses_before_it_reads_a_record(
-    said: str | None, tmp_path: Path, context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    said: str | bool | None, tmp_path: Path, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = small(tmp_path, evaluate_sites=True)
-    made = context(settings)
-    made.node_config.update({} if said is None else {"allow-evaluation": said})
+    made = owned(context(settings), tmp_path, **({} if said is None else {"allow-evaluation": said}))
     monkeypatch.setattr(site, "load_records", lambda *_: pytest.fail("records were read"))
     with pytest.raises(SiteRefusal, match="allow-evaluation"):
         site_evaluation.evaluate_on_site(ask(settings), made)
 
 
+def willing(context: Context, folder: Path, **changed: Any) -> Context:
+    return owned(context, folder, **{"allow-evaluation": "true", "evaluation-noise": 20.0, **changed})
+
+
 def test_a_run_that_does_not_say_so_gets_nothing_from_a_willing_site(tmp_path: Path, context: MakeContext) -> None:
     settings = small(tmp_path)
-    made = context(settings)
-    made.node_config["allow-evaluation"] = "true"
+    made = willing(context(settings), tmp_path)
     with pytest.raises(SiteRefusal):
         site_evaluation.evaluate_on_site(ask(settings), made)
-    allowed = small(tmp_path, evaluate_sites=True)
-    made = context(allowed)
-    made.node_config["allow-evaluation"] = "true"
-    assert set(site_evaluation.evaluate_on_site(ask(allowed), made)) == {SITE_METRICS}
+    assert reserved(made) == []
+
+
+def reserved(context: Context) -> list[Reserve]:
+    entries = LedgerFile(str(context.node_config["ledger-path"])).read().entries
+    return [entry for entry in entries if isinstance(entry, Reserve)]
+
+
+def test_a_real_site_tells_a_noisy_share_and_counts_it(tmp_path: Path, context: MakeContext) -> None:
+    settings = small(tmp_path, evaluate_sites=True)
+    told = []
+    for _ in range(2):
+        made = willing(context(settings), tmp_path)
+        reply = site_evaluation.evaluate_on_site(ask(settings), made)
+        assert set(reply) == {SITE_METRICS} and set(reply[SITE_METRICS]) == {"accuracy"}
+        told.append(read_site_metrics(reply).accuracy)
+    assert told[0] != told[1]  # the same model on the same records: the operating system drew the noise
+    assert all(0 <= accuracy <= 1 and abs(accuracy * 300 - round(accuracy * 300)) < 1e-9 for accuracy in told)
+    entries = reserved(made)
+    assert [(e.sigma, e.q, e.steps, e.clip_norm, e.schedule) for e in entries] == [(20.0, 1.0, 1, 1.0, "evaluate")] * 2
+    assert entries[1].epsilon == pytest.approx(epsilon_spent([(20.0, 1.0, 2)], 1e-3), abs=0.011)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"max-epsilon": 3.9}, "cap: the run's privacy.epsilon is above"),
+        ({"alpha-range": "0.1,1"}, "cap: the run's lora.alpha is outside"),
+        ({"max-epsilon": 4.0, "evaluation-noise": 0.1}, "budget: "),
+        ({"labels": "1,0"}, "data: the run's data.labels"),
+        ({"evaluation-noise": 0}, "node-config: evaluation-noise must be"),
+    ],
+    ids=str,
+)
+def test_evaluation_keeps_to_the_caps_before_a_record_is_read(
+    changed: dict[str, Any], reason: str, tmp_path: Path, context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small(tmp_path, evaluate_sites=True)
+    monkeypatch.setattr(site, "load_records", lambda *_: pytest.fail("records were read"))
+    made = willing(context(settings), tmp_path, **changed)
+    with pytest.raises(SiteRefusal, match=f"^{reason}"):
+        site_evaluation.evaluate_on_site(ask(settings), made)
+    assert reserved(made) == []
+
+
+def test_it_counts_as_a_query(tmp_path: Path, context: MakeContext) -> None:
+    settings = small(tmp_path, evaluate_sites=True)
+    made = willing(context(settings), tmp_path, **{"max-queries-per-day": 1})
+    site_evaluation.evaluate_on_site(ask(settings), made)
+    with pytest.raises(SiteRefusal, match="max-queries-per-day"):
+        site_evaluation.evaluate_on_site(ask(settings), made)
+
+
+def test_the_noise_has_the_owners_size_and_is_whole(tmp_path: Path) -> None:
+    caps = Caps("l", 3.0, 1e-4, 1000, "image", ("a",), evaluation_noise=15.0)
+    counts = [site_evaluation.noisy_accuracy(500, caps, SystemRandom()) * 1000 for _ in range(4000)]
+    assert all(abs(count - round(count)) < 1e-9 for count in counts)
+    mean = sum(counts) / len(counts)
+    assert mean == pytest.approx(500, abs=5 * 15 / 4000**0.5)
+    assert (sum((c - mean) ** 2 for c in counts) / len(counts)) ** 0.5 == pytest.approx(15, rel=0.06)  # 5 standard errors
+    assert {site_evaluation.noisy_accuracy(count, caps, Nobody()) for count in (-500, 1500)} == {0.0, 1.0}
+
+
+def test_right_answers_are_those_of_each_record_alone_and_a_failing_one_is_wrong(tmp_path: Path) -> None:
+    adapted = adapted_model(small(tmp_path))
+    data = data_set(small(tmp_path))
+    records = data.private(range(40), adapted.base.encode)
+    images, labels = records.batch(torch.arange(40))
+    with torch.no_grad():
+        alone = [
+            int(adapted.base.logits(adapted.model.eval(), image[None]).argmax()) == int(y)
+            for image, y in zip(images, labels, strict=True)
+        ]
+    assert site_evaluation.right_answers(adapted, records) == sum(alone)
+
+    class Failing(Records):
+        def batch(self, indices: Tensor) -> tuple[Any, Tensor]:
+            if (indices == alone.index(True)).any():
+                raise RuntimeError("spoilt")
+            return super().batch(indices)
+
+    assert site_evaluation.right_answers(adapted, Failing(images, labels)) == sum(alone) - 1
+    assert site_evaluation.right_answers(adapted, no_records()) == 0
+
+
+def test_a_site_without_records_tells_noise(tmp_path: Path, context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = small(tmp_path, evaluate_sites=True)
+    monkeypatch.setattr(site, "load_records", lambda *_: no_records())
+    made = willing(context(settings), tmp_path)
+    assert 0 <= read_site_metrics(site_evaluation.evaluate_on_site(ask(settings), made)).accuracy < 0.5
+    assert len(reserved(made)) == 1
 
 
 def test_another_base_model_is_refused(tmp_path: Path, context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,16 +217,38 @@ def test_another_base_model_is_refused(tmp_path: Path, context: MakeContext, mon
         site_evaluation.evaluate_on_site(ask(settings, "0" * 64), context(settings))
 
 
+def metrics_of(**values: Any) -> RecordDict:
+    return RecordDict({SITE_METRICS: MetricRecord({name.replace("_", "-"): value for name, value in values.items()})})
+
+
 @pytest.mark.parametrize(
-    "values", [{"accuracy": 1.0}, {"accuracy": 1.0, "loss": float("inf")}, {"accuracy": 1.0, "loss": 1.0, "records": 3}]
+    "values",
+    [
+        {"loss": 1.0},
+        {"accuracy": 1.0, "loss": float("inf")},
+        {"accuracy": 1.0, "loss": 1.0, "records": 3},
+        {"accuracy": 1.0, "loss": 1.0, "noise_multiplier": 1.0},
+        {"accuracy": 1.01},
+        {"accuracy": -0.01},
+        {"accuracy": float("nan")},
+        {"accuracy": [0.5]},
+        {"accuracy": 0.5, "noise_multiplier": 0.0},
+        {"accuracy": 0.5, "noise_multiplier": -1.0},
+        {"accuracy": 0.5, "noise_multiplier": float("inf")},
+    ],
+    ids=str,
 )
 def test_other_metrics_are_rejected(values: dict[str, Any]) -> None:
     with pytest.raises(BadReply):
-        read_site_metrics(RecordDict({SITE_METRICS: MetricRecord(values)}))
-    good = RecordDict({SITE_METRICS: MetricRecord({"accuracy": 0.5, "loss": 1.0})})
-    assert read_site_metrics(good) == (0.5, 1.0)
+        read_site_metrics(metrics_of(**values))
+
+
+def test_an_accuracy_comes_with_its_noise_or_is_exact() -> None:
+    assert read_site_metrics(metrics_of(accuracy=0.5, loss=1.0)) == SiteMetrics(0.5)
+    assert read_site_metrics(metrics_of(accuracy=1.0)) == SiteMetrics(1.0)
+    assert read_site_metrics(metrics_of(accuracy=0.0, noise_multiplier=8.0)) == SiteMetrics(0.0, 8.0)
     with pytest.raises(BadReply):
-        read_site_metrics(RecordDict({**good, "more": MetricRecord({"a": 1})}))
+        read_site_metrics(RecordDict({**metrics_of(accuracy=0.5), "more": MetricRecord({"a": 1})}))
 
 
 def test_evaluated_rounds() -> None:

@@ -13,6 +13,8 @@ from lalora_flwr.cli.ledger import app as ledger
 from lalora_flwr.cli.plan import plan
 from lalora_flwr.cli.report import report
 from lalora_flwr.cli.run import run
+from lalora_flwr.cli.site import app as site
+from lalora_flwr.cli.site_code import approve, start
 from lalora_flwr.errors import ConfigError, Interrupted, LaloraError
 
 app = typer.Typer(
@@ -28,6 +30,9 @@ app.command()(report)
 app.command()(keys)
 app.add_typer(ledger, name="ledger")
 app.command()(certs)
+site.command()(approve)
+site.command()(start)
+app.add_typer(site, name="site")
 
 
 def main() -> None:

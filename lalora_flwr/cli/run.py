@@ -129,5 +129,6 @@ def report(folder: Path, console: Console) -> None:
     )
     console.print(f"accuracy {summary['frozen_accuracy']:.3f} (frozen model) -> {summary['accuracy']:.3f}; {guarantee}")
     if "site_accuracy" in summary:
-        console.print(f"sites' own accuracy {summary['site_accuracy']:.3f}: exact, on private records; ε does NOT cover it")
+        covered = "exact, on private records; ε does NOT cover it" if "leaks" in summary else "noised, which the ε above covers"
+        console.print(f"sites' own accuracy {summary['site_accuracy']:.3f}: {covered}")
     console.print(f"results in {folder}", soft_wrap=True)

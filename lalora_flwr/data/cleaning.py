@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,16 +47,23 @@ def label_texts(table: Dataset, column: str) -> list[str | None]:
     feature = table.features[column]
     values = _values(table, column)
     if isinstance(feature, ClassLabel):
-        names = feature.names
-        return [None if v is None or v < 0 else _as_text(names[v]) if v < len(names) else str(v) for v in values]
-    return [_as_text(v) for v in values]
+        return [class_name(v, feature) for v in values]
+    return [as_text(v) for v in values]
+
+
+def class_name(value: int | None, feature: ClassLabel) -> str | None:
+    """The name of a class by its number in a typed column."""
+    if value is None or value < 0:
+        return None
+    return as_text(feature.names[value]) if value < len(feature.names) else str(value)
 
 
 def _values(table: Dataset, column: str) -> list[Any]:
     return list(table.select_columns([column])[:][column])
 
 
-def _as_text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
+    """A label as it is compared; None if it is missing."""
     if value is None or value != value:  # NaN
         return None
     if isinstance(value, bool):
@@ -75,7 +83,13 @@ def label_names(table: Dataset, column: str) -> tuple[str, ...]:
 
 
 def usable_rows(
-    table: Dataset, columns: Columns, labels: Sequence[str], *, strict: bool = False, folder: Path | None = None
+    table: Dataset,
+    columns: Columns,
+    labels: Sequence[str],
+    *,
+    strict: bool = False,
+    folder: Path | None = None,
+    left_out: Counter[str] | None = None,
 ) -> Rows:
     """The rows with all that the task needs.
 
@@ -89,35 +103,44 @@ def usable_rows(
         labels: the classes, in order.
         strict: for public records: an unknown label is an error.
         folder: where relative paths of images start.
+        left_out: gets how many rows are left out, by reason; otherwise the log does.
 
     Raises:
         ConfigError: a class with two numbers; an unknown label in public records, or no usable row in them.
     """
     if folder and columns.image and _holds_texts(table, columns.image):
         table = _with_absolute_paths(table, columns.image, folder)
-    number = {_as_text(name): i for i, name in enumerate(labels)}
+    number = {as_text(name): i for i, name in enumerate(labels)}
     if len(number) < len(labels):
         raise ConfigError(f"data.labels: a class is there twice among {', '.join(labels)[:200]}")
-    keep = [True] * len(table)
+    known = [True] * len(table)
     classes = [0] * len(table)
+    needed = [columns.text, columns.response, "" if columns.response else columns.text_pair, columns.site]
+    there = [[_present(v) for v in _values(table, column)] for column in filter(None, needed)]
     if columns.label:
         texts = label_texts(table, columns.label)
         if strict and (unknown := in_order({t for t in texts if t is not None and t not in number})):
             raise ConfigError(f"data.test: label {unknown[0]!r} is not among {', '.join(labels)[:200]}; see data.labels")
         classes = [-1 if text is None else number.get(text, -1) for text in texts]
-        keep = [c >= 0 for c in classes]
-    needed = [columns.text, columns.response, "" if columns.response else columns.text_pair, columns.site]
-    there = [[_present(v) for v in _values(table, column)] for column in filter(None, needed)]
+        there.append([text is not None for text in texts])
+        known = [c >= 0 for c in classes]
     if columns.image:
         there.append(_image_present(table, columns.image))
-    keep = [all(row) for row in zip(keep, *there, strict=True)]
-    rows = [i for i, k in enumerate(keep) if k]
-    if len(rows) < len(table):
-        log.warning("%d of %d rows left out: a value is missing or the label is unknown", len(table) - len(rows), len(table))
+    complete = [all(row) for row in zip(*there, strict=True)]
+    rows = [i for i, k in enumerate(known) if k and complete[i]]
+    missing = complete.count(False)
+    _say_left_out(left_out, len(table), missing=missing, unknown=len(table) - len(rows) - missing)
     if strict and not rows:
         raise ConfigError("data.test: no usable row; see data.label and data.labels")
     selected = table.select(rows) if len(rows) < len(table) else table
     return Rows(selected, columns, torch.tensor([classes[i] for i in rows], dtype=torch.long))
+
+
+def _say_left_out(left_out: Counter[str] | None, rows: int, *, missing: int, unknown: int) -> None:
+    if left_out is not None:
+        left_out.update({reason: n for reason, n in (("a value is missing", missing), ("its label is unknown", unknown)) if n})
+    elif missing or unknown:
+        log.warning("%d of %d rows left out: a value is missing or the label is unknown", missing + unknown, rows)
 
 
 def _present(value: Any) -> bool:

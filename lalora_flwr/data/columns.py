@@ -30,7 +30,7 @@ class Columns:
     site: str = ""
 
 
-def find_columns(features: Features, settings: DataSettings, task: str, *, shared: bool = False) -> Columns:
+def find_columns(features: Features, settings: DataSettings, task: str, *, shared: bool = False, key: str = "data.{}") -> Columns:
     """The columns of a table for a task.
 
     Args:
@@ -38,20 +38,22 @@ def find_columns(features: Features, settings: DataSettings, task: str, *, share
         settings: names that the user gave.
         task: ``image``, ``text`` or ``language``.
         shared: whether virtual sites share the records; only then ``data.site`` is looked at.
+        key: what the setting of a column is called, for errors.
 
     Raises:
         ConfigError: a named column is missing, one that the task needs cannot be told, or it holds what the task cannot use.
     """
     names = list(features)
 
-    def pick(key: str, given: str, candidates: Sequence[str]) -> str:
+    def pick(what: str, given: str, candidates: Sequence[str]) -> str:
+        setting = key.format(what)
         if given and given not in names:
-            raise ConfigError(f"data.{key} = {given!r}: no such column; there are {', '.join(names)}")
+            raise ConfigError(f"{setting} = {given!r}: no such column; there are {', '.join(names)}")
         found = given or next((name for name in candidates if name in names), "")
         if not found:
-            raise ConfigError(f"data.{key}: no column found; name one of {', '.join(names)}")
-        if wrong := _wrong_kind(features[found], key):
-            raise ConfigError(f"data.{key}: column {found!r} holds {wrong}; name another one of {', '.join(names)}")
+            raise ConfigError(f"{setting}: no column found; name one of {', '.join(names)}")
+        if wrong := _wrong_kind(features[found], what):
+            raise ConfigError(f"{setting}: column {found!r} holds {wrong}; name another one of {', '.join(names)}")
         return found
 
     site = pick("site", settings.site, ()) if shared and settings.site else ""

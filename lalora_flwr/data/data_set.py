@@ -193,27 +193,6 @@ def private_records(settings: Settings) -> int:
     return settings.data.records or len(data_set(settings).classes())
 
 
-def own_records(settings: Settings, path: str, encode: Encode) -> RecordSet:
-    """A real site's records, from the files under its own ``data-path``; no copy of them is left on disk.
-
-    Raises:
-        ConfigError: if they cannot be read or do not fit the task.
-    """
-    from lalora_flwr.data.cleaning import usable_rows
-    from lalora_flwr.data.columns import find_columns
-    from lalora_flwr.data.tables import folder_of, from_files
-
-    labels = declared_labels(settings.data)
-    if not labels and settings.task != "language":
-        raise ConfigError("data.labels: must name the classes for real sites, in the same order for every site")
-    splits = from_files("data-path", path, private=True)
-    if settings.data.split not in splits:
-        raise ConfigError(f"data.split = {settings.data.split!r}: not among {', '.join(splits)} under data-path")
-    table = splits[settings.data.split]
-    columns = find_columns(table.features, settings.data, settings.task)
-    return encode(usable_rows(table, columns, labels, folder=folder_of(path)))
-
-
 def declared_labels(settings: DataSettings) -> tuple[str, ...]:
     """The label names that the settings give."""
     return tuple(name.strip() for name in settings.labels.split(",") if name.strip())

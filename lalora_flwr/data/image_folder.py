@@ -25,15 +25,10 @@ def read_image_folder(folder: Path, split_of: Callable[[str], str], order: Calla
     Raises:
         ValueError: no image in a class folder.
     """
-    inner = _folders(folder)
-    if any(split_of(sub.name) and _folders(sub) for sub in inner):
-        places = [(split_of(sub.name) or sub.name, sub) for sub in inner]
-    else:
-        places = [("train", folder)]
-    found: dict[str, list[tuple[str, str]]] = {}
-    for split, place in places:
-        for kind in _folders(place):
-            found.setdefault(split, []).extend((str(image), kind.name) for image in _images(kind))
+    found = {
+        split: [(str(image), kind.name) for kind in kinds for image in images_in(kind)]
+        for split, kinds in class_folders(folder, split_of).items()
+    }
     found = {split: images for split, images in found.items() if images}
     if not found:
         raise ValueError("no table and no sub-folder of images a class")
@@ -46,11 +41,25 @@ def read_image_folder(folder: Path, split_of: Callable[[str], str], order: Calla
     return DatasetDict(made)
 
 
+def class_folders(folder: Path, split_of: Callable[[str], str]) -> dict[str, list[Path]]:
+    """The class folders of each split; no image is looked for. A folder without splits is ``train``."""
+    inner = _folders(folder)
+    places = [("train", folder)]
+    if any(split_of(sub.name) and _folders(sub) for sub in inner):
+        places = [(split_of(sub.name) or sub.name, sub) for sub in inner]
+    found: dict[str, list[Path]] = {}
+    for split, place in places:
+        if kinds := _folders(place):
+            found.setdefault(split, []).extend(kinds)
+    return found
+
+
 def _folders(folder: Path) -> list[Path]:
     return sorted(sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith("."))
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The files below a class folder that are images by their suffix, in order."""
     Pil.init()
     kinds = {suffix for suffix, name in Pil.registered_extensions().items() if name in Pil.OPEN}
     inside = (folder / name for name in sorted(glob.glob("**", root_dir=folder, recursive=True)))

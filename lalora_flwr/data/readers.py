@@ -73,26 +73,26 @@ def _table(lines: Iterator[tuple[int, list[str]]]) -> Table:
 def _json(file: Path) -> Table:
     text = file.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
-        records = _parsed(text)
+        records = parsed_json(text)
     else:
         records = []
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
-                    records.append(_parsed(line))
+                    records.append(parsed_json(line))
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from None
     if not all(isinstance(record, dict) for record in records):
         raise ValueError("must hold one JSON object a line")
     names = list(dict.fromkeys(name for record in records for name in record))
-    return names, [[_text(record.get(name)) for name in names] for record in records]
+    return names, [[text_of_json(record.get(name)) for name in names] for record in records]
 
 
-def _parsed(text: str) -> Any:
+def parsed_json(text: str) -> Any:
     return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)  # numbers as they are written
 
 
-def _text(value: Any) -> str | None:
+def text_of_json(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from lalora_flwr.data.inputs import Inputs, rows
@@ -41,6 +42,11 @@ class Records:
 
     def parts(self, indices: Tensor, most: int) -> list[Tensor]:
         return list(indices.split(most or max(1, len(indices))))
+
+
+def no_records() -> Records:
+    """A set of nothing: every batch of it is empty."""
+    return Records(torch.empty(0), torch.empty(0, dtype=torch.long))
 
 
 @dataclass(frozen=True)

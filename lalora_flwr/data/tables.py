@@ -9,9 +9,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from datasets.table import table_cast
 from pyarrow.parquet import ParquetFile
 
 from lalora_flwr.data.image_folder import read_image_folder
@@ -23,7 +22,7 @@ KINDS = (*READERS, PARQUET)
 SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "validation": ("validation", "valid", "val", "dev")}
 
 
-def from_files(key: str, pattern: str, *, private: bool = False) -> DatasetDict:
+def from_files(key: str, pattern: str) -> DatasetDict:
     """The splits of local files: a file, a glob, or a folder.
 
     A folder of files is split by their names (train…, test…, dev…; other names count as train), and so is a folder of
@@ -32,13 +31,12 @@ def from_files(key: str, pattern: str, *, private: bool = False) -> DatasetDict:
     Args:
         key: the setting that named them, for errors.
         pattern: file, glob or folder.
-        private: write no copy of the records to ``datasets``' cache on disk (they are kept in memory).
 
     Raises:
         ConfigError: nothing there, an unknown kind of file, or a file that cannot be read.
     """
     try:
-        return _from_files(key, pattern, private)
+        return _from_files(key, pattern)
     except ConfigError:
         raise
     except DatasetGenerationError as error:
@@ -56,11 +54,11 @@ def folder_of(pattern: str) -> Path:
     return next((above for above in path.parents if above.is_dir()), path.parent)
 
 
-def _from_files(key: str, pattern: str, private: bool) -> DatasetDict:
+def _from_files(key: str, pattern: str) -> DatasetDict:
     path = Path(pattern).expanduser()
-    splits = _table_files(path)
+    splits = table_files(path)
     if not splits and path.is_dir():
-        return read_image_folder(path, _split_named, in_order)
+        return read_image_folder(path, split_named, in_order)
     if not splits:
         raise ConfigError(f"{key} = {pattern!r}: no such file or folder")
     kinds = {Path(file).suffix.lower() for files in splits.values() for file in files}
@@ -68,10 +66,10 @@ def _from_files(key: str, pattern: str, private: bool) -> DatasetDict:
         found = ", ".join(sorted(kind or "nameless" for kind in kinds))
         raise ConfigError(f"{key} = {pattern!r}: {found} files; must be of one kind of {', '.join(KINDS)}")
     parquet = kinds == {PARQUET}
-    return DatasetDict({split: _parquet(own, private) if parquet else read_texts(own) for split, own in splits.items()})
+    return DatasetDict({split: _parquet(own) if parquet else read_texts(own) for split, own in splits.items()})
 
 
-def _table_files(path: Path) -> dict[str, list[str]]:
+def table_files(path: Path) -> dict[str, list[str]]:
     """The files of each split; none if the path is a folder without tables, or names nothing."""
     if not path.is_dir():
         files = [path] if path.is_file() else [Path(f) for f in sorted(glob.glob(str(path), recursive=True)) if Path(f).is_file()]
@@ -90,7 +88,7 @@ def files_of(pattern: str, split: str, table: Dataset) -> set[Path]:
         pattern, split: what was read.
         table: its records; those of an image folder are the files.
     """
-    if splits := _table_files(Path(pattern).expanduser()):
+    if splits := table_files(Path(pattern).expanduser()):
         return {Path(file).resolve() for file in splits[split]}
     images = table.cast_column("image", Image(decode=False))["image"]
     return {Path(image["path"]).resolve() for image in images}
@@ -98,10 +96,10 @@ def files_of(pattern: str, split: str, table: Dataset) -> set[Path]:
 
 def _split_of(stem: str) -> str:
     words = stem.lower().replace("-", "_").replace(".", "_").split("_")
-    return _split_named(words[0]) or "train"
+    return split_named(words[0]) or "train"
 
 
-def _split_named(name: str) -> str:
+def split_named(name: str) -> str:
     return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), "")
 
 
@@ -111,7 +109,7 @@ def in_order(names: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (float(name) if numbers else 0.0, name)))
 
 
-def _parquet(files: list[str], private: bool) -> Dataset:
+def _parquet(files: list[str]) -> Dataset:
     classes: dict[str, list[str]] = {}
     kinds: dict[str, Any] = {}  # the type of a column is that of the first file with it
     own = [Features.from_arrow_schema(ParquetFile(file).schema_arrow) for file in files]
@@ -119,10 +117,6 @@ def _parquet(files: list[str], private: bool) -> Dataset:
         kinds.setdefault(name, kind)  # datasets would also take the names of its classes, for all files
         if isinstance(kind, ClassLabel) and classes.setdefault(name, kind.names) != kind.names:
             raise ValueError(f"the files differ in the classes of column {name!r}")
-    if private:  # datasets would write a copy first, which stays if the process is killed meanwhile
-        wanted = [Features({name: kinds[name] for name in features}) for features in own]
-        read = [table_cast(ParquetFile(file).read(), kind.arrow_schema) for file, kind in zip(files, wanted, strict=True)]
-        return concatenate_datasets([Dataset(table) for table in read])
     return load_dataset("parquet", data_files=[glob.escape(file) for file in files], split="train")  # it takes them for patterns
 
 

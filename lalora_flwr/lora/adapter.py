@@ -6,6 +6,7 @@ sends, checkpoints and saves is one naming.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -38,8 +39,18 @@ def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith("." + target)  # PEFT's rule for a list of target modules
 
 
-def _inside(name: str, head: str) -> bool:
-    return bool(head) and (name == head or name.startswith(head + "."))
+def _in_head(name: str, head: str, trained: bool) -> bool:
+    """Whether a layer belongs to the head. A trained one takes along what ends with its name: DistilBERT's pre_classifier."""
+    if not head:
+        return False
+    return name == head or name.startswith(head + ".") or (trained and name.endswith(head))
+
+
+def _excluded(head: str, trained: bool) -> str | None:
+    """`_in_head` as the expression that PEFT takes: a head is trained whole or not at all."""
+    if not head:
+        return None
+    return rf"{'.*' if trained else ''}{re.escape(head)}(\..*)?"
 
 
 def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
@@ -49,7 +60,8 @@ def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
         ConfigError: if a target matches no linear layer, listing those the model has.
     """
     targets = list(base.targets) if lora.targets == "auto" else [t.strip() for t in lora.targets.split(",") if t.strip()]
-    linear = [name for name in _adaptable(base.module) if not _inside(name, base.head)]
+    whole = lora.head == "trained"
+    linear = [name for name in _adaptable(base.module) if not _in_head(name, base.head, whole)]
     for target in targets or [""]:
         if not any(_matches(name, target) for name in linear):
             raise ConfigError(
@@ -72,31 +84,61 @@ def attach_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> PeftModel:
     """Put an adapter on a frozen base model: A Kaiming-uniform from the seed, B zero, everything else frozen.
 
     With ``lora.head = "trained"`` the classification head is trained too and belongs to the adapter; the seed also draws
-    it if the published weights have none.
+    it if the published weights have none. The adapter is float32 or better, and the same for every precision and device of
+    the base.
 
     Raises:
-        ConfigError: no target matched, or the model has BatchNorm.
+        ConfigError: no target matched, a target holds part of the head, there is no head to train, or the model has
+            BatchNorm.
     """
     _refuse_batch_norm(base)
+    if lora.head == "trained" and not base.head:
+        raise ConfigError(f"lora.head = 'trained': {base.name} has no classification head here; leave it frozen")
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; a float is fine
         target_modules=resolve_targets(base, lora),
-        exclude_modules=rf"{re.escape(base.head)}(\..*)?" if base.head else None,  # trained whole or not at all
+        exclude_modules=_excluded(base.head, lora.head == "trained"),
         lora_dropout=lora.dropout,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.module.modules()),  # PEFT would find out, and warn
         modules_to_save=[base.head] if lora.head == "trained" else None,
     )
-    with torch.random.fork_rng(devices=[]):  # PEFT draws A from the global generator
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own, which are replaced below
         model = get_peft_model(base.module, config)
-        if base.fresh_head:
-            for name, module in model.named_modules():
-                if ".modules_to_save." in name and hasattr(module, "reset_parameters"):
-                    module.reset_parameters()  # type: ignore[operator]
     for parameter in adapter_parameters(model).values():  # PEFT leaves a trained head in the base's precision
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        _start(model, base, seed)
     return model
+
+
+@torch.no_grad()
+def _start(model: nn.Module, base: BaseModel, seed: int) -> None:
+    """Give the adapter its first values, drawn in float32 on the CPU: no site's precision or device may show in them."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and ".lora_A." in name:
+                module.weight.copy_(nn.Linear(module.in_features, module.out_features, bias=False).weight)
+            elif name.endswith(".modules_to_save.default"):
+                own = name.removeprefix("base_model.model.").removesuffix(".modules_to_save.default")
+                module.load_state_dict(base.head_weights.get(own, module.state_dict()))
+                if base.fresh_head:
+                    module.load_state_dict(_redrawn(module).state_dict())
+
+
+def _redrawn(module: nn.Module) -> nn.Module:
+    """A copy of a head in float32 on the CPU, with values drawn from the global generator."""
+    drawn = copy.deepcopy(module).to("cpu", torch.float32)
+    for part in drawn.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()  # type: ignore[operator]
+    return drawn
+
+
+def head_modules(base: BaseModel) -> dict[str, nn.Module]:
+    """The modules that a trained head consists of, by name: PEFT takes all whose name ends with the head's."""
+    return {name: module for name, module in base.module.named_modules() if base.head and name.endswith(base.head)}
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:

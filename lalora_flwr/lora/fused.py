@@ -21,9 +21,9 @@ from lalora_flwr.lora.records import RecordPass
 class LoraFunction(torch.autograd.Function):
     """y = x W0ᵀ + bias + s (x Aᵀ) Bᵀ, with a gradient for every record's own A and B.
 
-    Shapes: x (…, in) with the records outermost, W0 (out, in), A (r, in), B (out, r); ``views_A`` and ``views_B`` are the
-    per-record leaves (records, *shape) that take the gradients, or None for a frozen factor. Products run in the
-    precision of x; per-sample gradients come back in the precision of the factors.
+    Shapes: x (…, in) with the records outermost, y (rows, out) with all axes of x but the last as rows, W0 (out, in),
+    A (r, in), B (out, r); ``views_A`` and ``views_B`` are the per-record leaves (records, *shape) that take the gradients, or
+    None for a frozen factor. Products run in the precision of x; per-sample gradients come back in that of the factors.
     """
 
     @staticmethod
@@ -40,7 +40,7 @@ class LoraFunction(torch.autograd.Function):
         ctx.scaling, ctx.records, ctx.shape = scaling, records, x.shape
         ctx.dtype_A = None if views_A is None else views_A.dtype
         ctx.dtype_B = None if views_B is None else views_B.dtype
-        return y.view(*x.shape[:-1], -1)
+        return y  # a view made in here could not be changed in place, as timm's BEiT does
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -76,7 +76,7 @@ class FusedLoraLinear(PeftLoraLinear):
             return super().forward(x, *args, **kwargs)  # its lora_A and lora_B are per-sample layers themselves
         self._pass.check(x)
         A, B = self._factor(self.lora_A, name), self._factor(self.lora_B, name)
-        return LoraFunction.apply(
+        y: Tensor = LoraFunction.apply(
             x,
             self.base_layer,
             A.detach(),
@@ -86,6 +86,7 @@ class FusedLoraLinear(PeftLoraLinear):
             self.scaling[name],
             self._pass.records,
         )
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def _factor(layers: nn.ModuleDict, name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lalora_flwr.data.inputs import Inputs
+from lalora_flwr.data.inputs import Inputs, rows
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.errors import ConfigError
 from lalora_flwr.models.provenance import Provenance
 
 if TYPE_CHECKING:
     from lalora_flwr.data.cleaning import Rows
+
+CHECK_RECORDS = 5  # of the widest batch of the check before training
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class BaseModel:
         num_classes: how many classes the head tells apart; for a language model, the size of its vocabulary.
         fresh_head: the head is random and not part of the published weights; if it is trained, the run's seed draws it.
         provenance: which weights these are.
+        head_weights: the modules of a trained head as they were loaded, by name, if the network's own were rounded since.
     """
 
     name: str
@@ -41,6 +45,7 @@ class BaseModel:
     num_classes: int
     fresh_head: bool = False
     provenance: Provenance = field(default_factory=Provenance)
+    head_weights: dict[str, dict[str, Tensor]] = field(default_factory=dict, kw_only=True)
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Logits (n, num_classes), float32 or better, of this network or of a wrapper around it."""
@@ -73,3 +78,11 @@ class BaseModel:
     def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
         """Made-up records on the CPU, for checks: standard normal images, labels 0, 1, …"""
         return torch.randn(n, *self.input_shape, generator=generator), torch.arange(n) % self.num_classes
+
+    def check_batches(self, generator: torch.Generator) -> Iterator[tuple[Inputs, Tensor]]:
+        """Made-up batches on the CPU for the check before training, so different that a model which mixes records shows it."""
+        yield self.synthetic_batch(CHECK_RECORDS, generator)
+
+    def single(self, inputs: Inputs, labels: Tensor, j: int) -> tuple[Inputs, Tensor]:
+        """Record j of a batch, alone: as it would be in a batch of its own."""
+        return rows(inputs, slice(j, j + 1)), labels[j : j + 1]

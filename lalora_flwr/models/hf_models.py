@@ -24,12 +24,15 @@ from lalora_flwr.models.known import known_config
 from lalora_flwr.models.mean_pooling import MeanPooledClassifier, wants_mean
 from lalora_flwr.models.provenance import Provenance, commit_of, provenance
 from lalora_flwr.models.quiet import quiet_transformers
-from lalora_flwr.models.targets import TRANSFORMERS_TARGETS
+from lalora_flwr.models.targets import CAUSAL, TRANSFORMERS_TARGETS
 from lalora_flwr.models.text import CausalLanguageModel, SequenceClassifier
 
-CHECK_TOKENS = 12  # length of the made-up texts of the check before training
+TOKENS = 12  # length of made-up texts
 SAFE: dict[str, Any] = {"trust_remote_code": False}
-CAUSAL = ("gpt2", "llama")  # architectures whose tokens do not see those after them
+# Those whose attention keeps the records of a batch apart; the others pack them into one sequence, or were not tried.
+ATTENTION = (None, "eager", "sdpa")
+POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta")  # the first token's position is the number of the padding plus 1
+WITH_POOLER = ("bert", "roberta", "xlm-roberta", "albert", "mobilebert")  # which the mean over tokens has no use for
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
 # of a configuration: what does not change what the network computes
@@ -56,6 +59,8 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
             if config.model_type not in kinds:
                 wanted = ", ".join(kinds) + (" for language modelling" if facts.task == "language" else "")
                 raise ConfigError(f"model.name = {settings.name!r}: architecture {config.model_type!r}; must be one of {wanted}")
+            if facts.task == "language" and getattr(config, "use_bidirectional_attention", False):
+                raise ConfigError(f"model.name = {settings.name!r}: its tokens see those after them; it is no language model")
             tokenizer = _tokenizer(settings, facts, source, place, config) if weights else None
             module, fresh = _module(settings, facts, source, place, config, weights)
             files, revision = _files(settings, source, place) if weights else ([], "")
@@ -68,11 +73,9 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
             "weights as safetensors"
         ) from None
     known = provenance(module, files, revision, _about(config, tokenizer)) if weights else Provenance()
-    longest = min(max_tokens, int(getattr(config, "max_position_embeddings", max_tokens)))
-    if config.model_type == "roberta":
-        longest = min(max_tokens, config.max_position_embeddings - 1 - config.pad_token_id)  # positions start behind that number
+    longest = _longest(settings, config, max_tokens)
     targets = TRANSFORMERS_TARGETS[config.model_type]
-    shape = (min(CHECK_TOKENS, longest),)
+    shape = (min(TOKENS, longest),)
     if facts.task == "language":
         vocabulary = int(config.vocab_size)
         return CausalLanguageModel(
@@ -109,6 +112,35 @@ def _tokenizer(settings: ModelSettings, facts: Facts, source: str, place: dict[s
     return tokenizer
 
 
+def _longest(settings: ModelSettings, config: PretrainedConfig, max_tokens: int) -> int:
+    """How many tokens a text may have: what is asked for, as far as the model has positions.
+
+    Raises:
+        ConfigError: if texts as long as that would change what the model does to the others of their batch. Long-rope takes its
+            factors from the longest text; up to the length that decides it is exact. (Dynamic rope changes beyond the
+            model's positions, which no text reaches.)
+    """
+    positions: int = getattr(config, "max_position_embeddings", None) or max_tokens  # BLOOM counts none
+    if config.model_type in POSITIONS_BEHIND_PADDING:
+        positions -= 1 + (config.pad_token_id or 0)
+    longest = min(max_tokens, positions)
+    switch = long_rope(config)
+    if switch is not None and longest > switch:
+        raise ConfigError(
+            f"model.name = {settings.name!r}: its long-rope mixes the records of a batch when texts exceed {switch} tokens; "
+            f"set data.max-tokens to at most {switch}"
+        )
+    return longest
+
+
+def long_rope(config: PretrainedConfig) -> int | None:
+    """The number of tokens from which on long-rope takes its other factors; None for a model without it."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    known: Any = getattr(config, "original_max_position_embeddings", None) or getattr(config, "max_position_embeddings", 0)
+    kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict) and kind.get("rope_type") == "longrope"]
+    return min((int(kind.get("original_max_position_embeddings") or known) for kind in kinds), default=None)
+
+
 def _about(config: PretrainedConfig, tokenizer: Any) -> str:
     """What decides what the model computes, apart from its weights."""
     shaping = {name: value for name, value in config.to_dict().items() if name not in NAMES}
@@ -123,6 +155,13 @@ def _config(source: str, place: dict[str, Any], weights: bool) -> PretrainedConf
     for kernel in (config._attn_implementation, config._experts_implementation):
         if "/" in str(kernel):  # a repository of the hub with compiled code, which transformers would fetch and run
             raise ConfigError(f"model.name = 'hf/{source}': its config.json asks for code of {kernel}, which is never run")
+    if config._attn_implementation not in ATTENTION:
+        raise ConfigError(
+            f"model.name = 'hf/{source}': its config.json asks for the attention {config._attn_implementation!r}, which may pack "
+            "the records of a batch into one; must be eager or sdpa"
+        )
+    config._experts_implementation = "eager"  # one expert after the other, each on its own tokens
+    config.chunk_size_feed_forward = 0  # a saving of memory that fails unless it divides the length of every batch
     return config
 
 
@@ -139,7 +178,7 @@ def _module(
         kind = AutoModel
     else:
         config.num_labels = len(facts.labels)
-    extra = {"add_pooling_layer": False} if mean and config.model_type in ("bert", "roberta") else {}
+    extra = {"add_pooling_layer": False} if mean and config.model_type in WITH_POOLER else {}
     if not (weights and settings.pretrained):
         module, missing = kind.from_config(config, **SAFE, **extra), [""]
     else:

@@ -19,6 +19,11 @@ class MeanPooledClassifier(nn.Module):
         self.config = encoder.config
         self.classifier = nn.Linear(self.config.hidden_size, num_classes)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of token vectors, by the name that transformers' own models have for it."""
+        embeddings: nn.Module = self.encoder.get_input_embeddings()
+        return embeddings
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **more: Tensor) -> SequenceClassifierOutput:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (n, tokens, 1)

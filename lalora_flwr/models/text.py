@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.data.texts import IGNORED, TextRecords
-from lalora_flwr.models.base import BaseModel
+from lalora_flwr.errors import ConfigError
+from lalora_flwr.models.base import CHECK_RECORDS, BaseModel
+from lalora_flwr.models.made_up import made_up_tokens, short_lengths, telling_lengths
 
 if TYPE_CHECKING:
     from lalora_flwr.data.cleaning import Rows
@@ -36,6 +39,11 @@ class TextModel(BaseModel):
         """The id that fills up shorter texts: the one that the network takes for padding."""
         return int(self.module.config.pad_token_id)  # type: ignore[union-attr, arg-type]
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the network knows: 0 up to this number, which is never an id itself."""
+        return int(self.module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Logits, float32 or better: (n, num_classes), or (n, tokens, vocabulary) of a language model."""
         assert isinstance(inputs, dict)
@@ -43,10 +51,35 @@ class TextModel(BaseModel):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def checkpoint_activations(self) -> None:
-        """As for images; the non-reentrant kind, since the engine asks for gradients of chosen tensors."""
+        """As for images; the non-reentrant kind, since the engine asks for gradients of chosen tensors.
+
+        Raises:
+            ConfigError: if the model has no such mode (ALBERT).
+        """
         encoder = getattr(self.module, "encoder", self.module)  # ours around an encoder, or transformers' own
         target = self.module if hasattr(self.module, "gradient_checkpointing_enable") else encoder
+        if not target.supports_gradient_checkpointing:  # type: ignore[union-attr]
+            raise ConfigError(f"train.gradient-checkpointing = true: {self.name} cannot recompute its activations")
         target.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+
+    def check_batches(self, generator: torch.Generator) -> Iterator[tuple[Inputs, Tensor]]:
+        """Many short texts, then a few of lengths that matter, up to the longest that training can meet."""
+        yield self._made_up(short_lengths(CHECK_RECORDS, self.max_tokens), generator)
+        yield self._made_up(telling_lengths(self.module.config, self.max_tokens), generator)
+
+    def single(self, inputs: Inputs, labels: Tensor, j: int) -> tuple[Inputs, Tensor]:
+        """Text j by itself, without padding."""
+        assert isinstance(inputs, dict)
+        length = int(inputs["attention_mask"][j].sum())
+        alone = {name: value[j : j + 1, :length] for name, value in inputs.items()}
+        return alone, labels[j : j + 1, :length] if labels.dim() == 2 else labels[j : j + 1]
+
+    def _lengths(self, n: int) -> list[int]:
+        tokens = self.input_shape[0]
+        return [tokens - j % max(1, tokens // 4) for j in range(n)]
+
+    def _made_up(self, lengths: Sequence[int], generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+        raise NotImplementedError
 
     def _texts(self, rows: Rows, column: str) -> list[str]:
         return ["" if value is None else str(value) for value in rows.table[column]]  # a column of answers may hold numbers
@@ -74,7 +107,11 @@ class SequenceClassifier(TextModel):
 
     def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
         """Random tokens, each sequence padded at its end by another length."""
-        return _random_tokens(n, self.input_shape[0], self.module, generator), torch.arange(n) % self.num_classes
+        return self._made_up(self._lengths(n), generator)
+
+    def _made_up(self, lengths: Sequence[int], generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+        tokens = made_up_tokens(lengths, self.module.config, generator)
+        return tokens, torch.arange(len(lengths)) % self.num_classes
 
 
 @dataclass(frozen=True)
@@ -132,17 +169,11 @@ class CausalLanguageModel(TextModel):
 
     def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
         """Random tokens; the first half of each sequence is a prompt without loss."""
-        inputs = _random_tokens(n, self.input_shape[0], self.module, generator)
+        return self._made_up(self._lengths(n), generator)
+
+    def _made_up(self, lengths: Sequence[int], generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+        inputs = made_up_tokens(lengths, self.module.config, generator)
         labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)
-        labels[:, : self.input_shape[0] // 2] = IGNORED
+        for j, length in enumerate(lengths):
+            labels[j, : length // 2] = IGNORED
         return inputs, labels
-
-
-def _random_tokens(n: int, tokens: int, module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    config = module.config
-    padding = config.pad_token_id or 0  # type: ignore[union-attr]
-    ids = torch.randint(3, int(config.vocab_size), (n, tokens), generator=generator)  # type: ignore[union-attr, arg-type]
-    mask = torch.ones_like(ids)
-    for j in range(n):
-        mask[j, tokens - j % max(1, tokens // 4) :] = 0
-    return {"input_ids": ids.masked_fill(mask == 0, int(padding)), "attention_mask": mask}  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from lalora_flwr.data.records import RecordSet
 from lalora_flwr.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.provenance import Provenance, commit_of, provenance
-from lalora_flwr.models.targets import TIMM_TARGETS
+from lalora_flwr.models.targets import timm_targets
 
 if TYPE_CHECKING:
     from lalora_flwr.data.cleaning import Rows
@@ -80,19 +80,30 @@ def timm_model(settings: ModelSettings, facts: Facts, *, weights: bool) -> BaseM
     fresh = not files or module.num_classes != len(facts.labels)
     if files and fresh:
         module.reset_classifier(len(facts.labels))
+    through_modules(module)
     preparation = resolve_data_config({}, model=module)
     about = json.dumps([published.get("architecture"), preparation], sort_keys=True)
     return TimmClassifier(
         settings.name,
         module,
         head,
-        TIMM_TARGETS,
+        timm_targets(module),
         facts.input_shape or tuple(preparation["input_size"]),
         len(facts.labels),
         fresh_head=fresh,
         provenance=provenance(module, files, commit_of(files[0]) if files else "", about) if weights else Provenance(),
         prepare=None if facts.input_shape else create_transform(**preparation, is_training=False),  # type: ignore[arg-type]
     )
+
+
+def through_modules(module: nn.Module) -> None:
+    """Make the attention of SwinV2, BEiT and EVA call its ``qkv`` layer, whose weight alone it would read otherwise.
+
+    timm's own switch: the bias is then added afterwards. An adapter on a layer that is not called would do nothing.
+    """
+    for part in module.modules():
+        if hasattr(part, "qkv_bias_separate"):
+            part.qkv_bias_separate = True  # type: ignore[assignment]
 
 
 def _created(settings: ModelSettings, name: str, input_shape: tuple[int, ...] | None, options: dict[str, Any]) -> nn.Module:

@@ -1,7 +1,12 @@
-"""σ for a wanted ε, and ε for steps taken: Poisson-subsampled Gaussian steps, by Opacus' accountants.
+"""σ for a wanted ε, and ε for steps taken: Poisson-subsampled Gaussian steps, composed.
 
-Adjacency is add/remove of one record. PRV (arXiv 2106.02848) is the headline; RDP is looser by 5-25 % and serves as a
-cross-check. The GDP accountant is left out: it can understate ε.
+Adjacency is add/remove of one record. The accountants:
+
+- ``pld``, the headline: privacy loss distributions composed by Fourier transform (`composition_memory`); tight, and cheap.
+- ``rdp``: Opacus' Rényi accountant; 5-25 % looser, of another construction, hence the cross-check.
+- ``prv``: Opacus' PRV accountant (arXiv 2106.02848), slow; for the entries that ledgers made with it hold.
+
+The GDP accountant is left out: it can understate ε.
 """
 
 from __future__ import annotations
@@ -13,97 +18,161 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
+import numpy as np
+from scipy.special import ndtr
+
 from lalora_flwr.errors import ConfigError
+from lalora_flwr.privacy.composition_memory import Compositions, Segment
 
-Segment = tuple[float, float, int]  # noise multiplier σ, sample rate q, number of steps
+__all__ = ["HEADLINE", "Segment", "epsilon_spent", "noise_multiplier_for"]
 
+HEADLINE = "pld"
 
-_FINE, _COARSE = 0.001, 0.01  # PRV adds its error bound to ε; at a small ε the fine one is worth its time
+_PRV_FINE, _PRV_COARSE = 0.001, 0.01  # PRV adds its error bound to ε; at a small ε the fine one is worth its time
+_PRV_SMALLEST_DELTA = 1e-12  # below, it understates ε
+_MOST_NOISE, _LEAST_NOISE = 1e6, 0.01
+_GOAL, _TOLERANCE = 0.998, 0.995  # a calibrated σ costs this share of the wanted ε, at least that
 
-
-def _options(accountant: str, eps_error: float) -> dict[str, float]:
-    return {"eps_error": eps_error} if accountant == "prv" else {}
-
-
-@contextmanager
-def _root_logger_kept() -> Iterator[None]:
-    """Opacus' import sets up the root logger, which would then repeat every line of a site's log."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    try:
-        yield
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
+_compositions = Compositions()
 
 
-@lru_cache(maxsize=4096)
-def _epsilon(history: tuple[Segment, ...], delta: float, accountant: str, eps_error: float) -> float:
-    with _root_logger_kept():
-        from opacus.accountants import create_accountant
-
-    counter = create_accountant(accountant)
-    counter.history = list(history)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # RDP's advice to widen its list of orders; the bound holds without
-        return float(counter.get_epsilon(delta, **_options(accountant, eps_error)))
-
-
-def epsilon_spent(history: Sequence[Segment], delta: float, accountant: str = "prv") -> float:
+def epsilon_spent(history: Sequence[Segment], delta: float, accountant: str = HEADLINE) -> float:
     """ε at δ of all steps in the history, composed (not summed); 0 for none; inf if a step had no noise.
 
     Guarantee: an upper bound on the privacy loss of the composition, for one record added to or removed from the site,
     if each step included each record independently with its probability q and added N(0, σ²C²) to the clipped sum.
 
     Args:
-        history: (σ, q, steps) segments.
+        history: (σ, q, steps) segments, in any order.
         delta: δ of the guarantee.
-        accountant: ``prv`` or ``rdp``.
+        accountant: ``pld``, ``rdp`` or ``prv``.
+
+    Raises:
+        ConfigError: ``prv`` at a δ at which it understates ε.
+        ValueError: if δ is not between 0 and 1, or a segment is none of the mechanism (``pld``).
     """
+    if accountant == HEADLINE:
+        return _compositions.epsilon(history, delta)
     steps = tuple(segment for segment in history if segment[2])
     if not steps:
         return 0.0
     if any(sigma == 0 for sigma, _, _ in steps):
         return math.inf
-    coarse = _epsilon(steps, delta, accountant, _COARSE)
-    return coarse if coarse > 1.1 or accountant != "prv" else min(coarse, _epsilon(steps, delta, accountant, _FINE))
+    return max(0.0, {"rdp": _rdp, "prv": _prv}[accountant](steps, delta))
 
 
-@lru_cache(maxsize=256)
-def noise_multiplier_for(epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str = "prv") -> float:
-    """The smallest σ, to a tolerance of 1 % in ε, whose ``steps`` steps cost at most ε at δ; 0 for ε = inf.
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Opacus' import sets up the root logger, which would repeat every line of a site's log; RDP warns of its orders."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice to widen the list of orders; the bound holds without
+            yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@lru_cache(maxsize=4096)
+def _rdp_of_step(sigma: float, q: float) -> np.ndarray:
+    with _quiet():
+        from opacus.accountants import RDPAccountant
+        from opacus.accountants.analysis.rdp import compute_rdp
+
+        return np.asarray(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=RDPAccountant.DEFAULT_ALPHAS))
+
+
+def _rdp(history: tuple[Segment, ...], delta: float) -> float:
+    with _quiet():
+        from opacus.accountants import RDPAccountant
+        from opacus.accountants.analysis.rdp import get_privacy_spent
+
+        rdp = sum(steps * _rdp_of_step(sigma, q) for sigma, q, steps in history)
+        epsilon, _ = get_privacy_spent(orders=RDPAccountant.DEFAULT_ALPHAS, rdp=rdp, delta=delta)
+    return float(epsilon)
+
+
+def _prv(history: tuple[Segment, ...], delta: float) -> float:
+    if delta < _PRV_SMALLEST_DELTA:
+        raise ConfigError(f"δ = {delta:g}: the PRV accountant understates ε below {_PRV_SMALLEST_DELTA:g}; use pld")
+    coarse = _prv_epsilon(history, delta, _PRV_COARSE)
+    return coarse if coarse > 1.1 else min(coarse, _prv_epsilon(history, delta, _PRV_FINE))
+
+
+@lru_cache(maxsize=4096)
+def _prv_epsilon(history: tuple[Segment, ...], delta: float, eps_error: float) -> float:
+    with _quiet():
+        from opacus.accountants import PRVAccountant
+
+        counter = PRVAccountant()
+        counter.history = list(history)
+        return float(counter.get_epsilon(delta, eps_error=eps_error))
+
+
+@lru_cache(maxsize=4096)
+def noise_multiplier_for(epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str = HEADLINE) -> float:
+    """The σ, to a tolerance of 0.5 % in ε, whose ``steps`` steps cost at most ε at δ; 0 for ε = inf.
+
+    Guarantee: `epsilon_spent` of all the steps is at most ε.
 
     Args:
         epsilon: the whole budget of the site.
         delta: δ of the guarantee.
         sample_rate: q, each record's probability of being in a step's batch.
         steps: the most steps the site may take.
-        accountant: ``prv`` or ``rdp``.
+        accountant: ``pld``, ``rdp`` or ``prv``.
 
     Raises:
         ConfigError: if no noise level reaches ε.
     """
-    with _root_logger_kept():
-        from opacus.accountants.utils import get_noise_multiplier
-
     if math.isinf(epsilon):
         return 0.0
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return float(
-                get_noise_multiplier(
-                    target_epsilon=epsilon,
-                    target_delta=delta,
-                    sample_rate=sample_rate,
-                    steps=steps,
-                    accountant=accountant,
-                    epsilon_tolerance=min(0.01, 0.01 * epsilon),
-                    **_options(accountant, _FINE if epsilon <= 1 else _COARSE),
-                )
-            )
+        sigma = _search(epsilon, delta, sample_rate, steps, accountant)
     except (ValueError, RuntimeError, MemoryError, OverflowError):
+        sigma = None
+    if sigma is None:
         raise ConfigError(
             f"privacy.epsilon = {epsilon:g}: no noise level found for δ = {delta:g}, sample rate {sample_rate:.3g} and "
             f"{steps} steps; choose a larger ε, or inf to train without privacy"
-        ) from None
+        )
+    return sigma
+
+
+def _search(epsilon: float, delta: float, q: float, steps: int, accountant: str) -> float | None:
+    """By secants of log ε over log σ, from the central limit; None if the largest σ is not enough."""
+    least, most = math.log(_LEAST_NOISE), math.log(_MOST_NOISE)
+    goal = math.log(_GOAL * epsilon)
+    low: tuple[float, float] | None = None  # log σ, log ε: too little noise
+    high: tuple[float, float] | None = None  # enough
+    x = min(max(math.log(_central_limit(epsilon, delta, q, steps)), least), most)
+    for _ in range(100):
+        spent = epsilon_spent([(math.exp(x), q, steps)], delta, accountant)
+        if spent <= epsilon:
+            if spent >= _TOLERANCE * epsilon or x <= least:
+                return math.exp(x)
+            high = x, math.log(max(spent, 1e-3 * epsilon))
+        elif x >= most:
+            return None
+        else:
+            low = x, math.log(min(spent, 1e3 * epsilon))
+        if low and high:
+            if high[0] - low[0] < 1e-9:  # ε jumps here
+                return math.exp(high[0])
+            share = (low[1] - goal) / (low[1] - high[1])
+            x = low[0] + (high[0] - low[0]) * min(max(share, 0.05), 0.95)
+        elif known := low or high:  # ε falls a little faster than σ grows
+            x = min(max(x + min(max(known[1] - goal, -1.0), 1.0), least), most)
+    return None if high is None else math.exp(high[0])
+
+
+def _central_limit(epsilon: float, delta: float, q: float, steps: int) -> float:
+    """The σ at which many steps are about as private as one Gaussian step (arXiv 1911.11607): a guess, no bound."""
+    low, high = 1e-6, 1e3  # of mu, the one step's 1 / σ
+    for _ in range(60):
+        mu = math.sqrt(low * high)
+        found = ndtr(mu / 2 - epsilon / mu) - math.exp(epsilon) * ndtr(-mu / 2 - epsilon / mu)
+        low, high = (mu, high) if found < delta else (low, mu)
+    return 1 / math.sqrt(math.log1p((low / q) ** 2 / steps))

@@ -1,53 +1,92 @@
-"""What the owner of a site allows, as the site's node-config says it. No run can raise any of it.
+"""What the owner of a site pins and allows, as the site's node-config says it. No run can change or raise any of it.
 
-    ledger-path           the site's ledger, made with `lalora ledger create`             needed
-    max-epsilon, delta    the most ε at δ that the dataset may ever spend                 needed
-    num-records           public (rounded) number of records; σ and q follow from it      needed
-    dataset               the owner's name for the records                                "default"
-    min-noise-multiplier  smallest σ                                                      no limit
-    max-steps-per-round   most local steps of a round                                     no limit
-    allowed-strategies    comma-separated                                                 all
-
-A key that nobody knows is refused: it may be a cap with a typing error.
+`Caps` is the one list of the keys; ``docs/site.md`` explains them. A key that nobody knows is refused: it may be a cap with a
+typing error. A cap has one line in `Caps` and one in `RULES`.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from lalora_flwr.config import Settings
 from lalora_flwr.errors import SiteRefusal
 from lalora_flwr.privacy.mechanism import Mechanism
+from lalora_flwr.privacy.node_values import (
+    Reader,
+    at_least,
+    below,
+    names,
+    number,
+    one_of,
+    positive_range,
+    seconds,
+    switch,
+    text,
+)
 
 log = logging.getLogger("lalora_flwr.site")
-NEEDED = ("ledger-path", "max-epsilon", "delta", "num-records")
-OPTIONAL = ("dataset", "min-noise-multiplier", "max-steps-per-round", "allowed-strategies")
-OTHER_KEYS = (
-    "data-path",
-    "model-path",
-    "device",
-    "allow-evaluation",
-    "partition-id",
-    "num-partitions",
-)  # node-config, but no caps
+LEAST_DELTA = 1e-12  # below it the PRV accountant understates ε
+MOST_EPSILON, USUAL_EPSILON = 100.0, 10.0  # above the first refused: no protection is left; above the second warned
+LANGUAGE = "language"
+
+
+def _key(read: Reader, default: Any = MISSING, *, cap: bool = True) -> Any:
+    """A node-config key: how it is read, and its default if it need not be given.
+
+    ``cap``: it limits runs; a simulated site that is given one such key keeps to all of them.
+    """
+    return field(default=default, metadata={"read": read, "cap": cap})
 
 
 @dataclass(frozen=True)
 class Caps:
-    """The owner's word, checked."""
+    """The owner's word, checked: the ledger and the budget, what the records are, and what a run may ask for."""
 
-    ledger_path: str
-    max_epsilon: float
-    delta: float
-    num_records: int
-    dataset: str = "default"
-    min_noise_multiplier: float = 0.0
-    max_steps_per_round: float = math.inf
-    allowed_strategies: frozenset[str] | None = None  # None: all
+    ledger_path: str = _key(text)
+    max_epsilon: float = _key(number)
+    delta: float = _key(below(1))
+    num_records: int = _key(at_least(1))
+    task: str = _key(one_of("image", "text", LANGUAGE))
+    labels: tuple[str, ...] = _key(names, ())
+    dataset: str = _key(text, "default")
+    witness_path: str = _key(text, "")
+
+    split: str = _key(text, "train")
+    image_column: str = _key(text, "")
+    text_column: str = _key(text, "")
+    text_pair_column: str = _key(text, "")
+    label_column: str = _key(text, "")
+    response_column: str = _key(text, "")
+    max_tokens: float = _key(at_least(2), math.inf)
+
+    allowed_strategies: tuple[str, ...] = _key(names, ())  # none: all
+    min_noise_multiplier: float = _key(number, 0.3)
+    max_steps_per_round: int = _key(at_least(1), 1000)
+    max_physical_batches: int = _key(at_least(1), 4096)
+    max_queries_per_day: int = _key(at_least(1), 1000)
+    clip_norm_range: tuple[float, float] = _key(positive_range, (0.01, 100.0))
+    alpha_range: tuple[float, float] = _key(positive_range, (0.1, 1024.0))
+    lr_range: tuple[float, float] = _key(positive_range, (1e-6, 100.0))
+    answer_seconds: float = _key(seconds, 5.0)
+    evaluation_noise: float = _key(number, 0.0)
+    approved_code: tuple[str, ...] = _key(names, ())  # none: any
+
+    data_path: str = _key(text, "", cap=False)
+    model_path: str = _key(text, "", cap=False)
+    device: str = _key(one_of("auto", "cpu", "cuda"), "", cap=False)
+    records_at_once: int = _key(at_least(1), 1, cap=False)
+    allow_evaluation: bool = _key(switch, False, cap=False)
+
+
+READERS: dict[str, Reader] = {f.name.replace("_", "-"): f.metadata["read"] for f in fields(Caps)}
+NEEDED = tuple(f.name.replace("_", "-") for f in fields(Caps) if f.default is MISSING)
+CAP_KEYS = tuple(f.name.replace("_", "-") for f in fields(Caps) if f.metadata["cap"])
+DEMONSTRATION = ("partition-id", "num-partitions")  # which share of the embedded digits a site without records of its own holds
 
 
 def caps_from(node_config: Mapping[str, Any], *, needed: bool) -> Caps | None:
@@ -56,49 +95,107 @@ def caps_from(node_config: Mapping[str, Any], *, needed: bool) -> Caps | None:
     Raises:
         SiteRefusal: naming the key that is missing or cannot be used, never its value.
     """
-    if not needed and not any(key in node_config for key in (*NEEDED, *OPTIONAL)):
+    if not needed and not any(key in node_config for key in CAP_KEYS):
         return None
-    if unknown := sorted(set(node_config) - {*NEEDED, *OPTIONAL, *OTHER_KEYS}):
+    if unknown := sorted(set(node_config) - {*READERS, *DEMONSTRATION}):
         log.error("node-config: unknown keys: %s", ", ".join(unknown))
         raise SiteRefusal("node-config: a key is unknown; the site's own log names it")
     for key in NEEDED:
         if key not in node_config:
             raise SiteRefusal(f"node-config: {key} is missing")
-    return Caps(
-        ledger_path=_text(node_config, "ledger-path"),
-        max_epsilon=_number(node_config, "max-epsilon"),
-        delta=_number(node_config, "delta", below=1),
-        num_records=_whole(node_config, "num-records"),
-        dataset=_text(node_config, "dataset") if "dataset" in node_config else "default",
-        min_noise_multiplier=_number(node_config, "min-noise-multiplier") if "min-noise-multiplier" in node_config else 0.0,
-        max_steps_per_round=_whole(node_config, "max-steps-per-round") if "max-steps-per-round" in node_config else math.inf,
-        allowed_strategies=_names(node_config, "allowed-strategies") if "allowed-strategies" in node_config else None,
+    values: dict[str, Any] = {}
+    for key, read in READERS.items():
+        if key in node_config:
+            try:
+                values[key.replace("-", "_")] = read(node_config[key])
+            except ValueError as wanted:
+                raise SiteRefusal(f"node-config: {key} must be {wanted}") from None
+    caps = Caps(**values)
+    for reason, holds in TOGETHER:
+        if not holds(caps):
+            raise SiteRefusal(f"node-config: {reason}")
+    if caps.max_epsilon > USUAL_EPSILON:
+        _warn_of(caps.max_epsilon)
+    return caps
+
+
+def answer_seconds(node_config: Mapping[str, Any]) -> float:
+    """At multiples of how many seconds a real site's replies leave; 0: at once, as if nothing but the node-config is refused."""
+    if any(key not in node_config for key in NEEDED):
+        return 0.0
+    try:
+        return float(READERS["answer-seconds"](node_config.get("answer-seconds", Caps.answer_seconds)))
+    except ValueError:
+        return 0.0
+
+
+TOGETHER: tuple[tuple[str, Callable[[Caps], bool]], ...] = (
+    ("labels are missing: the names of the classes, in order", lambda caps: bool(caps.labels) or caps.task == LANGUAGE),
+    ("labels are for task image or text", lambda caps: not caps.labels or caps.task != LANGUAGE),
+    ("response-column is missing: task language needs it", lambda caps: bool(caps.response_column) or caps.task != LANGUAGE),
+    ("response-column is for task language", lambda caps: not caps.response_column or caps.task == LANGUAGE),
+    ("delta is below 1e-12, where the accountant is not right", lambda caps: caps.delta >= LEAST_DELTA),
+    (
+        "delta must be below 1 / num-records, since a larger one permits publishing a record outright",
+        lambda caps: caps.delta * caps.num_records < 1,
+    ),
+    ("max-epsilon is above 100, which protects nobody", lambda caps: caps.max_epsilon <= MOST_EPSILON),
+    (
+        "evaluation-noise is missing: allow-evaluation needs it",
+        lambda caps: not caps.allow_evaluation or caps.evaluation_noise > 0,
+    ),
+)
+
+
+@functools.cache
+def _warn_of(max_epsilon: float) -> None:
+    """Once in a process."""
+    log.warning(
+        "node-config: max-epsilon = %g is a weak promise to the people behind the records; usual are 1 to 10", max_epsilon
     )
 
 
-def _text(node_config: Mapping[str, Any], key: str) -> str:
-    value = node_config[key]
-    if not isinstance(value, str) or not value.strip():
-        raise SiteRefusal(f"node-config: {key} must be a text")
-    return value
+def _within(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= value <= limits[1]
 
 
-def _number(node_config: Mapping[str, Any], key: str, below: float = math.inf) -> float:
-    value = node_config[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < below:
-        raise SiteRefusal(f"node-config: {key} must be a number above 0" + (f" and below {below:g}" if below < math.inf else ""))
-    return float(value)
+def at_once(caps: Caps, settings: Settings) -> int:
+    """How many records go through the model together: the owner's number, or fewer if the run wants fewer.
+
+    Guarantee: with the default of 1, what a record contributes to a step depends on this record, the adapter and the model alone.
+    Computed together, records move each other by rounding, and a server that sends a chaotic adapter makes that as large
+    as it likes (``docs/privacy.md``, *Each record alone*).
+    """
+    return min(caps.records_at_once, settings.train.max_physical_batch or caps.records_at_once)
 
 
-def _whole(node_config: Mapping[str, Any], key: str) -> int:
-    value = node_config[key]
-    if type(value) is not int or value < 1:
-        raise SiteRefusal(f"node-config: {key} must be a whole number of at least 1")
-    return value
+def _physical_batches(caps: Caps, settings: Settings) -> int:
+    """Passes through the model for an expected batch."""
+    return math.ceil(min(settings.train.batch_size, caps.num_records) / at_once(caps, settings))
 
 
-def _names(node_config: Mapping[str, Any], key: str) -> frozenset[str]:
-    return frozenset(name.strip() for name in _text(node_config, key).split(","))
+Rule = tuple[str, Callable[[Caps, Settings], bool]]
+RULES: tuple[Rule, ...] = (
+    ("the site does not allow this strategy", lambda c, s: not c.allowed_strategies or s.strategy in c.allowed_strategies),
+    ("the run's privacy.epsilon is above the site's max-epsilon", lambda c, s: s.privacy.epsilon <= c.max_epsilon),
+    ("the run's privacy.delta is above the site's delta", lambda c, s: s.privacy.delta <= c.delta),
+    (
+        "the run's privacy.clip-norm is outside the site's clip-norm-range",
+        lambda c, s: _within(s.privacy.clip_norm, c.clip_norm_range),
+    ),
+    ("the run's lora.alpha is outside the site's alpha-range", lambda c, s: _within(s.lora.alpha, c.alpha_range)),
+    ("the run's train.lr is outside the site's lr-range", lambda c, s: _within(s.train.lr, c.lr_range)),
+    (
+        "the run's train.local-steps are above the site's max-steps-per-round",
+        lambda c, s: s.train.local_steps <= c.max_steps_per_round,
+    ),
+    (
+        "the run's train.batch-size needs more passes in a step than the site's max-physical-batches",
+        lambda c, s: _physical_batches(c, s) <= c.max_physical_batches,
+    ),
+    # masks are drawn one after the other: with a record less, the others would meet other masks
+    ("the run's lora.dropout must be 0 on a real site", lambda c, s: s.lora.dropout == 0),
+)
 
 
 def check_run(caps: Caps, settings: Settings, *, is_strategys_own: bool) -> None:
@@ -112,17 +209,11 @@ def check_run(caps: Caps, settings: Settings, *, is_strategys_own: bool) -> None
     Raises:
         SiteRefusal: with a fixed reason that holds no cap's value.
     """
-    privacy = settings.privacy
-    if caps.allowed_strategies is not None and settings.strategy not in caps.allowed_strategies:
-        raise SiteRefusal("cap: the site does not allow this strategy")
+    for reason, holds in RULES:
+        if not holds(caps, settings):
+            raise SiteRefusal(f"cap: {reason}")
     if not is_strategys_own:
         raise SiteRefusal("cap: the order's schedule, filter or share are not those of the run's strategy")
-    if not privacy.epsilon <= caps.max_epsilon:
-        raise SiteRefusal("cap: the run's privacy.epsilon is above the site's max-epsilon")
-    if not privacy.delta <= caps.delta:
-        raise SiteRefusal("cap: the run's privacy.delta is above the site's delta")
-    if settings.train.local_steps > caps.max_steps_per_round:
-        raise SiteRefusal("cap: the run's train.local-steps are above the site's max-steps-per-round")
 
 
 def check_mechanism(caps: Caps, mechanism: Mechanism) -> None:

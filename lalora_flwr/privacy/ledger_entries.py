@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -20,6 +20,7 @@ from lalora_flwr.privacy.accounting import Segment
 
 FORMAT = 1
 NO_HASH = "0" * 64
+EVALUATE = "evaluate"  # the schedule of a reservation that is no training: a noised answer about the run's adapter
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Reserve:
 
     Attributes:
         time: UTC, by the site's clock.
-        run, strategy, round, schedule: who asked for what; ``run`` is Flower's run id.
+        run, strategy, round, schedule: who asked for what; ``run`` is Flower's run id. With the schedule `EVALUATE` the
+            step counts into the dataset's ε and not into the run's steps.
         dataset, fingerprint: the owner's name for the records, and what identifies them.
         sigma, q, clip_norm, steps: the mechanism: noise multiplier, sample rate, clip bound, number of steps.
         run_epsilon, run_delta, run_steps, run_accountant: what the run calibrated its noise for.
@@ -82,9 +84,14 @@ KINDS: dict[str, type[Entry]] = {"genesis": Genesis, "reserve": Reserve, "commit
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float}
 
 
-def now() -> str:
-    """The site's clock, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def clock() -> datetime:
+    """The site's clock, UTC."""
+    return datetime.now(UTC)
+
+
+def written(time: datetime) -> str:
+    """A time as entries hold it: to the second."""
+    return time.isoformat(timespec="seconds")
 
 
 def to_dict(entry: Entry) -> dict[str, Any]:
@@ -139,8 +146,8 @@ def hash_after(previous: str, body: str) -> str:
     return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
 
 
-def read_chain(rows: Iterable[tuple[Any, Any, Any]]) -> tuple[list[Entry], list[str]]:
-    """The entries and their hashes of (number, body, hash) rows.
+def read_chain(rows: Iterable[tuple[Any, Any, Any]], first: int = 0, previous: str = NO_HASH) -> Iterator[tuple[Entry, str]]:
+    """The entries and their hashes of (number, body, hash) rows, from number ``first`` on, which follows hash ``previous``.
 
     Guarantee: every hash was recomputed; a change to any byte of any entry, an entry left out, added or moved, raises.
     Entries missing at the end cannot be seen.
@@ -148,12 +155,10 @@ def read_chain(rows: Iterable[tuple[Any, Any, Any]]) -> tuple[list[Entry], list[
     Raises:
         LedgerError: naming the first entry that does not fit.
     """
-    entries: list[Entry] = []
-    hashes = [NO_HASH]
-    for expected, (number, body, digest) in enumerate(rows):
+    for expected, (number, body, digest) in enumerate(rows, first):
         if number != expected:
             raise LedgerError(f"entry {expected} is missing")
-        if not isinstance(body, str) or not isinstance(digest, str) or hash_after(hashes[-1], body) != digest:
+        if not isinstance(body, str) or not isinstance(digest, str) or hash_after(previous, body) != digest:
             raise LedgerError(f"entry {number}: its hash does not fit; the ledger was changed")
         try:
             entry = from_json(body)
@@ -161,11 +166,8 @@ def read_chain(rows: Iterable[tuple[Any, Any, Any]]) -> tuple[list[Entry], list[
             raise LedgerError(f"entry {number}: {error}") from None
         if isinstance(entry, Genesis) != (number == 0) or (isinstance(entry, Genesis) and entry.format != FORMAT):
             raise LedgerError(f"entry {number}: not a ledger of this version")
-        entries.append(entry)
-        hashes.append(digest)
-    if not entries:
-        raise LedgerError("it holds no entry")
-    return entries, hashes[1:]
+        yield entry, digest
+        previous = digest
 
 
 def is_step(sigma: float, q: float, steps: int) -> bool:

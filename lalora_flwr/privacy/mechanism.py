@@ -1,9 +1,9 @@
-"""One step's release: clip each record, sum, add noise, divide by the expected batch size."""
+"""One step's release: clip each record, sum, add noise on a grid, divide by the expected batch size."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,12 @@ from torch import Tensor
 from lalora_flwr.privacy.ledger import Ledger
 from lalora_flwr.privacy.randomness import RandomSource
 
+SMALLEST, LARGEST = 2.0**-149, float(torch.finfo(torch.float32).max)  # of float32, and so of C
+GRID_BITS = 17  # the grid of the released sums is at most 2^-17 of the noise's standard deviation
+FINE = 2.0**-40  # of the noise: a second draw, so small, decides what float64 cannot resolve in the first
+EXACT = 2.0**52  # grid units that float64 holds exactly, with room for the noise
+BLOCK = 1 << 16  # elements that are float64 at once while gradients are clipped: as many as a core's cache holds
+
 
 @dataclass(frozen=True)
 class Mechanism:
@@ -19,9 +25,12 @@ class Mechanism:
 
     Attributes:
         noise_multiplier: σ; the noise on the sum has standard deviation σC. 0: no clip and no noise (not private).
-        clip_norm: C, the L2 bound on one record's gradient over all active tensors together.
+        clip_norm: C, the L2 bound on one record's gradient over all active tensors together; within float32's range.
         sample_rate: q, each record's probability of joining a step.
         expected_batch: the fixed divisor of the sum, in records.
+
+    Raises:
+        ValueError: for constants that are none of a mechanism.
     """
 
     noise_multiplier: float
@@ -29,32 +38,87 @@ class Mechanism:
     sample_rate: float
     expected_batch: float
 
+    def __post_init__(self) -> None:
+        sigma_good = self.noise_multiplier == 0 or 1e-9 <= self.noise_multiplier <= 1e9
+        rates_good = 0 < self.sample_rate <= 1 and 0 < self.expected_batch < math.inf
+        if not (sigma_good and SMALLEST <= self.clip_norm <= LARGEST and rates_good):
+            raise ValueError(f"no constants of a mechanism: {self}")
+
     @property
     def private(self) -> bool:
         return self.noise_multiplier > 0
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise on every entry of the sum, σC."""
+        return self.noise_multiplier * self.clip_norm
 
 
 def clip(per_sample: Mapping[str, Tensor], clip_norm: float) -> tuple[dict[str, Tensor], int]:
     """Sum of the per-sample gradients, each scaled to a joint L2 norm of at most ``clip_norm``.
 
-    Guarantee: adding or removing one record moves the sums, taken as one vector, by at most ``clip_norm`` up to float32
-    rounding. A record whose gradient or norm is not finite contributes zero. ``clip_norm = inf`` only drops those.
+    Guarantee: adding or removing one record moves the sums, taken as one vector, by at most ``clip_norm`` (1 + 1e-9),
+    whatever the scale of ``clip_norm`` and of the gradients. Norms, factors and sums are float64: squares of any float32
+    neither underflow nor overflow there. A record whose norm is not finite, or is 0 though its entries are not,
+    contributes zero. ``clip_norm = inf`` only drops those.
 
     Args:
-        per_sample: tensors of shape (records, *parameter.shape).
+        per_sample: tensors of shape (records, *parameter.shape), of any floating type.
         clip_norm: C > 0.
 
     Returns:
-        The sums, float32, of the parameters' shapes; and how many records were not finite (for the site's log only).
+        The sums, float64, of the parameters' shapes; and how many records were not finite (for the site's log only).
     """
-    squares = [g.flatten(1).float().square().sum(1) for g in per_sample.values()]
-    norms = torch.stack(squares).sum(0).sqrt()  # (records,)
-    finite = torch.isfinite(norms)
-    factors = torch.where(finite, (clip_norm / norms).clamp(max=1.0), 0.0)  # 0 / 0 and C / 0 both end at 1
-    factors = torch.where(norms == 0, 1.0, factors)
-    if not finite.all():  # 0 · inf would be NaN
-        per_sample = {name: g.masked_fill(~finite.view(-1, *[1] * (g.dim() - 1)), 0.0) for name, g in per_sample.items()}
-    return {name: torch.tensordot(factors, g.float(), dims=1) for name, g in per_sample.items()}, int((~finite).sum())
+    squares = [sum(part.square().sum(1) for _, part in _blocks(g)) for g in per_sample.values()]
+    norms = torch.stack([torch.as_tensor(s) for s in squares]).sum(0).sqrt()  # (records,)
+    usable = torch.isfinite(norms) & (norms > 0)
+    factors = torch.where(usable, (clip_norm / norms).clamp(max=1.0), 0.0)
+    useless = None if usable.all() else ~usable.unsqueeze(1)
+    sums = {}
+    for name, g in per_sample.items():
+        total = torch.empty(math.prod(g.shape[1:]), dtype=torch.float64, device=g.device)
+        for columns, part in _blocks(g):
+            total[columns] = factors @ (part if useless is None else part.masked_fill_(useless, 0.0))  # 0 · inf would be NaN
+        sums[name] = total.view(g.shape[1:])
+    return sums, int((~torch.isfinite(norms)).sum())
+
+
+def _blocks(g: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """A gradient (records, *shape) as float64 copies (records, columns) of at most about `BLOCK` elements, with their columns."""
+    rows = g.flatten(1)
+    width = max(1, BLOCK // max(1, rows.shape[0]))
+    for start in range(0, rows.shape[1], width):
+        columns = slice(start, start + width)
+        yield columns, rows[:, columns].to(torch.float64, copy=True)
+
+
+def grid_step(std: float) -> float:
+    """The spacing of the grid for noise of a standard deviation: the largest power of two of at most 2^-17 of it."""
+    return math.ldexp(1.0, math.frexp(std)[1] - 1 - GRID_BITS)
+
+
+def noised_on_grid(total: Tensor, std: float, source: RandomSource) -> Tensor:
+    """``total`` + N(0, std²) on every entry, rounded to the multiples of `grid_step` (std).
+
+    Guarantee: the result is what rounding does to a Gaussian mechanism's output, so it is post-processing of it: which
+    numbers can come out, and how likely each is, depends on ``total`` as a Gaussian's output does, and nothing is left in
+    the low bits (Mironov 2012). `docs/privacy.md` has the argument, and what float64 adds to it.
+
+    Whole grid units and fractions are added apart: whole ones exactly, fractions to 2^-51 of a unit, and the fine second
+    draw decides on which side of a rounding boundary a sum falls that the first draw leaves within its own precision.
+
+    Args:
+        total: float64, any shape. Entries are first limited to ±2^52 units, which moves no two of them apart.
+        std: standard deviation of the noise, above 0.
+        source: of two normal draws for every entry.
+    """
+    step = grid_step(std)
+    units = (total / step).clamp(-EXACT, EXACT)  # exact: the step is a power of two
+    noise = source.normal(total.shape).to(total.device) * (std / step)
+    fine = source.normal(total.shape).to(total.device) * (std / step * FINE)
+    whole, more = units.floor(), noise.floor()
+    fractions = (units - whole) + (noise - more) + fine
+    return (whole + more + (fractions + 0.5).floor()) * step
 
 
 class PrivateSum:
@@ -83,14 +147,14 @@ class PrivateSum:
                 self._sums[name] = value
 
     def release(self, ledger: Ledger, source: RandomSource) -> dict[str, Tensor]:
-        """The noised mean gradient. Also right for an empty batch: pure noise, counted like any step."""
+        """The noised mean gradient, float32. Also right for an empty batch: pure noise, counted like any step."""
         ledger.take_step()
         shapes, self._shapes = self._shapes, {}  # a second release holds nothing
-        std = self._mechanism.noise_multiplier * self._mechanism.clip_norm
         released = {}
         for name, shape in shapes.items():
-            value = self._sums.pop(name) if name in self._sums else torch.zeros(shape, device=self._device)
+            zero = torch.zeros(shape, dtype=torch.float64, device=self._device)
+            value = self._sums.pop(name) if name in self._sums else zero
             if self._mechanism.private:
-                value = value + std * source.normal(shape).to(value.device)
-            released[name] = value / self._mechanism.expected_batch
+                value = noised_on_grid(value, self._mechanism.noise_std, source)
+            released[name] = (value / self._mechanism.expected_batch).to(torch.float32)
         return released

@@ -22,7 +22,7 @@ class RandomSource(Protocol):
     seeded: bool
 
     def normal(self, shape: torch.Size) -> Tensor:
-        """Independent N(0, 1) draws, float32, on the CPU."""
+        """Independent N(0, 1) draws, float64, on the CPU."""
 
     def uniform(self, n: int) -> Tensor:
         """``n`` independent draws from [0, 1), float64, on the CPU."""
@@ -31,8 +31,9 @@ class RandomSource(Protocol):
 class SystemRandom:
     """Draws from the operating system's cryptographic generator; cannot be seeded or replayed.
 
-    Guarantee: the normal draws are Box-Muller on 53-bit uniforms in float64, rounded once to float32. This is not a
-    defence against attacks on floating-point noise (Mironov 2012); `docs/privacy.md` says so.
+    Guarantee: the normal draws are Box-Muller in float64. The radius comes from a uniform of 106 bits, so the tail reaches
+    to 12 standard deviations without gaps. What makes the low bits of a release harmless is the grid of
+    `lalora_flwr.privacy.mechanism.noised_on_grid`.
     """
 
     seeded = False
@@ -44,31 +45,35 @@ class SystemRandom:
     def normal(self, shape: torch.Size) -> Tensor:
         n = math.prod(shape)
         half = (n + 1) // 2
-        radius = torch.sqrt(-2 * torch.log1p(-self.uniform(half)))  # 1 - u lies in (0, 1]
+        uniform = (1 - self.uniform(half)) - self.uniform(half) * 2.0**-53  # in (0, 1], its small values with all their bits
+        radius = torch.sqrt(-2 * torch.log(uniform))
         angle = 2 * math.pi * self.uniform(half)
-        return torch.cat([radius * angle.cos(), radius * angle.sin()])[:n].to(torch.float32).reshape(shape)
+        return torch.cat([radius * angle.cos(), radius * angle.sin()])[:n].reshape(shape)
 
 
 class SeededRandom:
-    """Reproducible draws for simulations: separate streams for sampling and noise, own to a seed, site and round."""
+    """Reproducible draws for simulations: separate streams for sampling and noise, one for each seed, site and round.
+
+    The generator is numpy's, which uses all 64 bits of a seed: torch's on the CPU uses 32, and streams would meet.
+    """
 
     seeded = True
 
     def __init__(self, seed: int, site: int, server_round: int) -> None:
-        self._sampling = torch.Generator().manual_seed(derive_seed(seed, "sampling", site, server_round))
-        self._noise = torch.Generator().manual_seed(derive_seed(seed, "noise", site, server_round))
+        self._sampling = np.random.default_rng(derive_seed(seed, "sampling", site, server_round))
+        self._noise = np.random.default_rng(derive_seed(seed, "noise", site, server_round))
 
     def uniform(self, n: int) -> Tensor:
-        return torch.rand(n, generator=self._sampling, dtype=torch.float64)
+        return torch.from_numpy(self._sampling.random(n))
 
     def normal(self, shape: torch.Size) -> Tensor:
-        return torch.randn(shape, generator=self._noise)
+        return torch.from_numpy(np.asarray(self._noise.standard_normal(tuple(shape))))
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose: unrelated for different purposes, the same on every machine."""
+    """A 64-bit seed for one purpose: unrelated for different purposes, the same on every machine."""
     text = "/".join(str(part) for part in (seed, *purpose))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def poisson_sample(source: RandomSource, records: int, sample_rate: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,5 +23,16 @@ class Method:
     name: str
     schedule: str
     filter: Literal["none", "gauss5"]
-    merge: Literal["mean"]
+    merge: Literal["mean", "median", "trimmed-mean"]
     share: Literal["trained", "both"]
+
+    def merge_named(self, name: str) -> str:
+        """The merge of a run whose key ``merge.name`` is ``name``."""
+        return self.merge if name == "auto" else name
+
+
+def least_replies(merge: str, trim: float) -> int:
+    """The fewest replies among which a merge keeps at least one liar in check; 1 for the mean, which keeps none."""
+    if merge == "trimmed-mean":
+        return max(3, math.ceil(min(1 / trim, 1e9) - 1e-9))
+    return 3 if merge == "median" else 1

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,26 +23,27 @@ from lalora_flwr.lora.schedule import BOTH, Factors, parse_schedule
 from lalora_flwr.messages import (
     ARRAYS,
     CONFIG,
-    IDENTITY,
     IDENTITY_QUERY,
     BadReply,
-    Counters,
     TrainOrder,
     num_bytes,
     read_counters,
+    read_identity,
     read_reply,
     read_site_metrics,
     to_tensors,
 )
-from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.randomness import derive_seed
 from lalora_flwr.strategies import METHODS
-from lalora_flwr.strategies.merge import MERGES
+from lalora_flwr.strategies.base import least_replies
+from lalora_flwr.strategies.merge import MERGES, Merged, Tensors, bounded, trimmed_mean
+from lalora_flwr.strategies.site_counts import SiteCounts
 
 log = logging.getLogger("lalora_flwr.server")
 RAY_DEATHS = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "OutOfMemoryError")
 IDENTITY_TRIES = 3  # times a site is asked for its number before the run gives up
 STARTUP_PATIENCE = 10.0  # seconds before the sites that are there are asked how many there will be
+LONGEST_REASON = 300  # letters of a site's reason that the server repeats
 
 
 @dataclass
@@ -54,7 +54,7 @@ class RoundReport:
     served: list[int] = field(default_factory=list)  # sites whose reply was merged
     failed: dict[int, str] = field(default_factory=dict)  # site -> fixed reason
     left: set[int] = field(default_factory=set)  # sites without budget, that are not asked again
-    evaluated: dict[int, float] = field(default_factory=dict)  # site -> exact accuracy on its records (evaluate-sites)
+    evaluated: dict[int, float] = field(default_factory=dict)  # site -> accuracy on its records (evaluate-sites)
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -67,6 +67,17 @@ def resolved_choices(settings: Settings) -> tuple[str, str]:
     return schedule, filter_name
 
 
+def _content(reply: Message) -> RecordDict:
+    """What a site sent.
+
+    Raises:
+        BadReply: with its reason, in one line of bounded length, if it sent an error.
+    """
+    if reply.has_error():
+        raise BadReply(" ".join(str(reply.error.reason).split())[:LONGEST_REASON] or "no reason given")
+    return reply.content
+
+
 class FederatedLora(Strategy):
     """Flower strategy that runs any `Method`; the arrays of Flower's loop are the whole adapter."""
 
@@ -75,17 +86,18 @@ class FederatedLora(Strategy):
         settings: Settings,
         on_round: Callable[[RoundReport], None],
         model_digest: str = "",
-        before_round: Callable[[dict[str, int]], None] = lambda served: None,
+        before_asking: Callable[[dict[str, dict[str, int]]], None] = lambda asked: None,
+        real: bool = False,
     ) -> None:
         """
         Args:
             settings: the run's.
             on_round: gets each round's report before the server evaluates.
             model_digest: of the model that sites must hold.
-            before_round: gets how often each real site was asked, before it is asked again.
+            before_asking: gets how often each real site was asked, this time included, before it is asked.
+            real: whether the grid reaches real sites, whatever they say. Their noise is drawn anew when a round is repeated.
         """
-        self._before_round = before_round
-        self._real = False  # whether the sites are real ones, whose noise is drawn anew when a round is repeated
+        self._before_asking, self._real_grid = before_asking, real
         self._model_digest = model_digest
         self._settings = settings
         self._method = METHODS[settings.strategy]
@@ -93,46 +105,29 @@ class FederatedLora(Strategy):
         self._schedule = parse_schedule(self._schedule_text)
         self._on_round = on_round
         self._sites: dict[int, int] = {}  # Flower's node id (random in each run) -> the site's own number
-        self._served: Counter[int] = Counter()  # rounds each site was asked to serve
         self._asked: list[int] = []  # node ids of the round
         self._arrays = ArrayRecord()
         self._report = RoundReport(0)
         self._left: set[int] = set()  # sites that have no budget left
         self.done = 0  # rounds of the attempts that this one resumes; Flower counts its own from 1
-        self.counters: dict[int, Counters] = {}  # newest public counters of each site
+        self.counts = SiteCounts(settings, real)
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as plain JSON. Draws and seeds follow from the round, so there is no random state."""
-        return {
-            "served": {str(site): rounds for site, rounds in self._served.items()},
-            "left": sorted(self._left),
-            "counters": {str(site): asdict(counters) for site, counters in self.counters.items()},
-        }
+        return {"left": sorted(self._left), "counts": self.counts.state()}
 
-    def restore(self, server_round: int, state: Mapping[str, Any], asked: Mapping[str, int]) -> None:
+    def restore(self, server_round: int, state: Mapping[str, Any], asked: Mapping[str, Mapping[str, int]]) -> None:
         """Go on after a round as if this strategy had run it.
 
         Args:
             server_round: the last finished round.
-            state: of `state`.
-            asked: how often each real site was asked, as ``before_round`` got it last. A round that was asked and never
+            state: of `state`; empty if there was no checkpoint.
+            asked: how often each real site was asked, as ``before_asking`` got it last. A round that was asked and never
                 finished counts: what the sites sent is released. Virtual sites repeat it bit by bit.
         """
         self.done = server_round
-        self._served = Counter({int(site): rounds for site, rounds in state["served"].items()})
-        self._left = set(state["left"])
-        self.counters = {int(site): Counters(**counters) for site, counters in state["counters"].items()}
-        for site, rounds in asked.items():
-            self._served[int(site)] = max(rounds, self._served[int(site)])
-            self._count_lost_rounds(int(site))
-
-    def _count_lost_rounds(self, site: int) -> None:
-        """A site may have taken all the steps it was asked for, whatever its last reply says."""
-        known, steps = self.counters.get(site), self._served[site] * self._settings.train.local_steps
-        if known and steps > known.steps and known.noise_multiplier:
-            privacy = self._settings.privacy
-            epsilon = epsilon_spent([(known.noise_multiplier, known.sample_rate, steps)], privacy.delta, privacy.accountant)
-            self.counters[site] = replace(known, steps=steps, epsilon=max(epsilon, known.epsilon))
+        self._left = set(state.get("left", ()))
+        self.counts.restore(state.get("counts", {}), asked)
 
     def summary(self) -> None:
         log.info("%s: schedule %s, filter %s", self._settings.strategy, self._schedule_text, self._filter)
@@ -184,18 +179,20 @@ class FederatedLora(Strategy):
         problem = "no reply in time"
         for reply in grid.send_and_receive(ask, timeout=300):
             node = reply.metadata.src_node_id
-            if reply.has_error():
-                problem = reply.error.reason or problem
+            try:
+                number, sites = read_identity(_content(reply))
+            except BadReply as bad:
+                problem = str(bad)
                 continue
-            identity = reply.content[IDENTITY]
-            number, sites = int(identity["site"]), int(identity["sites"])  # type: ignore[arg-type, call-overload, index]
+            if self._real_grid:  # a real site is its node, whatever it says
+                number = sites = -1
             if sites not in (-1, self._settings.num_supernodes):
                 raise RunFailed(
                     f"num-supernodes = {self._settings.num_supernodes}, but the simulation has {sites} sites: pass "
                     f"--federation-config 'num-supernodes={self._settings.num_supernodes}' to flwr run, or use lalora run"
                 )
             self._sites[node] = node if number < 0 else number
-            self._real |= number < 0
+            self.counts.real |= number < 0
         if missing := [node for node in unknown if node not in self._sites]:
             raise SiteSilent(f"{len(missing)} of {len(nodes)} sites did not answer the greeting: {problem}")
 
@@ -206,12 +203,11 @@ class FederatedLora(Strategy):
         amplification, so drawing the least asked first costs nothing.
         """
         present = [node for node in grid.get_node_ids() if node in self._sites and self._sites[node] not in self._left]
-        able = [node for node in present if self._served[self._sites[node]] < self._settings.rounds_per_site]
+        asked = {node: self.counts.of(self._sites[node]).rounds for node in present}
+        able = [node for node in present if asked[node] < self._settings.rounds_per_site]
         order = random.Random(derive_seed(self._settings.seed, "participation", server_round))
         ties = {site: order.random() for site in sorted(self._sites.values())}
-        drawn = sorted(able, key=lambda node: (self._served[self._sites[node]], ties[self._sites[node]]))[
-            : self._settings.sites_per_round
-        ]
+        drawn = sorted(able, key=lambda node: (asked[node], ties[self._sites[node]]))[: self._settings.sites_per_round]
         return sorted(drawn, key=self._sites.__getitem__)
 
     def _down(self) -> Factors:
@@ -237,16 +233,20 @@ class FederatedLora(Strategy):
         self._report.bytes_down = len(self._asked) * num_bytes(sent)
         messages = []
         for node in self._asked:
-            before = self._served[self._sites[node]] * self._settings.train.local_steps
+            before = self.counts.steps_of(self._sites[node])
             order = TrainOrder(
                 server_round, self._schedule_text, self._filter, self._method.share, start, self._model_digest, before
             )
             content = RecordDict({ARRAYS: sent, CONFIG: order.to_record()})
             messages.append(Message(content, dst_node_id=node, message_type=MessageType.TRAIN))
-        self._served.update(self._sites[node] for node in self._asked)
-        if self._real:
-            self._before_round({str(site): rounds for site, rounds in self._served.items()})
+        for node in self._asked:
+            self.counts.of(self._sites[node]).rounds += 1
+        self._say_who_is_asked()
         return messages
+
+    def _say_who_is_asked(self) -> None:
+        if self.counts.real:
+            self._before_asking(self.counts.asked())
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """Merge the good replies in order of site.
@@ -262,37 +262,53 @@ class FederatedLora(Strategy):
         for reply in sorted(replies, key=lambda m: self._sites[m.metadata.src_node_id]):
             site = self._sites[reply.metadata.src_node_id]
             missing.discard(site)
-            if reply.has_error():
-                reason = reply.error.reason or "no reason given"
-                if reason.startswith(BUDGET):
-                    report.left.add(site)
-                    log.info("round %d: site %d leaves the run (%s)", server_round, site, reason)
-                else:
-                    report.failed[site] = reason
-                continue
-            report.bytes_up += sum(num_bytes(arrays) for arrays in reply.content.array_records.values())
             try:
-                tensors, counters = read_reply(reply.content, shapes)
+                content = _content(reply)
+            except BadReply as error:
+                if str(error).startswith(BUDGET):
+                    report.left.add(site)
+                    log.info("round %d: site %d leaves the run (%s)", server_round, site, error)
+                else:
+                    report.failed[site] = str(error)
+                continue
+            report.bytes_up += sum(num_bytes(arrays) for arrays in content.array_records.values())
+            self.counts.of(site).heard = True  # a reply that is rejected was released all the same
+            try:
+                self.counts.check(site, read_counters(content))
+                tensors, _ = read_reply(content, shapes)
                 self._check_moves(server_round, tensors)
             except BadReply as problem:
                 report.failed[site] = f"reply rejected: {problem}"
-                with suppress(BadReply):  # what it sent is released all the same, and counts
-                    self.counters[site] = read_counters(reply.content)
                 continue
             good.append(tensors)
-            self.counters[site] = counters
             report.served.append(site)
         report.failed.update(dict.fromkeys(sorted(missing), "no reply"))
         self._left |= report.left
-        if self._real:
-            for site in report.failed:
-                self._count_lost_rounds(site)
         self._stop_on_dead_worker(report)
         self._stop_on_failures(report)
-        merged = MERGES[self._method.merge](good)
+        merged = self._merge(server_round, good)
         self._arrays = ArrayRecord({**self._arrays, **{name: Array(value) for name, value in merged.items()}})
         self._on_round(report)
         return self._arrays, MetricRecord({"sites": len(report.served), "failures": len(report.failed)})
+
+    def _merge(self, server_round: int, replies: Sequence[Tensors]) -> Merged:
+        """The replies, each within the bound on its update if the run sets one, combined.
+
+        Raises:
+            RunFailed: if the merge needs more replies.
+        """
+        merge, name = self._settings.merge, self._method.merge_named(self._settings.merge.name)
+        if len(replies) < (needed := least_replies(name, merge.trim)):
+            raise RunFailed(
+                f"round {server_round}: {len(replies)} good replies, but merge.name = {name!r} needs {needed}; "
+                "let more sites take part, or choose another merge"
+            )
+        if merge.max_update_norm:
+            sent = {tensor: self._arrays[tensor].numpy() for tensor in replies[0]}
+            replies, norms = zip(*(bounded(reply, sent, merge.max_update_norm) for reply in replies), strict=True)
+            long = sum(norm > merge.max_update_norm for norm in norms)
+            log.info("round %d: %d of %d updates scaled down, the longest from %.4g", server_round, long, len(norms), max(norms))
+        return trimmed_mean(replies, merge.trim) if name == "trimmed-mean" else MERGES[name](replies)
 
     def _check_moves(self, server_round: int, tensors: Mapping[str, NDArray[np.float32]]) -> None:
         """Did the adapter move, and only where it should have? Losses can fall while saved factors never change.
@@ -314,6 +330,8 @@ class FederatedLora(Strategy):
         Raises:
             WorkerDied: if a reply says that one died.
         """
+        if self.counts.real:  # there is no worker, whatever a site says
+            return
         for site, reason in report.failed.items():
             if any(error in reason for error in RAY_DEATHS):
                 raise WorkerDied(
@@ -340,7 +358,7 @@ class FederatedLora(Strategy):
         raise RunFailed(f"round {report.server_round}: {failed}, {limit}" + (f" ({who})" if who else ""))
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
-        """None, unless the run wants the sites' own accuracies, which are exact functions of their records."""
+        """None, unless the run wants the sites' own accuracies: exact in a simulation, with noise from real sites."""
         server_round += self.done
         if not self._settings.evaluate_sites or not self._settings.evaluates_after(server_round):
             return []
@@ -348,6 +366,9 @@ class FederatedLora(Strategy):
         order = ConfigRecord({"server-round": server_round, "model-digest": self._model_digest})
         content = RecordDict({ARRAYS: sent, CONFIG: order})
         self._report.bytes_down += len(self._asked) * num_bytes(sent)
+        for node in self._asked:
+            self.counts.of(self._sites[node]).evaluations += 1
+        self._say_who_is_asked()
         return [Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for node in self._asked]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
@@ -355,8 +376,8 @@ class FederatedLora(Strategy):
         for reply in sorted(replies, key=lambda m: self._sites[m.metadata.src_node_id]):
             site = self._sites[reply.metadata.src_node_id]
             try:
-                if reply.has_error():
-                    raise BadReply(reply.error.reason or "no reason given")
-                self._report.evaluated[site] = read_site_metrics(reply.content)[0]
+                metrics = read_site_metrics(_content(reply))
+                self.counts.check_evaluation(site, metrics)
+                self._report.evaluated[site] = metrics.accuracy
             except BadReply as problem:
                 log.warning("round %d: site %d did not evaluate (%s)", server_round, site, problem)

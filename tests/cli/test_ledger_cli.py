@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -93,9 +94,9 @@ def test_verify_says_good_and_both_epsilons(lalora: Lalora, path: Path) -> None:
     code, out, _ = lalora("verify", path, "--head", head)
     assert code == 0 and out.startswith(f"good: 8 entries, head {head}\n")
     segments = [(3.0, 0.1, 10)]
-    prv, rdp = epsilon_spent(segments, DELTA), epsilon_spent(segments, DELTA, "rdp")
-    assert f"dataset ward [7]: epsilon {prv:.4f} at delta 1e-05 after its last reservation" in out
-    assert f"(PRV; second accountant: {rdp:.4f})" in out
+    pld, rdp = epsilon_spent(segments, DELTA), epsilon_spent(segments, DELTA, "rdp")
+    assert f"dataset ward [7]: epsilon {pld:.4f} at delta 1e-05 after its last reservation" in out
+    assert f"(PLD; second accountant: {rdp:.4f})" in out
 
 
 def test_verify_finds_a_change_and_a_missing_end(lalora: Lalora, path: Path) -> None:
@@ -120,7 +121,7 @@ def test_export_is_enough_to_recompute_every_hash(lalora: Lalora, path: Path) ->
         previous = hash_after(previous, body)
         assert item["hash"] == previous
         rows.append((item["number"], body, previous))
-    assert code == 0 and read_chain(rows)[0] == LedgerFile(path).read().entries
+    assert code == 0 and [entry for entry, _ in read_chain(rows)] == LedgerFile(path).read().entries
 
 
 @pytest.mark.parametrize("command", ["show", "verify", "export"])
@@ -144,7 +145,25 @@ def test_impossible_options_are_one_line(bad: list[object], lalora: Lalora, path
 
 
 def test_reading_changes_nothing(lalora: Lalora, path: Path) -> None:
+    shutil.rmtree(LedgerFile(path).cache)
     before = path.read_bytes()
     for command in ("show", "verify", "export"):
         assert lalora(command, path)[0] == 0
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["ledger"]
+
+
+def test_witness_makes_the_file_that_a_ledger_in_use_lacks_and_verify_uses_it(lalora: Lalora, path: Path, tmp_path: Path) -> None:
+    witness, content = tmp_path / "witness", LedgerFile(path).read()
+    code, _, err = lalora("verify", path, "--witness", witness)
+    assert code == 1 and f"`lalora ledger witness {path} --witness {witness}`" in err and err.count("\n") == 1
+    code, out, _ = lalora("witness", path, "--witness", witness)
+    assert code == 0 and f"ledger {content.ledger}: 8 entries, head {content.head}" in out
+    assert f'witness-path="{witness}"' in out
+    old = path.read_bytes()
+    spend(path, 3.0, 10, 10, run="14", dataset="ward [7]")
+    assert lalora("verify", path, "--witness", witness)[0] == 0
+    assert lalora("witness", path, "--witness", witness)[0] == 0  # it catches up
+    path.write_bytes(old)
+    for command in ("verify", "witness"):
+        code, out, err = lalora(command, path, "--witness", witness)
+        assert code == 1 and out == "" and "put back to an older copy" in err and err.count("\n") == 1

@@ -14,8 +14,8 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from lalora_flwr.data.data_set import own_records
 from lalora_flwr.data.images import ImageRecords
+from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.errors import ConfigError
 from tests.data.files import column, keep, png, red, rows_of, settings, write, write_csv, write_images
@@ -24,7 +24,7 @@ SITES: dict[str, Any] = {"name": "sites", "test": "file:public.csv", "labels": "
 
 
 def own(path: Path | str, task: str = "text", encode: Any = keep, **more: Any) -> RecordSet:
-    return own_records(settings(task, **{**SITES, **more}), str(path), encode)
+    return own_records(settings(task, **{**SITES, **more}), str(path), encode).records
 
 
 def csv(folder: Path) -> Path:
@@ -55,7 +55,7 @@ def pattern(folder: Path) -> Path:
 @pytest.mark.parametrize("make", [csv, jsonl, parquet, split_folder, pattern])
 def test_a_sites_classes_have_the_runs_numbers(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     """Also where a site lacks a class, and where its files know others."""
-    rows = rows_of(own(make(tmp_path)))
+    rows = rows_of(own(make(tmp_path), text="text", label="label"))
     assert rows.labels.tolist() == [1, 0] and list(rows.table["text"]) == ["a", "b"]
 
 
@@ -70,7 +70,7 @@ def test_one_class_of_images_alone_has_the_runs_number(tmp_path: Path) -> None:
     assert len(records) == 2 and labels.tolist() == [1] and inputs.flatten().tolist() == [0.0]  # type: ignore[union-attr]
 
 
-def test_the_runs_columns_and_split_are_read(tmp_path: Path) -> None:
+def test_the_columns_and_the_split_of_the_settings_are_read(tmp_path: Path) -> None:
     write_csv(tmp_path / "own" / "dev.csv", [("t", "x", "bad", "y")], names="text,note,kind,more")
     records = own(tmp_path / "own", split="validation", text="note", label="kind", text_pair="more", site="ward")
     assert column(records, "note") == ["x"] and rows_of(records).columns.text_pair == "more"
@@ -88,7 +88,7 @@ def test_paths_of_images_start_at_the_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [("", "good"), ("a", "other")]], ids=["none", "none usable"])
-def test_no_usable_record_is_an_empty_set_that_the_site_refuses(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+def test_no_usable_record_is_an_empty_set(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
     assert len(own(write_csv(tmp_path / "t.csv", rows))) == 0
     columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
     kinds = Features({"text": Value("string"), "label": Value("string")})
@@ -99,10 +99,10 @@ def test_no_usable_record_is_an_empty_set_that_the_site_refuses(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("names", "more", "error"),
     [
-        ("text,label", {"split": "test"}, r"^data\.split = 'test': not among train under data-path$"),
-        ("text,label", {"label": "kind"}, r"^data\.label = 'kind': no such column; there are text, label$"),
-        ("a,label", {}, r"^data\.text: no column found; name one of a, label$"),
-        ("text", {}, r"^data\.label: no column found; name one of text$"),
+        ("text,label", {"split": "test"}, r"^split = 'test': not among train under data-path$"),
+        ("text,label", {"label": "kind"}, r"^label-column = 'kind': no such column; there are text, label$"),
+        ("a,label", {}, r"^text-column: no column found; name one of a, label$"),
+        ("text", {}, r"^label-column: no column found; name one of text$"),
     ],
 )
 def test_what_does_not_fit_the_run_is_one_line(tmp_path: Path, names: str, more: dict[str, str], error: str) -> None:
@@ -116,14 +116,14 @@ def test_files_that_cannot_be_read_are_named_by_the_sites_own_setting(tmp_path: 
         own(tmp_path / "gone.csv")
     with pytest.raises(ConfigError, match=r"^data-path = '.*': cannot be read: no table and no sub-folder of images a class$"):
         own(tmp_path)
-    write(tmp_path / "x.parquet", "garbled")
-    with pytest.raises(ConfigError, match=r"^data-path = '.*': cannot be read: "):
-        own(tmp_path)
+    write(tmp_path / "x.txt", "text")
+    with pytest.raises(ConfigError, match=r"^data-path = '.*': \.txt files; must be of one kind of \.csv, "):
+        own(tmp_path / "x.txt")
 
 
 def test_classes_without_names_are_refused_before_anything_is_read() -> None:
     wanted = settings("text", name="hub:owner/set")  # a run that never names them
-    with pytest.raises(ConfigError, match=r"^data\.labels: must name the classes for real sites"):
+    with pytest.raises(ConfigError, match=r"^labels: must name the classes"):
         own_records(wanted, "/gone", keep)
 
 
@@ -132,11 +132,12 @@ READ = """
 import json, os, sys
 from pathlib import Path
 import torch
-from lalora_flwr.data.data_set import own_records
+from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.images import ImageRecords
 from tests.data.files import keep, red, settings, column
 
 sites = {"name": "sites", "test": "file:public.csv", "labels": "good,bad"}
+text = {"text": "text", "label": "label"}
 encode = lambda rows: ImageRecords(rows.table, rows.columns.image, rows.labels, red, "RGB")
 counts = {}
 written = []
@@ -150,7 +151,8 @@ def watch(event, args):
 sys.addaudithook(watch)
 for name in sys.argv[3:]:
     task = "image" if "images" in name else "text"
-    records = own_records(settings(task, **sites), str(Path(sys.argv[2]) / name), encode if task == "image" else keep)
+    wanted = settings(task, **sites, **(text if task == "text" else {}))
+    records = own_records(wanted, str(Path(sys.argv[2]) / name), encode if task == "image" else keep).records
     if task == "image":
         counts[name] = len(records.batch(torch.arange(len(records)))[1])
     else:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from lalora_flwr.data.data_set import own_records
 from lalora_flwr.data.images import ImageRecords
+from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.tables import from_files
 from lalora_flwr.errors import ConfigError
 from tests.data.files import keep, png, red, rows_of, settings, write_images
@@ -30,7 +30,6 @@ def save(path: Path, **columns: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["", "private"])
 @pytest.mark.parametrize(
     "second",
     [
@@ -41,27 +40,25 @@ def save(path: Path, **columns: Any) -> Path:
     ],
     ids=["float", "null", "small", "no column"],
 )
-def test_files_with_gaps_go_together(tmp_path: Path, second: dict[str, pa.Array], private: bool) -> None:
+def test_files_with_gaps_go_together(tmp_path: Path, second: dict[str, pa.Array]) -> None:
     save(tmp_path / "own" / "a.parquet", text=["a"], n=[1])
     save(tmp_path / "own" / "b.parquet", **{"text": ["b", "c"], **second})
-    table = from_files("k", str(tmp_path / "own"), private=private)["train"]
+    table = from_files("k", str(tmp_path / "own"))["train"]
     last = 2 if len(second) and second["n"].null_count == 1 else None
     assert table[:] == {"text": ["a", "b", "c"], "n": [1, None, last]} and table.features["n"].dtype == "int64"
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["", "private"])
-def test_files_that_cannot_go_together_are_one_line(tmp_path: Path, private: bool) -> None:
+def test_files_that_cannot_go_together_are_one_line(tmp_path: Path) -> None:
     save(tmp_path / "own" / "a.parquet", text=["a"], n=[1])
     save(tmp_path / "own" / "b.parquet", text=["b"], n=["many"])
     with pytest.raises(ConfigError, match=r"^k = .*: cannot be read: .+$"):
-        from_files("k", str(tmp_path / "own"), private=private)
+        from_files("k", str(tmp_path / "own"))
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["", "private"])
-def test_splits_may_differ_in_their_columns(tmp_path: Path, private: bool) -> None:
+def test_splits_may_differ_in_their_columns(tmp_path: Path) -> None:
     save(tmp_path / "own" / "train.parquet", text=["a"], label=["x"], note=["n"])
     save(tmp_path / "own" / "test.parquet", text=["b"], label=[1])
-    splits = from_files("k", str(tmp_path / "own"), private=private)
+    splits = from_files("k", str(tmp_path / "own"))
     assert splits["train"][:] == {"text": ["a"], "label": ["x"], "note": ["n"]}
     assert splits["test"][:] == {"text": ["b"], "label": [1]}
 
@@ -71,10 +68,10 @@ def test_splits_may_differ_in_their_columns(tmp_path: Path, private: bool) -> No
 )
 def test_texts_and_labels_of_every_type(tmp_path: Path, kind: pa.DataType) -> None:
     file = save(tmp_path / "t.parquet", text=pa.array(["a", None, "b", " "], pa.string()).cast(kind), label=["x", "x", "y", "y"])
-    rows = rows_of(own_records(settings(**SITES), str(file), keep))
+    rows = rows_of(own_records(settings(**SITES), str(file), keep).records)
     assert list(rows.table["text"]) == ["a", "b"] and rows.labels.tolist() == [0, 1]
     file = save(tmp_path / "u.parquet", text=["a", "b", "c"], label=pa.array(["y", None, "x"], pa.string()).cast(kind))
-    assert rows_of(own_records(settings(**SITES), str(file), keep)).labels.tolist() == [1, 0]
+    assert rows_of(own_records(settings(**SITES), str(file), keep).records).labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +93,7 @@ def test_images_of_every_type(tmp_path: Path, images: pa.Array, read: list[float
     file = save(tmp_path / "t.parquet", image=images, label=["y", "x", "x"])
     records = own_records(
         settings("image", **SITES), str(file), lambda r: ImageRecords(r.table, r.columns.image, r.labels, red, "RGB")
-    )
+    ).records
     inputs, labels = records.batch(torch.arange(2))
     assert len(records) == 2 and inputs.flatten().tolist() == read and labels.tolist() == [1]  # type: ignore[union-attr]
 
@@ -115,11 +112,11 @@ def test_what_is_no_text_is_not_read_as_python_spells_it(tmp_path: Path, values:
     columns: dict[str, Any] = {"sentence1": ["a"], "sentence2": ["b"], "label": ["x"]}
     wrong = {"text": "sentence1", "text-pair": "sentence2", "label": "label"}[key]
     file = save(tmp_path / "t.parquet", **{**columns, wrong: values})
-    with pytest.raises(ConfigError, match=rf"^data\.{key}: column '{wrong}' holds {holds}; name another one of sentence1, "):
+    with pytest.raises(ConfigError, match=rf"^{key}-column: column '{wrong}' holds {holds}; name another one of sentence1, "):
         own_records(settings(**SITES), str(file), keep)
 
 
 def test_what_is_no_image_is_no_image(tmp_path: Path) -> None:
     file = save(tmp_path / "t.parquet", image=pa.array([{"width": 3}]), label=["x"])
-    with pytest.raises(ConfigError, match=r"^data\.image: column 'image' holds values with neither bytes nor path; name "):
+    with pytest.raises(ConfigError, match=r"^image-column: column 'image' holds values with neither bytes nor path; name "):
         own_records(settings("image", **SITES), str(file), keep)

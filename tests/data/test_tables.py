@@ -57,10 +57,9 @@ def marked(folder: Path) -> Path:
     return write(folder / "m.csv", "\ufeff" + csv(folder).read_text())
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["", "private"])
 @pytest.mark.parametrize("make", [csv, tsv, jsonl, json_array, parquet, upper_case, marked])
-def test_a_file_holds_these_records(tmp_path: Path, make: Callable[[Path], Path], private: bool) -> None:
-    splits = from_files("data.name", str(make(tmp_path)), private=private)
+def test_a_file_holds_these_records(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    splits = from_files("data.name", str(make(tmp_path)))
     assert {name: table[:] for name, table in splits.items()} == {"train": ROWS}
 
 
@@ -97,12 +96,11 @@ def test_missing_keys_and_nulls_of_json_are_missing(tmp_path: Path) -> None:
     assert from_files("k", str(file))["train"][:] == {"text": ["a", None, ""], "label": [None, "2", None]}
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["", "private"])
-def test_parquet_keeps_its_types_and_images(tmp_path: Path, private: bool) -> None:
+def test_parquet_keeps_its_types_and_images(tmp_path: Path) -> None:
     kinds = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"]), "n": Value("int64")})
     images = [{"bytes": png(i), "path": None} for i in range(3)]
     Dataset.from_dict({"image": images, "label": [1, 0, 1], "n": [5, 6, 7]}, kinds).to_parquet(tmp_path / "t.parquet")
-    read = from_files("k", str(tmp_path / "t.parquet"), private=private)["train"]
+    read = from_files("k", str(tmp_path / "t.parquet"))["train"]
     assert read.features == kinds and read["label"][:] == [1, 0, 1]
     assert [image.getpixel((0, 0))[0] for image in read["image"]] == [0, 1, 2]
 
@@ -114,9 +112,8 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["", "private"])
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_folder_is_split_by_the_names_of_its_files(tmp_path: Path, kind: str, private: bool) -> None:
+def test_a_folder_is_split_by_the_names_of_its_files(tmp_path: Path, kind: str) -> None:
     for split, names in NAMES.items():
         for name in names:
             if kind == "csv":
@@ -125,7 +122,7 @@ def test_a_folder_is_split_by_the_names_of_its_files(tmp_path: Path, kind: str, 
                 Dataset.from_dict({"text": [name], "label": [split]}).to_parquet(tmp_path / f"{name}.parquet")
     write(tmp_path / ".hidden.csv", "garbage")
     write(tmp_path / "README.md", "about")
-    splits = from_files("k", str(tmp_path), private=private)
+    splits = from_files("k", str(tmp_path))
     assert {split: sorted(table["text"]) for split, table in splits.items()} == {s: sorted(n) for s, n in NAMES.items()}
     assert all(set(table["label"]) == {split} for split, table in splits.items())
 
@@ -144,14 +141,13 @@ def test_a_file_may_lack_a_column_of_another(tmp_path: Path) -> None:
     assert from_files("k", str(tmp_path))["train"][:] == {"text": ["x", "y", "z"], "label": ["1", "2", None]}
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["", "private"])
 @pytest.mark.parametrize("make", [csv, jsonl, parquet])
-def test_brackets_in_a_path_are_no_pattern(tmp_path: Path, make: Callable[[Path], Path], private: bool) -> None:
+def test_brackets_in_a_path_are_no_pattern(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     folder = tmp_path / "set[1]*"
     folder.mkdir()
     file = make(folder)
     for path in (file, folder):
-        assert from_files("k", str(path), private=private)["train"][:] == ROWS
+        assert from_files("k", str(path))["train"][:] == ROWS
 
 
 def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,14 +164,13 @@ def classes(splits: DatasetDict) -> dict[str, list[tuple[int, str]]]:
     }
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["", "private"])
-def test_sub_folders_are_classes(tmp_path: Path, private: bool) -> None:
+def test_sub_folders_are_classes(tmp_path: Path) -> None:
     names = ["dog/1.png", "cat/test-2.png", "cat/deep/3.PNG", "test/4.png"]  # "test" holds no folders: a class like any
     folder = write_images(tmp_path / "images", names)
     write(folder / "cat" / "notes.txt", "x")
     write(folder / "cat" / ".hidden.png", "x")
     (folder / "stray.jpg").write_bytes(png(9))
-    splits = from_files("k", str(folder), private=private)
+    splits = from_files("k", str(folder))
     assert splits["train"].features["label"].names == ["cat", "dog", "test"]
     assert classes(splits) == {"train": [(0, "dog"), (1, "cat"), (2, "cat"), (3, "test")]}
 
@@ -197,9 +192,8 @@ def test_classes_of_other_parquet_files_are_never_mistaken(tmp_path: Path) -> No
     for name, names in (("a", ["x", "y"]), ("b", ["y", "x"])):
         kinds = Features({"text": Value("string"), "label": ClassLabel(names=names)})
         Dataset.from_dict({"text": ["t"], "label": [0]}, kinds).to_parquet(tmp_path / f"{name}.parquet")
-    for private in (False, True):
-        with pytest.raises(ConfigError, match=r"^k = .*: cannot be read: the files differ in the classes of column 'label'$"):
-            from_files("k", str(tmp_path), private=private)
+    with pytest.raises(ConfigError, match=r"^k = .*: cannot be read: the files differ in the classes of column 'label'$"):
+        from_files("k", str(tmp_path))
     (tmp_path / "b.parquet").rename(tmp_path / "test.parquet")
     splits = from_files("k", str(tmp_path))
     assert {split: table.features["label"].names for split, table in splits.items()} == {"train": ["x", "y"], "test": ["y", "x"]}
@@ -288,31 +282,29 @@ WRONG: list[tuple[Callable[[Path], Path], str]] = [
 ]
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["", "private"])
 @pytest.mark.parametrize(("make", "reason"), WRONG, ids=[make.__name__ for make, _ in WRONG])
-def test_what_cannot_be_read_is_one_line(tmp_path: Path, make: Callable[[Path], Path], reason: str, private: bool) -> None:
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, make: Callable[[Path], Path], reason: str) -> None:
     folder = tmp_path / "own"
     folder.mkdir()
     path = str(make(folder))
     with pytest.raises(ConfigError, match=reason) as error:
-        from_files("data.name", path, private=private)
+        from_files("data.name", path)
     assert str(error.value).startswith(f"data.name = {path!r}: ") and len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["", "private"])
-def test_a_file_that_one_may_not_read_is_one_line(private: bool) -> None:
+def test_a_file_that_one_may_not_read_is_one_line() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
         file = csv(folder)
-        assert len(from_files("data.name", str(file), private=private)["train"])
+        assert len(from_files("data.name", str(file))["train"])
         file.chmod(0)
         root = os.geteuid() == 0
         try:
             if root:  # who may read all
                 os.seteuid(65534)
             with pytest.raises(ConfigError, match=r"^data.name = .*: cannot be read: .*Permission denied[^\n]*$"):
-                from_files("data.name", str(file), private=private)
+                from_files("data.name", str(file))
         finally:
             if root:
                 os.seteuid(0)

@@ -26,7 +26,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,11 @@ ROOT = Path(__file__).parents[2]
 LOOPBACK = "127.0.0.1"
 MARK = "LALORA_TEST_FEDERATION"  # of all descendants, in their environment: some leave the process tree
 CONNECTED = "SuperNode ID:"  # in a SuperNode's log, once the SuperLink has accepted it
-CAPS = {"max-epsilon": 8.0, "delta": 1e-4, "num-records": 60}  # what each site allows, unless a test says otherwise
+CAPS: dict[str, Any] = {  # what each site allows, unless a test says otherwise
+    **{"max-epsilon": 8.0, "delta": 1e-4, "num-records": 60, "answer-seconds": 0},
+    **{"task": "text", "labels": "bad,good"},
+}
+SITE_START = ("lalora", "site", "start", "--")  # the safe way to start a site
 _libc = ctypes.CDLL(None)
 
 
@@ -102,7 +106,7 @@ class Running:
         return int(self.popen.returncode)
 
     def kill(self) -> None:
-        """SIGKILL to this process alone; its children notice within a second and end."""
+        """SIGKILL to this process alone. What it started ends by itself: at once after `SITE_START`, else within 20 seconds."""
         self.popen.kill()
         self.popen.wait()
 
@@ -239,16 +243,28 @@ class Federation:
             *("--host", LOOPBACK, "--port", str(free_port())),
         ]
 
-    def add_sites(self, data: Mapping[str, Path], node_config: Mapping[str, Any] | None = None) -> None:
-        """Register and start sites, each with its own records and ledger; ``node_config`` goes to all of them."""
+    def add_sites(
+        self,
+        data: Mapping[str, Path],
+        node_config: Mapping[str, Any] | None = None,
+        *,
+        own: Mapping[str, Mapping[str, Any]] | None = None,
+        start: Sequence[str] = ("flower-supernode",),
+    ) -> None:
+        """Register and start sites, each with its own records and ledger.
+
+        ``node_config`` goes to all of them, and ``own`` holds what one of them has beside; ``start`` is the command that
+        takes a SuperNode's arguments: `SITE_START` checks the site and holds to its approved code.
+        """
         for name, data_path in data.items():
             self.register(name)
             ledger = self.ledger(name)
             if not ledger.exists():
                 create_ledger(ledger)
-            own = {"data-path": str(data_path), "ledger-path": str(ledger), **CAPS, **(node_config or {})}
-            config = " ".join(f"{key}={json.dumps(value)}" for key, value in own.items())
-            self._sites[name] = [*self.supernode_command(name), "--node-config", config]
+            paths = {"data-path": str(data_path), "ledger-path": str(ledger)}
+            keys = {**paths, **CAPS, **(node_config or {}), **(own or {}).get(name, {})}
+            config = " ".join(f"{key}={json.dumps(value)}" for key, value in keys.items())
+            self._sites[name] = [*start, *self.supernode_command(name)[1:], "--node-config", config]
         for name in data:  # side by side: each takes seconds
             self.start(name, *self._sites[name])
         for name in data:
@@ -273,7 +289,7 @@ class Federation:
 
     def _wait_connected(self, name: str) -> None:
         running = self.process(name)
-        wait_for(f"{name} to connect", lambda: not running.alive() or CONNECTED in running.said())
+        wait_for(f"{name} to connect", lambda: not running.alive() or CONNECTED in running.said(), patience=120)
         assert running.alive(), running.said()
 
     def online(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,20 @@ from flwr.common.config import parse_config_args
 from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
 from flwr.superlink.routers.control import router as control_router
 from flwr.superlink.routers.fleet.router import router as fleet_router
-from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.main import get_command
 
 from lalora_flwr.cli.main import app
 from lalora_flwr.config import read_toml, settings_from
+from lalora_flwr.engines.supernode import approved_digests, parse_arguments
+from lalora_flwr.errors import ConfigError
 from lalora_flwr.privacy.caps import NEEDED, caps_from
 from tests.deployment.federation import ROOT
 
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-PARSERS = {"flower-superlink": _parse_args_run_superlink, "flower-supernode": _parse_args_run_supernode}
+SITE_START = ["lalora", "site", "start", "--"]  # in place of flower-supernode, whose arguments follow
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
 VARIABLE = re.compile(r"\$\{\w+:-([^}]*)\}")
 
@@ -36,23 +39,34 @@ def blocks(kind: str) -> list[str]:
 
 
 def documented(program: str) -> list[list[str]]:
-    """The arguments of each call of a program in the guide."""
-    found = []
+    """The arguments of each call of a program in the guide, its variables filled in."""
+    found, variables = [], {"PWD": "/here", "site": "site-1"}
     for line in "\n".join(blocks("bash")).replace("\\\n", " ").splitlines():
-        words = [word for word in shlex.split(line.replace("$PWD", "/here").replace("$site", "site-1")) if "=/" not in word[:30]]
+        for name, value in variables.items():
+            line = line.replace(f'"${name}"', shlex.quote(value)).replace(f"${name}", value)
+        words = shlex.split(line)
+        if len(words) == 1 and (assigned := re.fullmatch(r"(\w+)=(.*)", words[0])):
+            variables[assigned[1]] = assigned[2]
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            del words[0]
         if program in words[:1]:
             found.append(words[1:])
     return found
 
 
-def parsed(program: str, arguments: list[str]) -> Any:
+def superlink_flags(arguments: list[str]) -> Any:
     """What Flower makes of the arguments; an unknown flag ends the test."""
-    return PARSERS[program]().parse_args(arguments)
+    return _parse_args_run_superlink().parse_args(arguments)
 
 
-def command(service: str) -> Any:
-    words = [VARIABLE.sub(r"\1", word) for word in SERVICES[service]["command"]]
-    return parsed(words[0], words[1:])
+def supernode_flags(words: list[str]) -> Any:
+    """The same, of a site's whole command."""
+    assert words[:4] == SITE_START
+    return parse_arguments(words[4:])
+
+
+def command(service: str) -> list[str]:
+    return [VARIABLE.sub(r"\1", word) for word in SERVICES[service]["command"]]
 
 
 def mounts(service: str) -> dict[str, tuple[str, bool]]:
@@ -72,7 +86,9 @@ SITES = [name for name in SERVICES if name.startswith("supernode")]
 
 
 def test_the_superlink_speaks_tls_and_authenticates_nodes() -> None:
-    flags = command("superlink")
+    program, *arguments = command("superlink")
+    flags = superlink_flags(arguments)
+    assert program == "flower-superlink"
     assert flags.enable_supernode_auth and not flags.insecure and not flags.runtime_dependency_install
     assert flags.host == "0.0.0.0" and flags.port == 8000
     for path in (flags.ssl_ca_certfile, flags.ssl_certfile, flags.ssl_keyfile):
@@ -83,10 +99,12 @@ def test_the_superlink_speaks_tls_and_authenticates_nodes() -> None:
 
 @pytest.mark.parametrize("site", SITES)
 def test_a_site_has_its_own_key_data_and_ledger(site: str) -> None:
-    flags, volumes = command(site), mounts(site)
+    flags, volumes = supernode_flags(command(site)), mounts(site)
     assert not flags.insecure and flags.superlink == "gateway:8000" and flags.host == "127.0.0.1"
     assert volumes[flags.root_certificates][1] and volumes[flags.auth_supernode_private_key][1]
-    config = parse_config_args([flags.node_config])
+    with pytest.raises(ConfigError, match="approved-code must be digests"):  # unless the owner gives APPROVED_CODE
+        approved_digests(flags)
+    config = parse_config_args([flags.node_config.replace('approved-code=""', f'approved-code="{"0" * 64}"')])
     assert set(NEEDED) <= set(config) and caps_from(config, needed=True)
     for key, read_only in (("data-path", True), ("model-path", True), ("ledger-path", False)):
         place = lies_in(config[key], site)
@@ -138,24 +156,46 @@ def test_the_image_has_the_versions_that_the_project_allows() -> None:
             assert all((ROOT / source).exists() for source in line.split()[1:-1]), line
 
 
-@pytest.mark.parametrize("program", PARSERS)
-def test_the_guides_flower_commands_parse(program: str) -> None:
-    calls = documented(program)
+def test_the_guides_superlink_listens_to_its_own_machine_only() -> None:
+    calls = list(map(superlink_flags, documented("flower-superlink")))
     assert calls
-    for arguments in calls:
-        flags = parsed(program, arguments)
-        assert not flags.insecure
-        if program == "flower-supernode":
-            assert caps_from(parse_config_args([flags.node_config]), needed=True)
+    for flags in calls:
+        assert not flags.insecure and flags.enable_supernode_auth and flags.host == "127.0.0.1"
+    before, _, after = DEPLOY.partition("0.0.0.0")
+    assert before.splitlines()[-1].startswith("> **Exception") and "0.0.0.0" not in after
+
+
+def test_the_guides_proxy_lets_sites_pass_to_that_superlink(tmp_path: Path) -> None:
+    (flags,) = map(superlink_flags, documented("flower-superlink"))
+    edit = next(line for line in "\n".join(blocks("bash")).splitlines() if line.startswith("sed ") and "gateway.conf" in line)
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "gateway.conf").write_text((ROOT / "docker" / "gateway.conf").read_text())
+    subprocess.run(["sh", "-ec", edit], cwd=tmp_path, check=True, env={**os.environ, "PWD": str(tmp_path)})
+    text = (tmp_path / "gateway.conf").read_text()
+    assert f"proxy_pass https://{flags.host}:{flags.port};" in text and "superlink:8000" not in text
+    files = re.findall(r" (/\S+\.(?:crt|key));", text)
+    assert len(files) == 3 and all(Path(file).parent == tmp_path / "certificates" for file in files)
+
+
+def test_the_guides_sites_start_checked_and_with_approved_code() -> None:
+    calls = [["lalora", *call] for call in documented("lalora") if call[:2] == ["site", "start"]]
+    (unit,) = blocks("ini")
+    (started,) = re.findall(r"^ExecStart=\S+/(lalora .*)$", unit, re.MULTILINE)
+    assert calls and not documented("flower-supernode")
+    (config,) = {call[2] for call in documented("lalora") if call[:2] == ["site", "check"]}
+    for words in [*calls, shlex.split(started.replace("${NODE_CONFIG}", shlex.quote(config)))]:
+        flags = supernode_flags(words)
+        assert not flags.insecure and flags.node_config == config and approved_digests(flags)
+        assert caps_from(parse_config_args([config]), needed=True)
 
 
 def test_the_guides_other_commands_parse() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     calls = documented("lalora")
-    assert {call[0] for call in calls} == {"certs", "ledger", "plan"}
+    assert {call[0] for call in calls} == {"certs", "ledger", "plan", "site"}
     for name, *arguments in calls:
         called = commands[name]
-        if name == "ledger":
+        if name in ("ledger", "site"):
             called, arguments = called.commands[arguments[0]], arguments[1:]
         called.make_context(name, list(arguments))
 
@@ -168,8 +208,5 @@ def test_the_guides_run_is_a_valid_one(tmp_path: Path) -> None:
     assert connection["superlink"]["deployment"]["root-certificates"].endswith("ca.crt")
 
 
-def test_every_node_config_key_is_in_the_guide() -> None:
-    from lalora_flwr.privacy.caps import OPTIONAL, OTHER_KEYS
-
-    for key in {*NEEDED, *OPTIONAL, *OTHER_KEYS} - {"partition-id", "num-partitions"}:
-        assert f"`{key}`" in DEPLOY, key
+def test_the_guide_names_where_the_node_config_is_described() -> None:
+    assert "[site.md](site.md)" in DEPLOY

@@ -254,9 +254,11 @@ def test_the_server_dies_in_the_middle_of_a_run_and_goes_on(tmp_path: Path) -> N
                 superlink = federation.start_superlink()
             assert metrics.read_bytes().startswith(before)
             before = metrics.read_bytes()
-            if drill.ended():  # it was done before it died
+            if (drill.path / "summary.json").exists():  # it was done before it died
                 break
+            assert target != "superlink" or "the SuperLink ended" in (drill.path / "failure.json").read_text()
             federation.submit({**config, "resume": True})
+            drill.until("the next attempt to begin", lambda: not (drill.path / "failure.json").exists())
         drill.until("the end", drill.ended)
         drill.report()
         assert metrics.read_bytes().startswith(before)

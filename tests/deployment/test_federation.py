@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from lalora_flwr.cli.certs import ALWAYS, _general_name, _read_authority, make_certificate, superlink_files
 from lalora_flwr.cli.main import app
 from lalora_flwr.privacy.ledger_file import LedgerFile
-from tests.deployment.federation import LOOPBACK, Federation, free_port, save_texts, text_run
+from tests.deployment.federation import LOOPBACK, ROOT, Federation, free_port, save_texts, text_run
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
 def refused(federation: Federation, name: str, *command: str) -> str:
     """Start a SuperNode that must not get in; what it said when it gave up."""
     node = federation.start(name, *command)
-    assert node.exit_code() != 0
+    assert node.exit_code() == 1
     assert "SuperNode ID:" not in node.said() and federation.online() == 0
     return node.said()
 
@@ -80,14 +80,16 @@ def test_a_registered_site_is_accepted_and_a_killed_one_leaves_no_process(superl
 
 def test_a_site_that_is_not_registered_is_refused(superlink: Federation) -> None:
     said = refused(superlink, "stranger", *superlink.supernode_command("stranger"))
-    assert "[code: 2004] Failed to activate SuperNode" in said, said
+    assert "Exit Code: 305" in said and "[code: 2004] Failed to activate SuperNode" in said, said
 
 
 def test_a_site_without_a_key_is_refused(superlink: Federation) -> None:
     command = superlink.supernode_command("keyless")
     at = command.index("--auth-supernode-private-key")
     said = refused(superlink, "keyless", *command[:at], *command[at + 2 :])
-    assert "[code: 2001]" in said and "must be registered via the CLI" in " ".join(said.split()), said
+    assert "Exit Code: 305" in said and "[code: 2001]" in said and "must be registered via the CLI" in " ".join(said.split()), (
+        said
+    )
 
 
 def test_a_site_that_trusts_another_authority_turns_away(superlink: Federation, tmp_path: Path) -> None:
@@ -111,8 +113,9 @@ def test_an_operator_without_tls_or_with_another_authority_is_refused(superlink:
     superlink.connect("plain", superlink.port, insecure=True)
     superlink.connect("foreign", superlink.port, **{"root-certificates": str(tmp_path / "ca.crt")})
     for connection in ("plain", "foreign"):
-        done = superlink.try_flwr("supernode", "list", connection)
-        assert done.returncode != 0, done.stdout
+        for command in (["supernode", "list", connection], ["run", str(ROOT), connection]):
+            done = superlink.try_flwr(*command)
+            assert done.returncode == 1 and "Connection to the SuperLink is un" in done.stderr, done.stdout + done.stderr
     assert superlink.try_flwr("supernode", "list", "test").returncode == 0
     with pytest.raises((urllib.error.URLError, ConnectionError)):
         urllib.request.urlopen(f"http://{LOOPBACK}:{superlink.port}/health", timeout=5)
@@ -122,7 +125,7 @@ def test_a_superlink_does_not_start_with_node_authentication_but_without_tls(sup
     node = superlink.start(
         "careless", "flower-superlink", "--insecure", "--enable-supernode-auth", "--host", LOOPBACK, "--port", str(free_port())
     )
-    assert node.exit_code() != 0 and "requires encrypted TLS" in " ".join(node.said().split())
+    assert node.exit_code() == 1 and "requires encrypted TLS" in " ".join(node.said().split())
 
 
 def test_an_expired_certificate_turns_sites_and_operators_away(tmp_path: Path) -> None:
@@ -139,9 +142,10 @@ def test_an_expired_certificate_turns_sites_and_operators_away(tmp_path: Path) -
         superlink = federation.start_superlink(certificates=old)
         assert not federation.healthy()
         node = federation.start("north", *federation.supernode_command("north"))
-        assert node.exit_code() != 0 and "certificate has expired" in node.said()
-        listed = federation.try_flwr("supernode", "list", "test")
-        assert listed.returncode != 0 and "Connection to the SuperLink is un" in listed.stderr
+        assert node.exit_code() == 1 and "certificate has expired" in node.said()
+        for command in (["supernode", "list", "test"], ["run", str(ROOT), "test"]):
+            done = federation.try_flwr(*command)
+            assert done.returncode == 1 and "Connection to the SuperLink is un" in done.stderr, done.stdout + done.stderr
         superlink.kill()
         federation.start_superlink()  # renewed, by the same authority: nothing changes on the sites
         assert federation.healthy()

@@ -6,16 +6,26 @@ import math
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 
-from lalora_flwr.privacy.accounting import Segment
+from lalora_flwr.privacy.accounting import HEADLINE, Segment
+from lalora_flwr.privacy.ledger_entries import clock
 from lalora_flwr.privacy.ledger_file import SCHEMA, LedgerFile, create
 from lalora_flwr.privacy.site_ledger import Request, SiteLedger
 
 DELTA = 1e-5
+DIGITS_SITE: dict[str, Any] = {  # what the owner of a share of the digits says
+    "max-epsilon": 50.0,
+    "delta": 1e-3,
+    "num-records": 300,
+    "task": "image",
+    "labels": "0,1,2,3,4,5,6,7,8,9",
+    "answer-seconds": 0,
+}
 TRIGGERS = [name for name, sql in SCHEMA.items() if sql.startswith("CREATE TRIGGER")]
 
 
@@ -35,15 +45,26 @@ def request(**changed: Any) -> Request:
         "run_epsilon": 1e6,
         "run_delta": DELTA,
         "run_steps": 10**9,
-        "run_accountant": "prv",
+        "run_accountant": HEADLINE,
     }
     return Request(**{**values, **changed})
 
 
-def session(path: Path, max_epsilon: float = 1e6, *, fingerprint: str = "", busy: float = 5.0, **changed: Any) -> SiteLedger:
-    """The ledger of one round, as a new process would open it."""
-    asked = request(**changed)
-    ledger = SiteLedger(LedgerFile(path, busy), asked, max_epsilon, DELTA, compose)
+def session(
+    path: Path,
+    max_epsilon: float = 1e6,
+    *,
+    fingerprint: str = "",
+    busy: float = 5.0,
+    witness: Path | str = "",
+    queries: float = math.inf,
+    at: datetime | None = None,
+    **changed: Any,
+) -> SiteLedger:
+    """The ledger of one round, as a new process would open it; ``at`` stops its clock."""
+    asked, time = request(**changed), (lambda: at) if at else clock
+    file = LedgerFile(path, busy, witness=witness)
+    ledger = SiteLedger(file, asked, max_epsilon, DELTA, compose, max_queries_per_day=queries, clock=time)
     ledger.identify(fingerprint or f"records of {asked.dataset}")
     return ledger
 
@@ -80,7 +101,7 @@ def owned(context: Context, folder: Path, run_id: int = 1, **changed: Any) -> Co
     context.run_id = run_id
     if not (path := folder / "own-ledger").exists():
         create(path)
-    context.node_config.update({"ledger-path": str(path), "max-epsilon": 50.0, "delta": 1e-3, "num-records": 300, **changed})
+    context.node_config.update({"ledger-path": str(path), **DIGITS_SITE, **changed})
     return context
 
 

@@ -22,6 +22,7 @@ from lalora_flwr.errors import LedgerError
 from lalora_flwr.privacy.ledger_check import verify
 from lalora_flwr.privacy.ledger_entries import Commit, Reserve
 from lalora_flwr.privacy.ledger_file import LedgerFile
+from lalora_flwr.privacy.ledger_witness import Witness
 from tests.privacy.site_ledgers import DELTA, compose, new_ledger, serve, session
 
 KILLS = 40
@@ -36,7 +37,8 @@ path, releases, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 draw, out = random.Random(seed), os.open(releases, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 print("go", flush=True)
 while True:
-    ledger, sigma, steps = session(path, run=str(seed)), draw.choice((0.7, 1.0, 2.0)), draw.randint(1, 5)
+    ledger = session(path, run=str(seed), witness=path.with_name("witness"))
+    sigma, steps = draw.choice((0.7, 1.0, 2.0)), draw.randint(1, 5)
     ledger.reserve(sigma, 0.1, steps)
     for _ in range(steps if draw.random() < 0.7 else draw.randint(0, steps)):
         ledger.take_step()
@@ -57,7 +59,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 try:
     while True:
-        ledger = session(path, room, run=name, busy=60)
+        ledger = session(path, room, run=name, busy=60, witness=path.with_name("witness"))
         ledger.reserve(1.0, 0.1, 1)
         ledger.take_step()
         taken += 1
@@ -118,11 +120,12 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.faults
 def test_killed_at_any_moment_it_never_counts_less_than_was_released(path: Path, tmp_path: Path) -> None:
-    draw, releases, half_written, cut = random.Random(5), tmp_path / "releases", 0, 0
+    draw, releases, half_written, cut, unwitnessed = random.Random(5), tmp_path / "releases", 0, 0, 0
+    witness = tmp_path / "witness"
     for kill in range(KILLS):
         with child(SERVES, path, releases, kill) as process:
             assert process.stdout is not None and process.stdout.readline() == "go\n"
-            time.sleep(draw.uniform(0, 0.06))
+            time.sleep(draw.uniform(0, 0.3))
             process.kill()
         assert process.returncode == -signal.SIGKILL
         half_written += Path(f"{path}-journal").exists()
@@ -132,13 +135,18 @@ def test_killed_at_any_moment_it_never_counts_less_than_was_released(path: Path,
         assert compose([(s, Q, n) for s, n in held.items()], DELTA, "") >= compose(
             [(s, Q, n) for s, n in released.items()], DELTA, ""
         )
-        cut += isinstance(LedgerFile(path).read().entries[-1], Reserve)
-        serve(path, 1.0, Q, 1, taken=0)  # the next process goes on
+        content, seen = LedgerFile(path).read(), Witness(witness).read()
+        cut += isinstance(content.entries[-1], Reserve)
+        behind = len(content.entries) - seen.entries if seen else len(content.entries) - 1
+        unwitnessed += behind
+        assert behind in (0, 1) and (seen is None or content.hashes[seen.entries - 1] == seen.head)
+        assert LedgerFile(path).state().book.state() == content.book.state()
+        serve(path, 1.0, Q, 1, taken=0, witness=witness)  # the next process goes on
     assert released.total() > KILLS
     assert cut, "no kill hit an open reservation"
     entries = LedgerFile(path).read().entries
     assert held.total() <= sum(entry.steps for entry in entries if isinstance(entry, Reserve))
-    print(f"{KILLS} kills, {half_written} in the middle of a write, {cut} in a reservation, {len(entries)} entries")
+    print(f"{KILLS} kills, {half_written} in a write, {cut} in a reservation, {unwitnessed} before the witness")
 
 
 def test_two_processes_never_spend_the_same_epsilon(path: Path) -> None:
@@ -150,6 +158,8 @@ def test_two_processes_never_spend_the_same_epsilon(path: Path) -> None:
     assert [racer.returncode for racer in racers] == [0, 0]
     assert sum(taken) == 40
     assert counted(path) == {1.0: 40}
+    seen, content = Witness(path.with_name("witness")).read(), LedgerFile(path).read()
+    assert seen is not None and (seen.entries, seen.head) == (len(content.entries), content.head)
     assert {entry.max_epsilon for entry in LedgerFile(path).read().entries if isinstance(entry, Reserve)} == {room}
 
 

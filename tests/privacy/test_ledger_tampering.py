@@ -72,16 +72,16 @@ def test_an_untouched_ledger_is_good(path: Path) -> None:
 
 def test_a_change_to_any_byte_of_any_entry_is_found(path: Path) -> None:
     rows = rows_of(path)
-    read_chain(rows)
+    list(read_chain(rows))
     for number, body, digest in rows:
         for place in range(len(body)):
             bad = body[:place] + chr(ord(body[place]) ^ 1) + body[place + 1 :]
             with pytest.raises(LedgerError, match=f"entry {number}: its hash does not fit"):
-                read_chain([*rows[:number], (number, bad, digest), *rows[number + 1 :]])
+                list(read_chain([*rows[:number], (number, bad, digest), *rows[number + 1 :]]))
         for place in range(len(digest)):
             bad = digest[:place] + ("0" if digest[place] != "0" else "1") + digest[place + 1 :]
             with pytest.raises(LedgerError, match=f"entry {number}: its hash"):
-                read_chain([*rows[:number], (number, body, bad), *rows[number + 1 :]])
+                list(read_chain([*rows[:number], (number, body, bad), *rows[number + 1 :]]))
 
 
 def test_a_changed_byte_in_the_file_is_found(path: Path) -> None:
@@ -288,10 +288,10 @@ def test_verify_computes_epsilon_with_both_real_accountants(tmp_path: Path) -> N
         ledger.identify("x")
         ledger.reserve(sigma, 0.1, 30)
         ledger.commit()
-    seen: list[int] = []
-    verified = verify(LedgerFile(path), progress=seen.append)
+    seen: list[tuple[int, int]] = []
+    verified = verify(LedgerFile(path), progress=lambda *number: seen.append(number))
     entry, second = verified.last["default"]
-    assert seen == [1, 3]
+    assert seen == [(1, 5), (3, 5)]
     assert entry.epsilon == epsilon_spent([(2.0, 0.1, 30)], DELTA)
     assert second == epsilon_spent([(2.0, 0.1, 30)], DELTA, "rdp")
     rehashed(path, edited(3, lambda e: {"epsilon": e.epsilon * 1.001}))

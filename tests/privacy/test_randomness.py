@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import random
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import binom, chisquare, kstest
 
+from lalora_flwr.privacy import randomness
 from lalora_flwr.privacy.randomness import RandomSource, SeededRandom, SystemRandom, derive_seed, poisson_sample
 
 N = torch.Size((400_000,))
@@ -72,9 +74,25 @@ def test_uniform_draws_are_uniform_on_zero_to_one(source: RandomSource) -> None:
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2,), (3,), (5, 7), (2, 3, 4), (3, 0)])
 def test_any_shape(source: RandomSource, shape: tuple[int, ...]) -> None:
     x = source.normal(torch.Size(shape))
-    assert x.shape == shape and x.dtype == torch.float32 and x.isfinite().all()
+    assert x.shape == shape and x.dtype == torch.float64 and x.isfinite().all()
     assert len(x.unique()) == x.numel()
     assert source.uniform(x.numel()).shape == (x.numel(),)
+
+
+def test_seeds_that_differ_only_above_32_bits_give_other_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's generator on the CPU takes the low 32 bits of a seed: 2^32 streams meet after some 65,000."""
+    drawn = []
+    for high in range(1, 4):
+        monkeypatch.setattr(randomness, "derive_seed", lambda *_, high=high: (high << 32) | 7)
+        source = SeededRandom(0, 0, 1)
+        drawn.append((*source.uniform(3).tolist(), *source.normal(torch.Size((3,))).tolist()))
+    assert len({*drawn}) == 3
+
+
+def test_the_tail_has_no_end_at_eight_standard_deviations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """53 bits end at 8.57; the largest draw of 106 bits lies at 12.12."""
+    monkeypatch.setattr(os, "urandom", lambda n: b"\xff" * n)
+    assert float(SystemRandom().normal(torch.Size((1,)))) == pytest.approx(math.sqrt(2 * 106 * math.log(2)))
 
 
 @pytest.mark.parametrize("byte", [b"\x00", b"\xff"])
@@ -113,7 +131,7 @@ def test_derived_seeds_differ_by_seed_purpose_and_number() -> None:
     keys = [(s, p, n) for s in range(4) for p in ("noise", "sampling", "adapter") for n in range(4)]
     seeds = [derive_seed(*key) for key in keys]
     assert len(set(seeds)) == len(keys)
-    assert all(0 <= s < 2**63 for s in seeds)
+    assert all(0 <= s < 2**64 for s in seeds) and any(s >= 2**63 for s in seeds)
     assert derive_seed(0, "noise", 1) == derive_seed(0, "noise", 1)
     assert derive_seed(0, "noise", 1, 12) != derive_seed(0, "noise", 11, 2)
 

@@ -56,17 +56,17 @@ def own() -> Iterator[Heard]:
 def test_a_real_site_counts_in_its_own_file_by_its_declared_number_of_records(tmp_path: Path, real: MakeReal) -> None:
     settings = small(tmp_path)
     for server_round in (1, 2):  # as Flower does it: a new process, here at least a new context, for each message
-        held = real(settings, run_id=2**63 + 1, **{"num-records": 1000})
+        held = real(settings, run_id=2**63 + 1, **{"num-records": 800})
         counters = app(order(settings, server_round), held).content[COUNTERS]
         assert not held.state
-        spent = epsilon_spent([(counters["noise-multiplier"], 40 / 1000, 2 * server_round)], 1e-4)
-        assert (counters["steps"], counters["sample-rate"], counters["epsilon"]) == (2 * server_round, 0.04, spent)
+        spent = epsilon_spent([(counters["noise-multiplier"], 40 / 800, 2 * server_round)], 1e-4)
+        assert (counters["steps"], counters["sample-rate"], counters["epsilon"]) == (2 * server_round, 0.05, spent)
     first, _, second, commit = LedgerFile(str(held.node_config["ledger-path"])).read().entries[1:]
     assert isinstance(first, Reserve) and isinstance(second, Reserve) and isinstance(commit, Commit)
     assert (first.run, first.strategy, first.round, first.schedule) == (str(2**63 + 1), "la-lora", 1, "step:BA")
-    assert (first.q, first.clip_norm, first.steps, first.dataset) == (0.04, 1.0, 2, "default")
-    assert (second.max_epsilon, second.delta, second.accountant) == (50.0, 1e-3, "prv")
-    assert second.epsilon == epsilon_spent([(second.sigma, 0.04, 4)], 1e-3)
+    assert (first.q, first.clip_norm, first.steps, first.dataset) == (0.05, 1.0, 2, "default")
+    assert (second.max_epsilon, second.delta, second.accountant) == (50.0, 1e-3, "pld")
+    assert second.epsilon == epsilon_spent([(second.sigma, 0.05, 4)], 1e-3)
     assert second.fingerprint == first.fingerprint
     verify(LedgerFile(str(held.node_config["ledger-path"])))
 

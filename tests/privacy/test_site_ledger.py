@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from lalora_flwr.errors import BudgetExhausted, LedgerError, SiteRefusal
-from lalora_flwr.privacy.accounting import Segment, epsilon_spent
-from lalora_flwr.privacy.ledger_entries import Reserve
+from lalora_flwr.errors import BudgetExhausted, ConfigError, LedgerError, SiteRefusal
+from lalora_flwr.lora.schedule import parse_schedule
+from lalora_flwr.privacy.accounting import HEADLINE, Segment, epsilon_spent
+from lalora_flwr.privacy.ledger_book import Book
+from lalora_flwr.privacy.ledger_check import verify
+from lalora_flwr.privacy.ledger_entries import EVALUATE, Reserve
 from lalora_flwr.privacy.ledger_file import LedgerFile, create
 from lalora_flwr.privacy.site_ledger import SiteLedger
 from tests.privacy.site_ledgers import DELTA, compose, new_ledger, request, serve, session
@@ -119,12 +124,12 @@ class SitesOnOneFile(RuleBasedStateMachine):
 
     @invariant()
     def same_as_naive(self) -> None:
-        book = LedgerFile(self.path).read().book
-        for dataset in "ab":
-            assert list(book.segments(dataset)) == self.naive.segments(dataset)
-            assert compose(book.segments(dataset), DELTA, "") <= MAX_EPSILON
-            for run in "12":
-                assert list(book.run_segments(dataset, run)) == self.naive.segments(dataset, run)
+        for book in (LedgerFile(self.path).read().book, LedgerFile(self.path).state().book):
+            for dataset in "ab":
+                assert list(book.segments(dataset)) == self.naive.segments(dataset)
+                assert compose(book.segments(dataset), DELTA, "") <= MAX_EPSILON
+                for run in "12":
+                    assert list(book.run_segments(dataset, run)) == self.naive.segments(dataset, run)
 
     @invariant()
     def covers_what_was_released(self) -> None:
@@ -155,8 +160,8 @@ def test_a_reserve_entry_says_who_asked_for_what_and_where_it_leads(path: Path) 
     assert (entry.dataset, entry.fingerprint) == ("default", "records of default")
     assert (entry.sigma, entry.q, entry.clip_norm, entry.steps) == (1.0, 0.2, 0.5, 3)
     assert entry.segments == ((1.0, 0.2, 3), (2.0, 0.1, 4))
-    assert (entry.accountant, entry.delta, entry.max_epsilon) == ("prv", DELTA, 1e6)
-    assert entry.epsilon == compose(entry.segments, DELTA, "prv")
+    assert (entry.accountant, entry.delta, entry.max_epsilon) == (HEADLINE, DELTA, 1e6)
+    assert entry.epsilon == compose(entry.segments, DELTA, HEADLINE)
 
 
 def test_the_real_accountant_composes_over_runs_and_restarts(path: Path) -> None:
@@ -303,3 +308,137 @@ def test_a_ledger_swapped_in_between_gives_nothing_back(path: Path) -> None:
     with pytest.raises(LedgerError, match="not the ledger in which"):
         older.commit()
     assert total(path) == ((1.0, 0.1, 9),)
+
+
+def test_an_evaluation_counts_for_the_dataset_and_not_for_the_run(path: Path) -> None:
+    serve(path, 1.25, 1.0, 3, taken=3)
+    evaluation: dict[str, Any] = {"schedule": EVALUATE, "run_steps": 3, "run_epsilon": 1e-9, "clip_norm": 1.0}
+    ledger = session(path, **evaluation)
+    ledger.check(20.0, 1.0, 1)
+    ledger.reserve(20.0, 1.0, 1)
+    ledger.take_step()
+    with pytest.raises(BudgetExhausted, match="no reserved step"):
+        ledger.take_step()
+    ledger.commit()
+    assert total(path) == ((1.25, 1.0, 3), (20.0, 1.0, 1))
+    assert ledger.steps == session(path).steps == 3
+    assert session(path).epsilon() == compose([(1.25, 1.0, 3)], DELTA, "")
+    assert session(path).spent() == compose(total(path), DELTA, "")
+    entry = LedgerFile(path).read().entries[3]
+    assert isinstance(entry, Reserve) and (entry.schedule, entry.strategy, entry.steps) == ("evaluate", "la-lora", 1)
+    verify(LedgerFile(path), compose=compose)
+
+
+def test_an_evaluation_is_held_to_the_owners_budget(path: Path) -> None:
+    room = compose([(20.0, 1.0, 2)], DELTA, "")
+    for _ in range(2):
+        serve(path, 20.0, 1.0, 1, max_epsilon=room, schedule=EVALUATE)
+    for refused in (session(path, room, schedule=EVALUATE).check, session(path, room).check):
+        with pytest.raises(BudgetExhausted, match="no epsilon left"):
+            refused(20.0, 1.0, 1)
+
+
+def test_what_an_evaluation_did_not_take_is_given_back_and_a_crash_counts_it(path: Path) -> None:
+    serve(path, 20.0, 1.0, 1, taken=0, schedule=EVALUATE)
+    assert total(path) == ()
+    session(path, schedule=EVALUATE).reserve(20.0, 1.0, 1)
+    assert total(path) == ((20.0, 1.0, 1),)
+
+
+def test_the_noise_of_an_evaluation_is_never_that_of_training(path: Path) -> None:
+    serve(path, 20.0, 1.0, 1, schedule=EVALUATE)
+    assert session(path).known_noise(1.0) is None
+    serve(path, 1.25, 1.0, 1)
+    assert session(path).known_noise(1.0) == 1.25
+
+
+def test_no_training_order_can_call_itself_an_evaluation() -> None:
+    with pytest.raises(ConfigError):
+        parse_schedule(EVALUATE)
+
+
+NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
+TOO_MANY = "^cap: the site has answered as many queries today as max-queries-per-day allows$"
+
+
+def asked(path: Path, at: datetime, queries: float = 3, **changed: Any) -> None:
+    serve(path, queries=queries, at=at, **changed)
+
+
+def test_a_day_has_so_many_queries_whoever_asks_and_for_what(path: Path) -> None:
+    asked(path, NOON)
+    asked(path, NOON, run="2")
+    asked(path, NOON + timedelta(hours=1), schedule=EVALUATE)
+    assert session(path, at=NOON + timedelta(hours=1)).queries_today() == 3
+    for use in ("check", "reserve"):
+        with pytest.raises(SiteRefusal, match=TOO_MANY) as refusal:
+            getattr(session(path, queries=3, at=NOON + timedelta(hours=23), run="3"), use)(1.0, 0.1, 1)
+        assert not isinstance(refusal.value, BudgetExhausted)
+    asked(path, NOON, dataset="another")
+    asked(path, NOON + timedelta(hours=25))
+    asked(path, NOON + timedelta(hours=25))
+    with pytest.raises(SiteRefusal, match=TOO_MANY):
+        asked(path, NOON + timedelta(hours=25))
+
+
+@pytest.mark.parametrize("back", [timedelta(hours=2), timedelta(days=1), timedelta(days=900)])
+def test_setting_the_clock_back_opens_no_new_day(back: timedelta, path: Path) -> None:
+    for _ in range(3):
+        asked(path, NOON)
+    with pytest.raises(SiteRefusal, match=TOO_MANY):
+        asked(path, NOON - back)
+
+
+def test_setting_the_clock_ahead_and_back_forgets_nothing(path: Path) -> None:
+    for _ in range(2):
+        asked(path, NOON)
+    asked(path, NOON + timedelta(days=900))
+    with pytest.raises(SiteRefusal, match=TOO_MANY):
+        asked(path, NOON)
+
+
+@given(
+    times=st.lists(st.integers(-40, 40), max_size=30),
+    now=st.integers(-60, 60),
+)
+def test_queries_of_the_last_24_hours_are_never_too_few(times: list[int], now: int) -> None:
+    """Against counting every entry: never fewer than were made in 24 hours, never more than in 25; later ones count."""
+    book = Book()
+    for hours in times:
+        entry = Reserve(
+            time=(NOON + timedelta(hours=hours / 3)).isoformat(timespec="seconds"),
+            **{**dict.fromkeys(("run", "strategy", "schedule", "fingerprint", "run_accountant", "accountant"), "x"), "round": 1},
+            **{
+                **dict.fromkeys(("clip_norm", "run_epsilon", "run_delta", "max_epsilon", "delta", "epsilon"), 1.0),
+                "run_steps": 1,
+            },
+            **{"dataset": "d", "sigma": 1.0, "q": 0.1, "steps": 1, "segments": book.segments("d", plus=(1.0, 0.1, 1))},
+        )
+        book.add(entry)
+    found = book.recent("d", NOON + timedelta(hours=now / 3))
+    assert sum(hours / 3 > now / 3 - 24 for hours in times) <= found <= sum(hours / 3 > now / 3 - 25 for hours in times)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level("INFO", logger="lalora_flwr.site")
+    return caplog
+
+
+def test_the_log_notes_head_and_length_at_each_append(path: Path, log: pytest.LogCaptureFixture) -> None:
+    serve(path, steps=3, taken=2)
+    content = LedgerFile(path).read()
+    reserved, took = (record.getMessage() for record in log.records)
+    for line, entries in ((reserved, 2), (took, 3)):
+        assert f"ledger {content.ledger} had {entries} entries at 20" in line and line.endswith(content.hashes[entries - 1])
+    assert "took 2 of 3 reserved steps" in took
+
+
+def test_changed_records_under_an_old_name_are_said_once(path: Path, log: pytest.LogCaptureFixture) -> None:
+    for day, fingerprint in enumerate(["x", "x", "y", "y", "x"]):
+        serve(path, dataset="ward 7", fingerprint=fingerprint, at=NOON + timedelta(days=day))
+    warnings = [record.getMessage() for record in log.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert warnings[0].startswith("dataset ward 7: its records have changed")
+    assert "2026-03-11T12:00:00+00:00, in use since 2026-03-10T12:00:00+00:00" in warnings[0]
+    assert "2026-03-13T12:00:00+00:00, in use since 2026-03-12T12:00:00+00:00" in warnings[1]

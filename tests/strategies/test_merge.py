@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lalora_flwr.strategies import METHODS
-from lalora_flwr.strategies.merge import MERGES, mean
+from lalora_flwr.strategies.base import least_replies
+from lalora_flwr.strategies.merge import MERGES, Tensors, bounded, mean, median, num_cut, trimmed_mean
 
 
 def replies(sites: int, shapes: dict[str, tuple[int, ...]], seed: int = 0) -> list[dict[str, NDArray[np.float32]]]:
@@ -89,4 +96,113 @@ def test_float64_reference_by_torch() -> None:
 
 def test_every_method_names_a_merge_that_exists() -> None:
     assert all(method.merge in MERGES for method in METHODS.values())
-    assert MERGES["mean"] is mean
+    assert {"mean": mean, "median": median, "trimmed-mean": trimmed_mean} == MERGES
+
+
+# robust merges and the bound on an update
+
+FINITE = st.floats(-1e4, 1e4, width=32)
+VECTOR = st.lists(FINITE, min_size=3, max_size=3)
+STACKS = st.integers(1, 9).flatmap(lambda sites: st.lists(VECTOR, min_size=sites, max_size=sites))
+
+
+def as_replies(values: list[list[float]]) -> list[dict[str, NDArray[np.float32]]]:
+    return [{"x": np.asarray(row[:2], np.float32), "y": np.asarray(row[2:], np.float32)} for row in values]
+
+
+def flat(merged: Tensors) -> list[float]:
+    return [float(v) for name in ("x", "y") for v in merged[name]]
+
+
+MERGED: dict[str, Callable[[Sequence[Tensors]], Tensors]] = {
+    "median": median,
+    "trimmed-mean 0.2": lambda r: trimmed_mean(r, 0.2),
+    "trimmed-mean 0.45": lambda r: trimmed_mean(r, 0.45),
+}
+
+
+def naive(name: str, column: list[float]) -> float:
+    """One coordinate, by Python's own statistics and exact fractions."""
+    if name == "median":
+        return float(statistics.median(Fraction(v) for v in column))
+    share = {"trimmed-mean 0.2": Fraction(1, 5), "trimmed-mean 0.45": Fraction(9, 20)}[name]
+    cut = int(share * len(column))
+    return float(statistics.mean(Fraction(v) for v in sorted(column)[cut : len(column) - cut]))
+
+
+@given(values=STACKS, name=st.sampled_from(sorted(MERGED)))
+def test_a_robust_merge_is_the_naive_one_of_each_coordinate(values: list[list[float]], name: str) -> None:
+    sent = as_replies(values)
+    want = [naive(name, [flat(reply)[i] for reply in sent]) for i in range(3)]
+    merged = MERGED[name](sent)
+    np.testing.assert_allclose(flat(merged), want, rtol=1e-6, atol=1e-9)
+    assert {v.dtype for v in merged.values()} == {np.dtype(np.float32)} and list(merged) == ["x", "y"]
+
+
+@given(values=STACKS, name=st.sampled_from(sorted(MERGED)), order=st.randoms())
+def test_a_robust_merge_does_not_depend_on_the_order_of_the_replies(values: list[list[float]], name: str, order: Any) -> None:
+    sent = as_replies(values)
+    turned = list(sent)
+    order.shuffle(turned)
+    assert flat(MERGED[name](sent)) == flat(MERGED[name](turned))
+
+
+@given(
+    values=STACKS, name=st.sampled_from(sorted(MERGED)), lies=st.lists(FINITE, min_size=3, max_size=3), liars=st.integers(1, 4)
+)
+def test_a_few_liars_leave_a_robust_merge_between_the_honest_replies(
+    values: list[list[float]], name: str, lies: list[float], liars: int
+) -> None:
+    sites = len(values) + liars
+    assume(liars <= {"median": (sites - 1) // 2, "trimmed-mean 0.2": sites // 5, "trimmed-mean 0.45": sites * 9 // 20}[name])
+    merged = flat(MERGED[name](as_replies(values + [lies] * liars)))
+    truths = [flat(reply) for reply in as_replies(values)]
+    for got, column in zip(merged, zip(*truths, strict=True), strict=True):
+        assert min(column) <= got <= max(column)
+
+
+@given(trim=st.floats(0.001, 0.5, exclude_max=True))
+def test_the_fewest_replies_for_a_merge_are_those_that_cut_one_at_each_end(trim: float) -> None:
+    needed = least_replies("trimmed-mean", trim)
+    assert num_cut(needed, trim) >= 1 and needed > 2 * num_cut(needed, trim)
+    assert num_cut(needed - 1, trim) == 0
+    assert (least_replies("mean", trim), least_replies("median", trim)) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("sites", "trim", "cut"), [(10, 0.1, 1), (100, 0.29, 29), (9, 0.1, 0), (3, 0.49, 1), (7, 0.3, 2), (2, 0.5 - 1e-12, 0)]
+)
+def test_a_share_is_rounded_down_to_whole_replies(sites: int, trim: float, cut: int) -> None:
+    assert num_cut(sites, trim) == cut
+
+
+BOUND = st.floats(1e-30, 1e6)
+
+
+@given(sent=VECTOR, reply=VECTOR, bound=BOUND)
+def test_a_bounded_update_keeps_its_direction_and_is_no_longer_than_the_bound(
+    sent: list[float], reply: list[float], bound: float
+) -> None:
+    (start,), (end,) = as_replies([sent]), as_replies([reply])
+    kept, norm = bounded(end, start, bound)
+    update = np.array(flat(end)) - np.array(flat(start))
+    assert norm == pytest.approx(math.hypot(*update), rel=1e-12)
+    moved = np.array([float(v) for n in ("x", "y") for v in kept[n]]) - np.array(flat(start))
+    rounding = 1e-11  # of float64 at values up to 1e4
+    assert math.hypot(*moved) <= bound * (1 + 1e-12) + rounding
+    if norm <= bound:
+        assert kept is end
+    else:
+        np.testing.assert_allclose(moved, update * (bound / norm), rtol=1e-9, atol=rounding)
+
+
+@given(values=STACKS, sent=VECTOR, lie=VECTOR, bound=st.floats(1e-3, 1e3))
+def test_a_bound_limits_what_one_site_does_to_the_mean(
+    values: list[list[float]], sent: list[float], lie: list[float], bound: float
+) -> None:
+    (start,) = as_replies([sent])
+    kept = [bounded(reply, start, bound)[0] for reply in as_replies(values)]
+    (liar,) = as_replies([lie])
+    with_liar = mean([*kept[1:], bounded(liar, start, bound)[0]])
+    moved = math.dist(flat(mean(kept)), flat(with_liar))
+    assert moved <= 2 * bound / len(values) + 1e-2  # float32 at values up to 1e4

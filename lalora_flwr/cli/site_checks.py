@@ -1,0 +1,205 @@
+"""The checks of a real site, each one line for its owner's eyes: they tell more than any server may know."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from cryptography import x509
+from datasets import Dataset
+
+from lalora_flwr.adapted import adapted_model
+from lalora_flwr.cli.site import FAULT, OK, WARNING, Finding
+from lalora_flwr.config import Settings, settings_from
+from lalora_flwr.data.cleaning import Rows
+from lalora_flwr.data.images import ImageRecords
+from lalora_flwr.data.own_records import OwnRecords, own_records
+from lalora_flwr.data.pins import pinned
+from lalora_flwr.data.records import Records, RecordSet
+from lalora_flwr.errors import LaloraError
+from lalora_flwr.hardware import choose_device
+from lalora_flwr.models.base import BaseModel
+from lalora_flwr.privacy.accounting import epsilon_spent
+from lalora_flwr.privacy.caps import DEMONSTRATION, LANGUAGE, READERS, USUAL_EPSILON, Caps, caps_from
+from lalora_flwr.privacy.fingerprint import fingerprint_of_files
+from lalora_flwr.privacy.ledger_file import LedgerFile
+from lalora_flwr.site import ledger_for, request_for
+
+LEAST_FREE, ROOM = 10, 200  # MiB on the ledger's disk: none for an entry, and for a year of them
+
+
+def checks(
+    node_config: Mapping[str, Any], superlink_key: Path | None = None, root_certificates: Path | None = None
+) -> Iterator[Finding]:
+    """All checks in order; a fault in the keys ends them. Nothing is counted in the ledger."""
+    own_log = logging.getLogger("lalora_flwr.site")
+    own_log.addHandler(logging.NullHandler())  # what it would say stands in the lines
+    try:
+        caps = caps_from(node_config, needed=True)
+        assert caps is not None
+    except LaloraError as error:
+        unknown = sorted(set(node_config) - {*READERS, *DEMONSTRATION})
+        yield Finding(FAULT, "keys", str(error).removeprefix("node-config: ") + (f" ({', '.join(unknown)})" if unknown else ""))
+        return
+    yield Finding(OK, "keys", f"{len(node_config)} are known and can be used")
+    yield from _caps(caps)
+    yield from _ledger(caps)
+    yield from _disk(Path(caps.ledger_path))
+    try:
+        yield Finding(OK, "device", str(choose_device(caps.device or "auto")))
+    except LaloraError as error:
+        yield Finding(FAULT, "device", str(error))
+    settings = _settings(caps)
+    model, line = _model(settings, caps)
+    yield line
+    if not caps.data_path and set(DEMONSTRATION) <= set(node_config):
+        yield Finding(OK, "records", "a share of the embedded digits, which are public")
+    else:
+        yield from _records(settings, caps, model)
+    if superlink_key:
+        yield _key(superlink_key)
+    if root_certificates:
+        yield _certificate(root_certificates)
+
+
+def _caps(caps: Caps) -> Iterator[Finding]:
+    weak = caps.max_epsilon > USUAL_EPSILON
+    promise = f"epsilon {caps.max_epsilon:g} at delta {caps.delta:g}" + (", a weak promise" if weak else "")
+    yield Finding(WARNING if weak else OK, "budget", promise)
+    if caps.allow_evaluation:
+        cost = epsilon_spent([(caps.evaluation_noise, 1.0, 1)], caps.delta, "prv")
+        dear = cost > caps.max_epsilon / 10
+        yield Finding(WARNING if dear else OK, "evaluation", f"allowed; the first answer spends epsilon {cost:.3g}")
+    if not caps.answer_seconds:
+        yield Finding(WARNING, "answer-seconds", "0: how long an answer takes tells something about the records")
+
+
+def _ledger(caps: Caps) -> Iterator[Finding]:
+    try:
+        content = LedgerFile(caps.ledger_path, witness=caps.witness_path).read()
+        ledger = ledger_for(caps, request_for(caps, Settings(), 0, 0, "check"))
+        LedgerFile(caps.ledger_path, witness=caps.witness_path).check_writable()
+        spent, queries = ledger.spent(), ledger.queries_today()
+    except LaloraError as error:
+        yield Finding(FAULT, "ledger", str(error))
+        return
+    left = caps.max_epsilon - spent
+    budget = f"dataset {caps.dataset}: epsilon {spent:.4g} spent, {max(0.0, left):.4g} left"
+    text = f"{len(content.entries)} entries, all hashes right; {budget}, {queries} queries in the last day"
+    yield Finding(OK if left > 0 else FAULT, "ledger", text)
+    if not caps.witness_path:
+        yield Finding(WARNING, "witness", "no witness-path: a ledger put back to an older copy would not be noticed")
+    else:
+        yield Finding(OK, "witness", "the ledger goes on from all that it saw")
+    if caps.data_path:
+        yield from _name(caps, content.book)
+
+
+def _name(caps: Caps, book: Any) -> Iterator[Finding]:
+    try:
+        named = book.dataset_of(fingerprint_of_files(caps.data_path))
+    except OSError:
+        return  # the records' own check says it
+    if named not in (None, caps.dataset):
+        yield Finding(FAULT, "dataset", f"these records are in the ledger as {named!r}, not as {caps.dataset!r}")
+
+
+def _disk(ledger: Path) -> Iterator[Finding]:
+    place = next(folder for folder in ledger.expanduser().absolute().parents if folder.exists())
+    free = shutil.disk_usage(place).free // 2**20
+    state = FAULT if free < LEAST_FREE else WARNING if free < ROOM else OK
+    yield Finding(state, "disk", f"{free} MiB free for the ledger")
+
+
+def _settings(caps: Caps) -> Settings:
+    """Settings of a run that fits the site."""
+    family = "timm" if caps.task == "image" else "hf"
+    flat: dict[str, Any] = {"model.name": f"{family}/{caps.model_path or '-'}", "data.name": "sites", "data.test": "file:-"}
+    about = {"data.response": caps.response_column} if caps.task == LANGUAGE else {"data.labels": ",".join(caps.labels)}
+    longest = {"data.max-tokens": int(caps.max_tokens)} if caps.max_tokens < 2**20 else {}
+    return pinned(caps, settings_from({**flat, **about, **longest}))
+
+
+def _model(settings: Settings, caps: Caps) -> tuple[BaseModel | None, Finding]:
+    if not caps.model_path:
+        return None, Finding(WARNING, "model", "no model-path: a run names the model, on the hub or in a folder of this machine")
+    try:
+        base = adapted_model(settings, caps.device).base
+    except Exception as error:  # whatever a library makes of a folder
+        return None, Finding(FAULT, "model", str(error) or type(error).__name__)
+    return base, Finding(OK, "model", f"loads, and a record's gradient is its own; digest {base.provenance.digest[:16]}")
+
+
+def _records(settings: Settings, caps: Caps, model: BaseModel | None) -> Iterator[Finding]:
+    if not caps.data_path:
+        yield Finding(FAULT, "records", "no data-path: the site has no records of its own")
+        return
+    try:
+        vocabulary = getattr(model, "vocabulary", 0)
+        own = own_records(settings, caps.data_path, model.encode if model else _as_they_are, vocabulary)
+    except Exception as error:
+        yield Finding(FAULT, "records", str(error) or type(error).__name__)
+        return
+    for name in own.broken_files:
+        yield Finding(FAULT, "records", f"{name} cannot be read: none of its records are used")
+    unreadable = _unreadable(own.records)
+    if unreadable:
+        own.left_out["the image cannot be read"] = unreadable
+    usable = len(own.records) - unreadable
+    yield Finding(OK if usable else FAULT, "records", f"{usable} of {own.found} can be used")
+    for reason, count in own.left_out.items():
+        yield Finding(WARNING, "left out", f"{count}: {reason}")
+    yield from _classes(own, caps)
+    close = 0.5 <= usable / caps.num_records <= 2
+    declared = f"{caps.num_records} declared" + ("" if close else f", but there are {usable}")
+    yield Finding(OK if close else WARNING, "num-records", declared)
+
+
+def _classes(own: OwnRecords, caps: Caps) -> Iterator[Finding]:
+    if not caps.labels:
+        return
+    counts = ", ".join(f"{label} {count}" for label, count in zip(caps.labels, own.per_class, strict=True))
+    there = all(own.per_class)
+    yield Finding(OK if there else WARNING, "classes", counts + ("" if there else "; a class has no record"))
+
+
+def _as_they_are(rows: Rows) -> RecordSet:
+    """Rows without a model: images can still be opened."""
+    if rows.columns.image:
+        table: Dataset = rows.table
+        return ImageRecords(table, rows.columns.image, rows.labels, lambda image: torch.zeros(1), "RGB")
+    return Records(torch.empty(len(rows), 0), rows.labels)
+
+
+def _unreadable(records: RecordSet) -> int:
+    if not isinstance(records, ImageRecords):
+        return 0
+    return sum(not len(records.batch(torch.tensor([i]))[1]) for i in range(len(records)))
+
+
+def _key(file: Path) -> Finding:
+    try:
+        content, mode = file.read_bytes(), file.stat().st_mode
+    except OSError as error:
+        return Finding(FAULT, "superlink-key", f"{file}: {error.strerror}")
+    if b"PRIVATE KEY" not in content:
+        return Finding(FAULT, "superlink-key", f"{file}: no private key")
+    if mode & 0o077:
+        return Finding(WARNING, "superlink-key", f"{file}: others may read it; chmod 600")
+    return Finding(OK, "superlink-key", str(file))
+
+
+def _certificate(file: Path) -> Finding:
+    try:
+        until = x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
+    except OSError as error:
+        return Finding(FAULT, "root-certificates", f"{file}: {error.strerror}")
+    except ValueError:
+        return Finding(FAULT, "root-certificates", f"{file}: no certificate in PEM form")
+    state = FAULT if until < datetime.datetime.now(datetime.UTC) else OK
+    return Finding(state, "root-certificates", f"{file}: valid until {until:%Y-%m-%d}")

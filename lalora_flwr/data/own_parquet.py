@@ -1,0 +1,112 @@
+"""Parquet of a real site, read value by value, so that no value can do anything to other rows.
+
+A file's schema is its layout and the owner's. A value that is not of its column's type, such as bytes that are not UTF-8, spoils
+its own row; a part of a file (a row group) that is broken as a whole is left out whole.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import ClassLabel, Features, Image, Value
+from pyarrow.parquet import ParquetFile
+
+from lalora_flwr.data.cleaning import as_text, class_name
+from lalora_flwr.data.columns import Columns
+
+_SPOILT = object()  # a value that cannot be read
+
+
+class OpenParquet:
+    """A file whose schema could be read."""
+
+    def __init__(self, file: Path) -> None:
+        """
+        Raises:
+            OSError, pyarrow.ArrowException: no Parquet file, or its schema is broken.
+        """
+        self._file = ParquetFile(file)
+        self.features = Features.from_arrow_schema(self._file.schema_arrow)
+
+    def rows(self, columns: Columns, left_out: Counter[str]) -> list[dict[str, Any]]:
+        """The rows as texts, class names and images (a path, or a dict of ``bytes`` and ``path``), by column.
+
+        Args:
+            columns: which to read; one that the file lacks is missing in its rows.
+            left_out: gets how many rows could not be read, by reason.
+        """
+        kinds = {columns.label: _class, columns.image: _image}
+        names = [name for name in (columns.image, columns.text, columns.text_pair, columns.label, columns.response) if name]
+        there = [name for name in names if name in self.features]
+        found: list[dict[str, Any]] = []
+        for group in range(self._file.num_row_groups):
+            try:
+                table = self._file.read_row_group(group, columns=there)
+            except Exception:  # pyarrow raises many types for broken pages
+                left_out["its part of the file is broken"] += self._file.metadata.row_group(group).num_rows
+                continue
+            read = {name: [kinds.get(name, _text)(v, self.features[name]) for v in _values(table[name])] for name in there}
+            for i in range(table.num_rows):
+                row = {name: read[name][i] if name in read else None for name in names}
+                if any(value is _SPOILT for value in row.values()):
+                    left_out["a value in it cannot be read"] += 1
+                else:
+                    found.append(row)
+        return found
+
+
+def kinds_of(columns: Columns, image: Any) -> Features:
+    """The types of the columns that `OpenParquet.rows` reads; ``image`` is the type of an image column in its file."""
+    names = (columns.text, columns.text_pair, columns.label, columns.response)
+    kinds: dict[str, Any] = {name: Value("string") for name in names if name}
+    if columns.image:
+        kinds[columns.image] = Value("string") if holds_paths(image) else Image()
+    return Features(kinds)
+
+
+def holds_paths(feature: Any) -> bool:
+    return isinstance(feature, Value) and "string" in feature.dtype
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except Exception:  # one value spoils the whole list, so take them one by one
+        return [_value(one) for one in column]
+
+
+def _value(one: pa.Scalar) -> Any:
+    try:
+        return one.as_py()
+    except Exception:  # bytes that are not UTF-8, times out of range, types that Python has not
+        return _SPOILT
+
+
+def _text(value: Any, feature: Any) -> Any:
+    if value is _SPOILT or value is None or isinstance(value, str):
+        return value
+    if isinstance(feature, ClassLabel):
+        return class_name(value, feature)
+    return None if value != value else str(value)  # NaN
+
+
+def _class(value: Any, feature: Any) -> Any:
+    if value is _SPOILT:
+        return value
+    return class_name(value, feature) if isinstance(feature, ClassLabel) else as_text(value)
+
+
+def _image(value: Any, feature: Any) -> Any:
+    if value is None or value is _SPOILT or (isinstance(value, str) and holds_paths(feature)):
+        return value
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    if isinstance(value, dict):
+        content, path = value.get("bytes"), value.get("path")
+        if content is not None:
+            return {"bytes": content, "path": None}  # the path is that of another machine
+        return None if path is None else {"bytes": None, "path": path}
+    return _SPOILT

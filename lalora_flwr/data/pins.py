@@ -1,0 +1,48 @@
+"""What a site's records are is its owner's word: a run may only agree with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lalora_flwr.config import DataSettings, Settings
+from lalora_flwr.data.data_set import Digits, declared_labels
+from lalora_flwr.errors import SiteRefusal
+from lalora_flwr.privacy.caps import LANGUAGE, Caps
+
+
+def check_pins(caps: Caps, settings: Settings) -> None:
+    """Refuse a run that takes the site's records for something else. Looks at the run's settings only.
+
+    Guarantee: whether a run is refused here follows from its settings and the node-config, never from a record. A run that is
+    not refused has the owner's task and the owner's classes in the owner's order, so it cannot choose which records count.
+
+    Raises:
+        SiteRefusal: with a fixed reason that holds none of the site's names.
+    """
+    labels = Digits.labels if settings.data.name == "digits" else declared_labels(settings.data)
+    if settings.task != caps.task:
+        raise SiteRefusal("data: the run's task is not the one that the site's node-config names")
+    if caps.task != LANGUAGE and labels != caps.labels:
+        raise SiteRefusal("data: the run's data.labels are not the classes that the site's node-config names, in its order")
+    if settings.data.max_tokens > caps.max_tokens:
+        raise SiteRefusal("data: the run's data.max-tokens are above the site's max-tokens")
+
+
+def pinned(caps: Caps, settings: Settings) -> Settings:
+    """The settings with everything that says what the records are from the owner; of the run's only ``data.max-tokens`` is left.
+
+    Guarantee: the run's data set, test records, split, columns and answers decide nothing, and nothing in the result names a
+    file: ``data_set`` of it refuses to read.
+    """
+    own = DataSettings(
+        name="sites",
+        split=caps.split,
+        image=caps.image_column,
+        text=caps.text_column,
+        text_pair=caps.text_pair_column,
+        label=caps.label_column,
+        response=caps.response_column,
+        labels=",".join(caps.labels),
+        max_tokens=settings.data.max_tokens,
+    )
+    return replace(settings, data=own)

@@ -1,0 +1,76 @@
+"""Values of a node-config: each reader takes what Flower parsed and says in words what it takes, never what it got."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+Reader = Callable[[Any], Any]  # raises ValueError with what the key "must be"
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a text")
+    return value
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """Comma-separated names in order."""
+    found = tuple(name.strip() for name in text(value).split(",") if name.strip())
+    if not found or len(set(found)) < len(found):
+        raise ValueError("a text of comma-separated names, each once")
+    return found
+
+
+def number(value: Any, low: float = 0.0, high: float = math.inf) -> float:
+    """A number above ``low`` and below ``high``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+        raise ValueError(f"a number above {low:g}" + (f" and below {high:g}" if high < math.inf else ""))
+    return float(value)
+
+
+def below(high: float) -> Reader:
+    return lambda value: number(value, high=high)
+
+
+def at_least(low: int) -> Reader:
+    def read(value: Any) -> int:
+        if type(value) is not int or value < low:
+            raise ValueError(f"a whole number of at least {low}")
+        return value
+
+    return read
+
+
+def positive_range(value: Any) -> tuple[float, float]:
+    """``"low,high"``: two positive numbers, the smaller first; both ends belong to the range."""
+    try:
+        low, high = (float(part) for part in text(value).split(","))
+    except ValueError:
+        low = high = math.nan
+    if not 0 < low <= high < math.inf:
+        raise ValueError('a text of two numbers above 0, such as "0.1,10"')
+    return low, high
+
+
+def seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 3600:
+        raise ValueError("a number of seconds from 0 to 3600")
+    return float(value)
+
+
+def switch(value: Any) -> bool:
+    """``true`` or ``false``, with or without quotes."""
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError("true or false")
+    return str(value).lower() == "true"
+
+
+def one_of(*values: str) -> Reader:
+    def read(value: Any) -> str:
+        if value not in values:
+            raise ValueError("one of " + ", ".join(values))
+        return str(value)
+
+    return read

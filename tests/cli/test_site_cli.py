@@ -1,0 +1,188 @@
+"""``lalora site check``: what a site would refuse, leave out or do badly is said before it joins."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from flwr.common.config import parse_config_args
+from pyarrow import parquet
+from typer.testing import CliRunner
+
+from lalora_flwr.cli.certs import superlink_files, supernode_keys
+from lalora_flwr.cli.main import app
+from lalora_flwr.cli.site import Finding, check_node_config, parse_node_config
+from lalora_flwr.errors import ConfigError
+from lalora_flwr.privacy.ledger_file import LedgerFile
+from tests.data.files import write, write_csv, write_images
+from tests.models.folders import save_hf, save_timm
+from tests.privacy.site_ledgers import new_ledger
+
+ROWS = [("the film is good", "good"), ("the film is bad", "bad")] * 10
+
+
+def written(config: dict[str, Any]) -> str:
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items() if value is not None)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> dict[str, Any]:
+    """A good site with twenty texts."""
+    data = write_csv(tmp_path / "own.csv", ROWS)
+    limits = {"max-epsilon": 3.0, "delta": 1e-5, "num-records": 20}
+    return {"task": "text", "labels": "good,bad", "ledger-path": str(new_ledger(tmp_path)), "data-path": str(data), **limits}
+
+
+def found(config: dict[str, Any], **options: Path) -> dict[str, Finding]:
+    return {finding.subject: finding for finding in check_node_config(written(config), **options)}
+
+
+def test_a_good_site_is_told_what_it_has_and_counts_nothing(config: dict[str, Any], tmp_path: Path) -> None:
+    save_hf(tmp_path / "model", "bert", "base")
+    before = Path(config["ledger-path"]).read_bytes()
+    config |= {"model-path": str(tmp_path / "model"), "max-tokens": 16, "witness-path": str(tmp_path / "witness")}
+    LedgerFile(config["ledger-path"], witness=config["witness-path"]).make_witness()
+    findings = found(config)
+    assert {finding.state for finding in findings.values()} == {"ok"}, findings
+    assert findings["records"].detail == "20 of 20 can be used" and findings["classes"].detail == "good 10, bad 10"
+    assert "epsilon 0 spent, 3 left" in findings["ledger"].detail
+    assert Path(config["ledger-path"]).read_bytes() == before
+
+
+def test_what_it_prints_and_how_it_exits(config: dict[str, Any]) -> None:
+    run = CliRunner().invoke(app, ["site", "check", written(config)])
+    assert run.exit_code == 0
+    assert "ok      keys: 7 are known and can be used\n" in run.output and "warning model: no model-path" in run.output
+    run = CliRunner().invoke(app, ["site", "check", written({**config, "ledger-path": "/nowhere/ledger"})])
+    assert run.exit_code == 1 and "fault   ledger: " in run.output
+
+
+def test_records_left_out_are_counted_by_reason(config: dict[str, Any], tmp_path: Path) -> None:
+    rows = [*ROWS, ("x", "other"), ("", "good"), ("a", "b", "c")]
+    config["data-path"] = str(write_csv(tmp_path / "own.csv", rows))
+    left = [f.detail for f in check_node_config(written(config)) if f.subject == "left out"]
+    assert sorted(left) == ["1: a value is missing", "1: it has more fields than there are columns", "1: its label is unknown"]
+    assert found(config)["records"].detail == "20 of 23 can be used"
+
+
+def test_tokens_that_the_model_lacks_are_found(config: dict[str, Any], tmp_path: Path) -> None:
+    save_hf(tmp_path / "model", "bert", "base")
+    file = tmp_path / "model" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["zebra"] = len(content["model"]["vocab"])
+    file.write_text(json.dumps(content))
+    config |= {
+        "data-path": str(write_csv(tmp_path / "own.csv", [*ROWS, ("a zebra", "good")])),
+        "model-path": str(tmp_path / "model"),
+    }
+    findings = found(config)
+    assert findings["records"].detail == "20 of 21 can be used"
+    assert findings["left out"].detail == "1: it holds no token, or one that the model has no embedding for"
+
+
+def tsv(folder: Path) -> Path:
+    return write(folder / "t.tsv", "text\tlabel\n" + "".join("\t".join(row) + "\n" for row in ROWS))
+
+
+def parquet_file(folder: Path) -> Path:
+    texts, labels = zip(*ROWS, strict=True)
+    parquet.write_table(pa.table({"text": list(texts), "label": list(labels)}), folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+@pytest.mark.parametrize("make", [tsv, parquet_file])
+def test_other_kinds_of_files(config: dict[str, Any], tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    assert found({**config, "data-path": str(make(tmp_path))})["records"].detail == "20 of 20 can be used"
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_a_folder_of_images(config: dict[str, Any], tmp_path: Path, with_model: bool) -> None:
+    images = write_images(tmp_path / "images", ["good/0.png", "good/1.png", "other/2.png", "bad/3.png"])
+    (images / "bad" / "3.png").write_bytes(b"garbled")
+    config |= {"task": "image", "data-path": str(images)}
+    if with_model:
+        save_timm(tmp_path / "vit", "vit")
+        config["model-path"] = str(tmp_path / "vit")
+    findings = [f.text for f in check_node_config(written(config)) if f.subject in ("records", "left out", "classes")]
+    assert findings == [
+        "records: 2 of 4 can be used",
+        "left out: 1: its label is unknown",
+        "left out: 1: the image cannot be read",
+        "classes: good 2, bad 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "subject", "state", "says"),
+    [
+        ({"max-epsilom": 1}, "keys", "fault", "a key is unknown; .*max-epsilom"),
+        ({"num-records": None}, "keys", "fault", "num-records is missing"),
+        ({"labels": None}, "keys", "fault", "labels are missing"),
+        ({"max-epsilon": 20.0}, "budget", "warning", "a weak promise"),
+        ({"ledger-path": "/nowhere/x"}, "ledger", "fault", "."),
+        ({"data-path": "/nowhere/x.csv"}, "records", "fault", "no such file or folder"),
+        ({"data-path": None}, "records", "fault", "no data-path"),
+        ({"label-column": "kind"}, "records", "fault", "label-column = 'kind': no such column"),
+        ({"labels": "yes,no"}, "records", "fault", "0 of 20 can be used"),
+        ({"labels": "good,bad,fair"}, "classes", "warning", "fair 0; a class has no record"),
+        ({"num-records": 300}, "num-records", "warning", "300 declared, but there are 20"),
+        ({"model-path": "/nowhere/model"}, "model", "fault", "."),
+        ({"answer-seconds": 0}, "answer-seconds", "warning", "how long"),
+        ({"allow-evaluation": True, "evaluation-noise": 100.0}, "evaluation", "ok", "the first answer spends epsilon 0.0"),
+        ({"allow-evaluation": True, "evaluation-noise": 1.0}, "evaluation", "warning", "spends epsilon [1-9]"),
+    ],
+    ids=str,
+)
+def test_each_fault_has_its_line(changed: dict[str, Any], subject: str, state: str, says: str, config: dict[str, Any]) -> None:
+    finding = found({**config, **changed})[subject]
+    assert finding.state == state and re.search(says, finding.detail), finding
+
+
+def test_keys_and_certificates(config: dict[str, Any], tmp_path: Path) -> None:
+    superlink_files(tmp_path / "certificates", ["localhost"], 3)
+    supernode_keys(tmp_path / "keys", ["north"])
+    key, ca = tmp_path / "keys" / "north", tmp_path / "certificates" / "ca.crt"
+    findings = found(config, superlink_key=key, root_certificates=ca)
+    assert findings["superlink-key"].state == findings["root-certificates"].state == "ok"
+    key.chmod(0o644)
+    assert found(config, superlink_key=key)["superlink-key"].state == "warning"
+    for wrong in (key.with_suffix(".pub"), tmp_path / "gone"):
+        findings = found(config, superlink_key=wrong, root_certificates=wrong)
+        assert findings["superlink-key"].fault and findings["root-certificates"].fault
+
+
+def test_records_known_under_another_name_are_a_fault(config: dict[str, Any]) -> None:
+    from lalora_flwr.privacy.fingerprint import fingerprint_of_files
+    from tests.privacy.site_ledgers import session
+
+    ledger = session(Path(config["ledger-path"]), fingerprint=fingerprint_of_files(config["data-path"]), dataset="ward")
+    ledger.reserve(1.0, 0.1, 1)
+    assert "in the ledger as 'ward'" in found(config)["dataset"].detail
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        ("max-epsilon", "Flower would pass over 'max-epsilon'"),
+        ("max-epsilon= 3", "Flower would pass over"),
+        ("a=1 and b=2", "Flower would pass over 'and'"),
+        ("max-epsilon=three", "cannot be parsed"),
+        ('a="b', "cannot be parsed"),
+        ("/nowhere/x.toml", "cannot be read"),
+    ],
+)
+def test_a_text_that_flower_would_not_read_as_meant_is_exit_code_2(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as error:
+        parse_node_config(text)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ['a="b c" d=1 e=true f=0.5', "a='b = c'", 'a.b=1 c="x=y"'])
+def test_a_good_text_is_what_flower_reads(text: str) -> None:
+    assert parse_node_config(text) == parse_config_args([text]) != {}
