@@ -36,7 +36,6 @@ from lalora_flwr.errors import LaloraError, LedgerError
 from lalora_flwr.lora.adapter import digest
 from lalora_flwr.lora.schedule import BOTH
 from lalora_flwr.messages import ARRAYS, CONFIG, COUNTERS, TrainOrder, to_arrays
-from lalora_flwr.privacy import caps
 from lalora_flwr.privacy.ledger_entries import Reserve
 from lalora_flwr.privacy.ledger_file import LedgerFile, create
 from lalora_flwr.privacy.mechanism import PrivateSum
@@ -85,13 +84,6 @@ def table(path: Path, rows: Iterable[Sequence[str]] = RECORDS, names: str = "tex
     lines = [",".join(f'"{value}"' for value in row) for row in rows]
     path.write_text("\n".join([names, *lines]) + "\n")
     return path
-
-
-def known(node_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a node-config that this version of the site knows."""
-    first = ("NEEDED", "OPTIONAL", "OTHER_KEYS")
-    names = set(getattr(caps, "READERS", ())) or {key for name in first for key in getattr(caps, name)}
-    return {key: value for key, value in node_config.items() if key in names}
 
 
 class Draws:
@@ -216,22 +208,20 @@ class Site:
 
     def owner(self, ledger: Path) -> dict[str, Any]:
         """The node-config of a careful owner."""
-        return known(
-            {
-                "ledger-path": str(ledger),
-                "max-epsilon": 20.0,
-                "delta": 1e-5,
-                "num-records": len(RECORDS),
-                "data-path": str(self.data),
-                "model-path": str(self.model),
-                "device": "cpu",
-                "task": "text",
-                "labels": LABELS,
-                "answer-seconds": 0,
-                "max-queries-per-day": 10**6,
-                **self.node_config,
-            }
-        )
+        return {
+            "ledger-path": str(ledger),
+            "max-epsilon": 20.0,
+            "delta": 1e-5,
+            "num-records": len(RECORDS),
+            "data-path": str(self.data),
+            "model-path": str(self.model),
+            "device": "cpu",
+            "task": "text",
+            "labels": LABELS,
+            "answer-seconds": 0,
+            "max-queries-per-day": 10**6,
+            **self.node_config,
+        }
 
     def serve(
         self,

@@ -57,7 +57,7 @@ class Attack:
                 out[name] = noise
             elif kind == "one" and tensor.numel():
                 out[name] = tensor.clone()
-                out[name].view(-1)[0] = size
+                out[name].view(-1)[0] = torch.tensor(size, dtype=torch.float64).float()
             else:
                 out[name] = tensor
         return out
