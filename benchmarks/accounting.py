@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lalora_flwr.privacy.accounting import Segment, epsilon_spent, noise_multiplier_for
-from lalora_flwr.privacy.composition import Composer
+from lalora_flwr.privacy.composition.composer import Composer
 
 DELTA = 1e-5
 SIZES = [500 + 37 * i for i in range(100)]  # records of a hundred sites

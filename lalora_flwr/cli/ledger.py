@@ -46,7 +46,7 @@ def show(
         raise ConfigError(f"--max-epsilon {max_epsilon:g}: must be a number above 0")
     if not 0 <= delta < 1:
         raise ConfigError(f"--delta {delta:g}: must be a number between 0 and 1")
-    from lalora_flwr.privacy.composition import Composer
+    from lalora_flwr.privacy.composition.composer import Composer
     from lalora_flwr.privacy.ledger_file import LedgerFile
 
     content, console, compose = LedgerFile(file).read(), _console(), Composer()

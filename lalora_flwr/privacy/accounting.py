@@ -2,7 +2,7 @@
 
 Adjacency is add/remove of one record. The accountants:
 
-- ``pld``, the headline: privacy loss distributions composed by Fourier transform (`composition_memory`); tight, and cheap.
+- ``pld``, the headline: privacy loss distributions composed by Fourier transform (`lalora_flwr.privacy.composition.memory`); tight, and cheap.
 - ``rdp``: Opacus' Rényi accountant; 5-25 % looser, of another construction, hence the cross-check.
 - ``prv``: Opacus' PRV accountant (arXiv 2106.02848), slow; for the entries that ledgers made with it hold.
 
@@ -22,7 +22,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from lalora_flwr.errors import ConfigError
-from lalora_flwr.privacy.composition_memory import Compositions, Segment
+from lalora_flwr.privacy.composition.memory import Compositions, Segment
 
 __all__ = ["HEADLINE", "Segment", "epsilon_spent", "noise_multiplier_for"]
 

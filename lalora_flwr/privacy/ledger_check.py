@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lalora_flwr.errors import LedgerError
-from lalora_flwr.privacy.composition import Composer
+from lalora_flwr.privacy.composition.composer import Composer
 from lalora_flwr.privacy.ledger import Compose
 from lalora_flwr.privacy.ledger_entries import Reserve
 from lalora_flwr.privacy.ledger_file import Content, LedgerFile

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from lalora_flwr.errors import BudgetExhausted, SiteRefusal
 from lalora_flwr.privacy.accounting import HEADLINE, Segment
-from lalora_flwr.privacy.composition import Composer
+from lalora_flwr.privacy.composition.composer import Composer
 from lalora_flwr.privacy.ledger import Compose, RunLedger, at_least
 from lalora_flwr.privacy.ledger_book import Book, Records, Target
 from lalora_flwr.privacy.ledger_entries import EVALUATE, Commit, Reserve, clock, is_step, written

@@ -15,11 +15,11 @@ from scipy.special import log_ndtr
 from scipy.stats import norm
 
 from lalora_flwr.privacy.accounting import Segment, epsilon_spent
-from lalora_flwr.privacy.composition_history import composition, missing
-from lalora_flwr.privacy.composition_lattice import NOTHING, Lattice, choose_lattice
-from lalora_flwr.privacy.composition_spectrum import compose
-from lalora_flwr.privacy.composition_step import ADD, REMOVE, StepLoss, moments, step_loss
-from lalora_flwr.privacy.composition_tail import epsilon_at
+from lalora_flwr.privacy.composition.history import composition, missing
+from lalora_flwr.privacy.composition.lattice import NOTHING, Lattice, choose_lattice
+from lalora_flwr.privacy.composition.spectrum import compose
+from lalora_flwr.privacy.composition.step import ADD, REMOVE, StepLoss, moments, step_loss
+from lalora_flwr.privacy.composition.tail import epsilon_at
 
 STEPS = [(1.0, 0.01), (0.3, 1e-3), (0.7, 1.0), (30.0, 0.2), (300.0, 1e-5), (2.0, 0.999)]
 BOTH = pytest.mark.parametrize("direction", [REMOVE, ADD], ids=["remove", "add"])

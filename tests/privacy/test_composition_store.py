@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lalora_flwr.privacy.accounting import Segment, epsilon_spent
-from lalora_flwr.privacy.composition import Composer
-from lalora_flwr.privacy.composition_history import Composition, composition
-from lalora_flwr.privacy.composition_store import MOST_FILES, Store
+from lalora_flwr.privacy.composition.composer import Composer
+from lalora_flwr.privacy.composition.history import Composition, composition
+from lalora_flwr.privacy.composition.store import MOST_FILES, Store
 
 DELTA = 1e-5
 HISTORY: list[Segment] = [(1.0, 0.05, 30), (2.0, 0.1, 20), (4.0, 0.3, 10)]

@@ -21,8 +21,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from lalora_flwr.privacy.composition_lattice import FEWEST_POINTS_EXPONENT, Lattice
-from lalora_flwr.privacy.composition_step import ROUNDING, Array, Pair, moments, step_loss
+from lalora_flwr.privacy.composition.lattice import FEWEST_POINTS_EXPONENT, Lattice
+from lalora_flwr.privacy.composition.step import ROUNDING, Array, Pair, moments, step_loss
 
 _NEGLIGIBLE = -80.0  # log of a spectrum's magnitude
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from lalora_flwr.privacy.composition_lattice import Lattice
-from lalora_flwr.privacy.composition_spectrum import Spectrum
-from lalora_flwr.privacy.composition_step import ROUNDING, Array
+from lalora_flwr.privacy.composition.lattice import Lattice
+from lalora_flwr.privacy.composition.spectrum import Spectrum
+from lalora_flwr.privacy.composition.step import ROUNDING, Array
 
 
 def epsilon_at(delta: float, whole: Spectrum, lattice: Lattice) -> float:

@@ -1,4 +1,4 @@
-"""Where a history is composed: the tilt and the circle of `composition_spectrum`, and the spacing of the lattice on it.
+"""Where a history is composed: the tilt and the circle of `lalora_flwr.privacy.composition.spectrum`, and the spacing of the lattice on it.
 
 All of it is chosen by moments of the loss and changes how tight and how quick the result is, never that it is a bound.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lalora_flwr.privacy.composition_step import ORDERS, Array, Pair, moments
+from lalora_flwr.privacy.composition.step import ORDERS, Array, Pair, moments
 
 FEWEST_POINTS_EXPONENT = 4  # 64 points or more for every pair
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lalora_flwr.privacy.composition_lattice import NOTHING, Lattice, Totals, choose_lattice
-from lalora_flwr.privacy.composition_spectrum import Spectrum, compose
-from lalora_flwr.privacy.composition_step import ADD, REMOVE, Pair
-from lalora_flwr.privacy.composition_tail import epsilon_at
+from lalora_flwr.privacy.composition.lattice import NOTHING, Lattice, Totals, choose_lattice
+from lalora_flwr.privacy.composition.spectrum import Spectrum, compose
+from lalora_flwr.privacy.composition.step import ADD, REMOVE, Pair
+from lalora_flwr.privacy.composition.tail import epsilon_at
 
 Steps = tuple[tuple[Pair, int], ...]  # ((σ, q), count), sorted, no pair twice, every count at least 1
 DIRECTIONS = (REMOVE, ADD)

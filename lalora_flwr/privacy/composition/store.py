@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from lalora_flwr.privacy.composition_history import Composition, Steps
-from lalora_flwr.privacy.composition_lattice import Lattice, Totals
-from lalora_flwr.privacy.composition_spectrum import Spectrum
-from lalora_flwr.privacy.composition_step import ORDERS, Array
+from lalora_flwr.privacy.composition.history import Composition, Steps
+from lalora_flwr.privacy.composition.lattice import Lattice, Totals
+from lalora_flwr.privacy.composition.spectrum import Spectrum
+from lalora_flwr.privacy.composition.step import ORDERS, Array
 
 FORMAT = 1
 SUFFIX, PARTIAL = ".composed", ".partial"

@@ -1,9 +1,4 @@
-"""ε of many different steps for a site's ledger: composed once, and remembered between processes.
-
-The parts, in their order: `composition_step` (the loss of one step), `composition_lattice` (where it is composed),
-`composition_spectrum` (composing), `composition_tail` (ε of the whole), `composition_history` (a composed history, to which
-steps are added), `composition_store` (its file), `composition_memory` (what is known already).
-"""
+"""ε of many different steps for a site's ledger: composed once, and remembered between processes."""
 
 from __future__ import annotations
 
@@ -11,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lalora_flwr.privacy.accounting import HEADLINE, Segment, epsilon_spent
-from lalora_flwr.privacy.composition_memory import Compositions
+from lalora_flwr.privacy.composition.memory import Compositions
 
 
 class Composer:

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lalora_flwr.privacy.composition_history import Composition, Steps, composition
-from lalora_flwr.privacy.composition_store import Store
+from lalora_flwr.privacy.composition.history import Composition, Steps, composition
+from lalora_flwr.privacy.composition.store import Store
 
 Segment = tuple[float, float, int]  # noise multiplier σ, sample rate q, number of steps
 
