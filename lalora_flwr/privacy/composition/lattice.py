@@ -1,4 +1,4 @@
-"""Where a history is composed: the tilt and the circle of `lalora_flwr.privacy.composition.spectrum`, and the spacing of the lattice on it.
+"""Where a history is composed: the tilt and the circle of `spectrum`, and the spacing of the lattice on it.
 
 All of it is chosen by moments of the loss and changes how tight and how quick the result is, never that it is a bound.
 """

@@ -19,7 +19,7 @@ Array = npt.NDArray[np.floating]
 Pair = tuple[float, float]  # σ, q
 
 REMOVE, ADD = 0, 1
-ORDERS: Array = 2.0 ** (np.arange(-40, 65) / 2)  # of the exponential tilt, see `lalora_flwr.privacy.composition.spectrum`
+ORDERS: Array = 2.0 ** (np.arange(-40, 65) / 2)  # of the exponential tilt, see `spectrum`
 ROUNDING = float(np.finfo(np.float64).eps)  # twice the largest relative error of one operation
 
 _REACH = 12.0  # standard deviations of the noise kept on each side; a share of 1e-33 is beyond
