@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.machine import processor
 from lalora_flwr.privacy.accounting import Segment, epsilon_spent, noise_multiplier_for
 from lalora_flwr.privacy.composition.composer import Composer
 
@@ -32,15 +33,6 @@ def cpu(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
-
-
-def processor() -> str:
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def history(pairs: int) -> list[Segment]:

@@ -2,7 +2,7 @@
 
 Adjacency is add/remove of one record. The accountants:
 
-- ``pld``, the headline: privacy loss distributions composed by Fourier transform (`lalora_flwr.privacy.composition`); tight, and cheap.
+- ``pld``, the headline: privacy loss distributions composed by Fourier transform (`composition`); tight, and cheap.
 - ``rdp``: Opacus' Rényi accountant; 5-25 % looser, of another construction, hence the cross-check.
 - ``prv``: Opacus' PRV accountant (arXiv 2106.02848), slow; for the entries that ledgers made with it hold.
 
