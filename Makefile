@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slow test-faults lint bench clean
+.PHONY: run test test-slow test-faults test-attacks lint bench clean
 
 run: $(VENV)/installed  ## fine-tune the embedded model across four sites; results in runs/
 	$(BIN)/lalora run
@@ -15,6 +15,9 @@ test-slow: $(VENV)/installed  ## the tests that start real Flower simulations
 
 test-faults: $(VENV)/installed  ## kill -9 of sites, servers and simulations at random moments; about 15 minutes
 	$(BIN)/pytest -m faults
+
+test-attacks: $(VENV)/installed  ## the attacks of a hostile server with ten times the drawn orders, other ones each time; about half an hour
+	LALORA_ATTACK_EXAMPLES=20000 $(BIN)/pytest tests/attacks
 
 bench: $(VENV)/installed  ## step time and memory against the non-private step and Opacus; about 15 minutes
 	$(BIN)/python -W ignore -m benchmarks.engine
