@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = {  # every key that shapes a result, so that no test dep
     "privacy.epsilon": 4.0,
     "privacy.delta": 1e-4,
     "privacy.clip-norm": 1.0,
-    "privacy.accountant": "prv",
+    "privacy.accountant": "pld",
     "privacy.max-rounds": 0,
     "filter.name": "auto",
 }

@@ -454,10 +454,14 @@ def test_another_seed_draws_other_sites(tmp_path: Path) -> None:
     assert len(drawn) > 1
 
 
+PRV_ERROR = 0.01
+
+
 def opacus_epsilon(sigma: float, q: float, steps: int, delta: float) -> float:
+    """Another accountant's bound, which holds its own error twice at most."""
     accountant = PRVAccountant()
     accountant.history = [(sigma, q, steps)]
-    return float(accountant.get_epsilon(delta, eps_error=0.01))
+    return float(accountant.get_epsilon(delta, eps_error=PRV_ERROR))
 
 
 @pytest.mark.parametrize("overrides", [{}, {"data__partition": "dirichlet"}], ids=["iid", "dirichlet"])
@@ -471,7 +475,7 @@ def test_epsilon_is_the_largest_over_sites_of_what_their_steps_cost(
         sites = [reply.content["counters"] for _, reply in run.spy.training(line["round"])]
         assert [counters["steps"] for counters in sites] == [steps] * 3
         costs = [opacus_epsilon(c["noise-multiplier"], c["sample-rate"], steps, delta) for c in sites]
-        assert line["epsilon"] == pytest.approx(max(costs), abs=1e-6)
+        assert max(costs) - 2 * PRV_ERROR < line["epsilon"] < max(costs)
     spent = [line["epsilon"] for line in run.metrics]
     assert spent == sorted(spent) and spent[0] > 0
     summary = run.summary
@@ -480,7 +484,7 @@ def test_epsilon_is_the_largest_over_sites_of_what_their_steps_cost(
     assert summary["epsilon"] > 0.97 * run.settings.privacy.epsilon
     steps = run.settings.num_rounds * run.settings.train.local_steps
     own = opacus_epsilon(summary["noise_multiplier"], summary["sample_rate"], steps, summary["delta"])
-    assert summary["epsilon"] == pytest.approx(own, abs=1e-6)
+    assert own - 2 * PRV_ERROR < summary["epsilon"] < own
 
 
 def test_the_epsilon_of_sites_that_failed_later_stays_in_the_maximum(tmp_path: Path) -> None:

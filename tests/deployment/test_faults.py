@@ -174,7 +174,7 @@ class Drill:
         assert verified.exit_code == 0, verified.output
         (sigma, q, steps), *others = LedgerFile(self.federation.ledger(name)).read().book.segments("default")
         segments = [(sigma, q, steps + more), *others]
-        return epsilon_spent(segments, 1e-4, "prv"), sum(steps for _, _, steps in segments)
+        return epsilon_spent(segments, 1e-4), sum(steps for _, _, steps in segments)
 
     def cut(self) -> int:
         """Reservations whose process died before it could commit."""

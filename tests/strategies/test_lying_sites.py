@@ -174,7 +174,7 @@ def test_a_smaller_epsilon_than_the_servers_is_shown_and_not_believed(tmp_path: 
 
 def test_a_changed_sample_rate_is_rejected_even_with_the_right_noise(tmp_path: Path) -> None:
     q = 40 / 500
-    sigma = noise_multiplier_for(4.0, 1e-4, q, ROUNDS * STEPS, "prv")
+    sigma = noise_multiplier_for(4.0, 1e-4, q, ROUNDS * STEPS)
     settings, spy = small(tmp_path), lying(says(sample_rate=q, noise_multiplier=sigma), 2)
     run = Finished(run_spied(settings, spy), settings, spy)
     assert "its sample rate changed" in run.metrics[-1]["failed_sites"][str(LIAR)]
@@ -293,8 +293,8 @@ def test_noised_accuracies_are_in_the_runs_epsilon_and_are_no_leak(tmp_path: Pat
     summary = run.summary
     assert summary["site_accuracy"] == 0.5 and "leaks" not in summary
     sigma, q = summary["noise_multiplier"], summary["sample_rate"]
-    assert summary["epsilon"] == pytest.approx(epsilon_spent([(sigma, q, 6), (4.0, 1.0, 2)], 1e-4, "prv"))
-    assert summary["epsilon"] > epsilon_spent([(sigma, q, 6)], 1e-4, "prv") + 0.1
+    assert summary["epsilon"] == pytest.approx(epsilon_spent([(sigma, q, 6), (4.0, 1.0, 2)], 1e-4))
+    assert summary["epsilon"] > epsilon_spent([(sigma, q, 6)], 1e-4) + 0.1
     assert {site["evaluations"] for site in summary["sites"].values()} == {2}
     asked = strict_json((run.path / "checkpoint" / "asked.json").read_text())
     assert asked == {str(FIRST_NODE + i): {"rounds": 3, "evaluations": 2} for i in range(3)}
