@@ -72,7 +72,7 @@ def _caps(caps: Caps) -> Iterator[Finding]:
     promise = f"epsilon {caps.max_epsilon:g} at delta {caps.delta:g}" + (", a weak promise" if weak else "")
     yield Finding(WARNING if weak else OK, "budget", promise)
     if caps.allow_evaluation:
-        cost = epsilon_spent([(caps.evaluation_noise, 1.0, 1)], caps.delta, "prv")
+        cost = epsilon_spent([(caps.evaluation_noise, 1.0, 1)], caps.delta)
         dear = cost > caps.max_epsilon / 10
         yield Finding(WARNING if dear else OK, "evaluation", f"allowed; the first answer spends epsilon {cost:.3g}")
     if not caps.answer_seconds:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
@@ -140,6 +141,10 @@ TOGETHER: tuple[tuple[str, Callable[[Caps], bool]], ...] = (
         lambda caps: caps.delta * caps.num_records < 1,
     ),
     ("max-epsilon is above 100, which protects nobody", lambda caps: caps.max_epsilon <= MOST_EPSILON),
+    (
+        "approved-code must be digests of 64 hexadecimal digits; `lalora site approve BUNDLE` prints the line",
+        lambda caps: all(re.fullmatch("[0-9a-f]{64}", digest) for digest in caps.approved_code),
+    ),
     (
         "evaluation-noise is missing: allow-evaluation needs it",
         lambda caps: not caps.allow_evaluation or caps.evaluation_noise > 0,

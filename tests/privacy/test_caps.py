@@ -61,7 +61,7 @@ SAID: dict[str, tuple[Any, Any]] = {  # of every key: a value as Flower parses i
     "lr-range": ("1e-3,1e1", (0.001, 10.0)),
     "answer-seconds": (0, 0.0),
     "evaluation-noise": (10, 10.0),
-    "approved-code": ("abc,def", ("abc", "def")),
+    "approved-code": (f"{'a1' * 32}, {'0b' * 32}", ("a1" * 32, "0b" * 32)),
     "data-path": ("d", "d"),
     "model-path": ("m", "m"),
     "device": ("cuda", "cuda"),
@@ -157,6 +157,10 @@ def test_what_cannot_be_used_is_named_without_its_value(key: str, value: Any) ->
         ({"delta": 1 / 500}, "delta must be below 1 / num-records, since a larger one permits publishing a record outright"),
         ({"max-epsilon": 100.1}, "max-epsilon is above 100, which protects nobody"),
         ({"allow-evaluation": "true"}, "evaluation-noise is missing: allow-evaluation needs it"),
+        (
+            {"approved-code": "abc"},
+            "approved-code must be digests of 64 hexadecimal digits; `lalora site approve BUNDLE` prints the line",
+        ),
     ],
     ids=lambda value: str(value)[:30],
 )
