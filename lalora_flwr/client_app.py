@@ -70,7 +70,9 @@ def _answer(work: Callable[[RecordDict, Context], RecordDict], message: Message,
     except ConfigError:
         log.exception("the site cannot use this configuration")
         reason = "configuration: the site cannot use it; its own log says why"
-    except Exception:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a panic of a Rust library is no Exception; unanswered it would tell something of the records
         log.exception("the site failed")
         reason = "failure: the site's own log says why"
     return Message(Error(code=APP_ERROR, reason=reason), reply_to=message)

@@ -125,7 +125,7 @@ _kept: dict[Any, RecordSet] = {}
 
 def _read_records(settings: Settings, base: BaseModel, path: str, site: int, sites: int) -> RecordSet:
     if path:
-        return own_records(settings, path, base.encode, getattr(base, "vocabulary", 0)).records
+        return own_records(settings, path, base.encode, getattr(base, "vocabulary", 0), getattr(base, "segments", 0)).records
     data = data_set(settings)
     return data.private(site_rows(data.classes(), settings.data, settings.seed, sites, data.owners())[site], base.encode)
 
@@ -279,11 +279,16 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     training = settings.train
     if caps and admitted:
         training = dataclasses.replace(training, max_physical_batch=at_once(caps, settings))
-        records = owned_records(settings, context.node_config, adapted.base)
         mechanism, ledger = admitted
+        ledger.identify(fingerprint(settings, context.node_config))
+        ledger.reserve(mechanism.noise_multiplier, mechanism.sample_rate, training.local_steps)  # before a record is looked at
+        try:
+            records = owned_records(settings, context.node_config, adapted.base)
+        except SiteRefusal:  # of the layout of the files, which no record decides; nothing was released
+            ledger.commit()
+            raise
         if not 0.5 <= len(records) / caps.num_records <= 2:
             log.warning("node-config: num-records = %d, but there are %d usable records", caps.num_records, len(records))
-        ledger.identify(fingerprint(settings, context.node_config))
     else:
         records = load_records(settings, context.node_config, adapted.base)
         if not len(records):
@@ -308,6 +313,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
             ledger=ledger,
             source=source,
             tolerant=caps is not None,
+            reserved=caps is not None,
         )
     finally:
         if isinstance(ledger, RunLedger):

@@ -127,7 +127,11 @@ def _settings(caps: Caps) -> Settings:
 
 def _model(settings: Settings, caps: Caps) -> tuple[BaseModel | None, Finding]:
     if not caps.model_path:
-        return None, Finding(WARNING, "model", "no model-path: a run names the model, on the hub or in a folder of this machine")
+        return None, Finding(
+            WARNING,
+            "model",
+            "no model-path: a run names the model, and its tokenizer can ask the records questions; trust who sends runs",
+        )
     try:
         base = adapted_model(settings, caps.device).base
     except Exception as error:  # whatever a library makes of a folder
@@ -140,8 +144,8 @@ def _records(settings: Settings, caps: Caps, model: BaseModel | None) -> Iterato
         yield Finding(FAULT, "records", "no data-path: the site has no records of its own")
         return
     try:
-        vocabulary = getattr(model, "vocabulary", 0)
-        own = own_records(settings, caps.data_path, model.encode if model else _as_they_are, vocabulary)
+        known = getattr(model, "vocabulary", 0), getattr(model, "segments", 0)
+        own = own_records(settings, caps.data_path, model.encode if model else _as_they_are, *known)
     except Exception as error:
         yield Finding(FAULT, "records", str(error) or type(error).__name__)
         return

@@ -109,7 +109,7 @@ def usable_rows(
         ConfigError: a class with two numbers; an unknown label in public records, or no usable row in them.
     """
     if folder and columns.image and _holds_texts(table, columns.image):
-        table = _with_absolute_paths(table, columns.image, folder)
+        table = _with_absolute_paths(table, columns.image, folder, inside=left_out is not None)
     number = {as_text(name): i for i, name in enumerate(labels)}
     if len(number) < len(labels):
         raise ConfigError(f"data.labels: a class is there twice among {', '.join(labels)[:200]}")
@@ -152,9 +152,20 @@ def _holds_texts(table: Dataset, column: str) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view")
 
 
-def _with_absolute_paths(table: Dataset, column: str, folder: Path) -> Dataset:
+def _with_absolute_paths(table: Dataset, column: str, folder: Path, *, inside: bool) -> Dataset:
+    """``inside``: for a real site's own records, which may name no file of the machine but those beside them."""
     paths = [str(folder / path.strip()) if _present(path) else None for path in _values(table, column)]
+    if inside:
+        within = folder.resolve()
+        paths = [path if path and _below(path, within) else None for path in paths]
     return table.remove_columns(column).add_column(column, paths, feature=Value("string"))
+
+
+def _below(path: str, folder: Path) -> bool:
+    try:
+        return Path(path).resolve().is_relative_to(folder)
+    except (OSError, ValueError, RuntimeError):  # a loop of links, a name with a null
+        return False
 
 
 def _image_present(table: Dataset, column: str) -> list[bool]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from collections.abc import Callable
 from io import BytesIO
+from typing import Any
 
 import torch
 from datasets import Dataset, Image
@@ -12,6 +15,8 @@ from PIL import Image as Pil
 from PIL import ImageOps
 from torch import Tensor
 
+# Of pictures, and of nothing that Pillow would hand to another program (EPS runs PostScript) or read from other files
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 log = logging.getLogger("lalora_flwr.site")
 CACHE_BYTES = 1 << 30  # of prepared images a set keeps; what does not fit is read again
 
@@ -55,7 +60,7 @@ class ImageRecords:
             return self._kept[index]
         file = self._files[index][self._column]
         try:
-            with Pil.open(BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"]) as picture:
+            with Pil.open(_opened(file), formats=FORMATS) as picture:
                 image: Tensor | None = self._prepare(ImageOps.exif_transpose(picture).convert(self._mode))
         except Exception:  # truncated, no image at all, gone: PIL and its plug-ins raise many types
             log.warning("an image cannot be read and is left out of every batch")
@@ -65,3 +70,12 @@ class ImageRecords:
             self._room -= size
             self._kept[index] = image
         return image
+
+
+def _opened(file: dict[str, Any]) -> BytesIO | str:
+    """A picture's bytes, or its path if it is a file: a pipe or a device would let a reader wait for ever."""
+    if file["bytes"] is not None:
+        return BytesIO(file["bytes"])
+    if not stat.S_ISREG(os.stat(file["path"]).st_mode):
+        raise OSError(f"{file['path']}: no file")
+    return str(file["path"])

@@ -18,9 +18,7 @@ from lalora_flwr.data.readers import parsed_json, text_of_json
 
 Row = list[str | None]
 LONGEST_ROW = 1 << 24  # bytes; what is longer is no record
-_FIELD = re.compile(rb'"((?:[^"]++|"")*+)"(?=[,\r\n]|\Z)|([^,\r\n"][^,\r\n]*+|)(?=[,\r\n]|\Z)')
-_ROW_END = re.compile(rb"\r\n|\n|\r|\Z")
-_LINE = re.compile(rb"[^\r\n]*+(?:\r\n|\n|\r|\Z)")
+_FIELD = re.compile(rb'"((?:[^"]++|"")*+)"(?=,|\Z)|([^,"]*+)(?=,|\Z)')
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -77,39 +75,27 @@ def _table(rows: Iterator[list[bytes] | None]) -> Lines:
 
 
 def _csv(data: bytes) -> Iterator[list[bytes] | None]:
-    """Rows of RFC 4180, which may span lines inside of quotes.
+    """Rows of RFC 4180 that lie on one line each.
 
-    A row whose quotes do not match spoils the line that it begins with and no other: reading goes on behind that line,
-    so that an unclosed quote does not swallow the rows after it. (Where two broken rows and what lies between them can be
-    read as one good row of several lines, they are that row: no reader can know better.)
+    A quote that is still open where its line ends spoils this line and no other. If a row could go on in the next line, a
+    record with an open quote would swallow all records up to the next quote, and take them out of the sum.
     """
-    position, width = 0, 0
-    while position < len(data):
-        row, end = _csv_row(data, position)
-        line = _LINE.match(data, position)
-        assert line is not None  # matches anything
-        if row is not None and width and len(row) != width and end > line.end():
-            row = None  # over several lines, and not one field a column: a quote that took that of a later row for its end
-        if row is None:
-            end = line.end()
-        elif row != [b""]:
-            width = width or len(row)
-        yield row
-        position = end
+    for line in data.splitlines():
+        yield _csv_row(line)
 
 
-def _csv_row(data: bytes, position: int) -> tuple[list[bytes] | None, int]:
-    """The fields of the row that begins at ``position``, and where the next row begins; None if there is no row."""
-    limit, row = position + LONGEST_ROW, []
-    while (found := _FIELD.match(data, position, limit)) and found.end() < limit:
+def _csv_row(line: bytes) -> list[bytes] | None:
+    """The fields of a line; None if it cannot be taken apart."""
+    row: list[bytes] = []
+    position = 0
+    while len(line) < LONGEST_ROW and (found := _FIELD.match(line, position)):
         quoted, bare = found.groups()
         row.append(bare if quoted is None else quoted.replace(b'""', b'"'))
         position = found.end()
-        if data[position : position + 1] != b",":
-            end = _ROW_END.match(data, position)
-            return (None, position) if end is None else (row, end.end())
-        position += 1
-    return None, position
+        if position == len(line):
+            return row
+        position += 1  # behind the comma
+    return None
 
 
 def _tsv(data: bytes) -> Iterator[list[bytes]]:
@@ -128,15 +114,15 @@ def _json(data: bytes, columns: list[str]) -> Lines:
             continue
         try:
             record = parsed_json(line.decode())
+            row = [text_of_json(record.get(name)) for name in columns] if isinstance(record, dict) else None
         except UnicodeDecodeError:
             read.left_out["it is not UTF-8"] += 1
             continue
         except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
+            row = None
+        if row is None:
             read.left_out["it is no JSON object"] += 1
             continue
-        row = [text_of_json(record.get(name)) for name in columns]
         if all(value is None or _is_text(value) for value in row):
             read.rows.append(row)
         else:

@@ -59,7 +59,7 @@ class OwnRecords:
             log.warning("data-path: %d of %d records left out: %s", count, self.found, reason)
 
 
-def own_records(settings: Settings, path: str, encode: Encode, vocabulary: int = 0) -> OwnRecords:
+def own_records(settings: Settings, path: str, encode: Encode, vocabulary: int = 0, segments: int = 0) -> OwnRecords:
     """A real site's records, from the files under its own ``data-path``; no copy of them is left on disk.
 
     Guarantee: every row or image is judged by itself alone, so one more or less changes nothing about the others; whether this
@@ -70,6 +70,7 @@ def own_records(settings: Settings, path: str, encode: Encode, vocabulary: int =
         path: the owner's ``data-path``.
         encode: the model's.
         vocabulary: how many token ids the model knows; 0: it takes no tokens.
+        segments: how many types of tokens it knows; 0: it has none.
 
     Raises:
         ConfigError: the files do not exist, may not be opened, or lack the split or a column; one line for the owner.
@@ -87,7 +88,7 @@ def own_records(settings: Settings, path: str, encode: Encode, vocabulary: int =
         return own
     own.found = len(table) + own.left_out.total()
     rows = usable_rows(table, columns, labels, folder=folder_of(path), left_out=own.left_out)
-    own.records, rows = _encoded(rows, encode, vocabulary, own.left_out)
+    own.records, rows = _encoded(rows, encode, vocabulary, segments, own.left_out)
     if labels:
         own.per_class = tuple(torch.bincount(rows.labels, minlength=len(labels)).tolist())
     own.say()
@@ -223,7 +224,7 @@ def _parquet(settings: Settings, path: str, files: Sequence[Path], own: OwnRecor
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features), columns
 
 
-def _encoded(rows: Rows, encode: Encode, vocabulary: int, left_out: Counter[str]) -> tuple[RecordSet, Rows]:
+def _encoded(rows: Rows, encode: Encode, vocabulary: int, segments: int, left_out: Counter[str]) -> tuple[RecordSet, Rows]:
     """The rows as the model's records, without those that it cannot take, and the rows that are left."""
     try:
         records = encode(rows)
@@ -235,7 +236,7 @@ def _encoded(rows: Rows, encode: Encode, vocabulary: int, left_out: Counter[str]
         left_out["the model's tokenizer fails on it"] += left
         records = encode(rows)
     if isinstance(records, TextRecords):
-        good = list(_known_tokens(records, vocabulary))
+        good = list(_known_tokens(records, vocabulary, segments))
         if len(good) < len(records):
             rows, left = _only(rows, good)
             left_out["it holds no token, or one that the model has no embedding for"] += left
@@ -255,7 +256,8 @@ def _can_encode(row: Rows, encode: Encode) -> bool:
     return True
 
 
-def _known_tokens(records: TextRecords, vocabulary: int) -> Iterator[int]:
+def _known_tokens(records: TextRecords, vocabulary: int, segments: int) -> Iterator[int]:
     for i, tokens in enumerate(records.tokens):
-        if len(tokens) and (not vocabulary or int(tokens.max()) < vocabulary):
+        known = len(tokens) and (not vocabulary or int(tokens.max()) < vocabulary)
+        if known and (records.types is None or not segments or int(records.types[i].max()) < segments):
             yield i

@@ -72,7 +72,8 @@ def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
 
 
 def _refuse_batch_norm(base: BaseModel) -> None:
-    mixing = [name for name, module in base.module.named_modules() if isinstance(module, _BatchNorm)]
+    # BatchNorm under any name: EvoNorm's batch variants keep a running variance too
+    mixing = [name for name, m in base.module.named_modules() if isinstance(m, _BatchNorm) or hasattr(m, "running_var")]
     if mixing:
         raise ConfigError(
             f"model.name = {base.name!r}: BatchNorm ({_short(mixing, 3)}) mixes the records of a batch, so no record's "

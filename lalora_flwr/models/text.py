@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from lalora_flwr.data.cleaning import Rows
 
 
+LONGEST_TOKEN = 256  # characters of a token, on the average of a text: what lies behind so many times max_tokens cannot matter
+
+
 @dataclass(frozen=True)
 class TextModel(BaseModel):
     """What the text models have in common.
@@ -43,6 +46,12 @@ class TextModel(BaseModel):
     def vocabulary(self) -> int:
         """How many token ids the network knows: 0 up to this number, which is never an id itself."""
         return int(self.module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+    @property
+    def segments(self) -> int:
+        """How many types of tokens the network tells apart; 0 if it takes none."""
+        count = int(getattr(self.module.config, "type_vocab_size", 0) or 0)  # type: ignore[union-attr]
+        return count if count > 1 else 0
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Logits, float32 or better: (n, num_classes), or (n, tokens, vocabulary) of a language model."""
@@ -81,8 +90,24 @@ class TextModel(BaseModel):
     def _made_up(self, lengths: Sequence[int], generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
         raise NotImplementedError
 
-    def _texts(self, rows: Rows, column: str) -> list[str]:
-        return ["" if value is None else str(value) for value in rows.table[column]]  # a column of answers may hold numbers
+    def _texts(self, rows: Rows, column: str, *, end: bool = False) -> list[str]:
+        """A column's texts, so much of each (of its end) as can matter: a tokenizer takes all of it before it cuts."""
+        texts = ["" if value is None else str(value) for value in rows.table[column]]  # a column of answers may hold numbers
+        most = self.max_tokens * LONGEST_TOKEN
+        return [text[-most:] if end else text[:most] for text in texts]
+
+    def _tokens(self, *texts: Any, **options: Any) -> Any:
+        """The tokenizer's answer.
+
+        Raises:
+            RuntimeError: if it panics: what its Rust code raises then is no Exception, and would end the process.
+        """
+        try:
+            return self.tokenizer(*texts, **options)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as panic:
+            raise RuntimeError(f"the tokenizer panicked: {type(panic).__name__}") from None
 
 
 @dataclass(frozen=True)
@@ -90,19 +115,22 @@ class SequenceClassifier(TextModel):
     """Inputs are ``input_ids``, ``attention_mask`` and for pairs ``token_type_ids``, (n, tokens); labels are (n,)."""
 
     def encode(self, rows: Rows) -> RecordSet:
-        """Texts, or pairs of texts, as the model's tokens, cut to ``max_tokens``."""
+        """Texts, or pairs of texts, as the model's tokens, cut to ``max_tokens``.
+
+        Guarantee: no record has more tokens than that, whatever the tokenizer does: one that adds more special tokens than
+        there is room for does not cut at all.
+        """
         columns = rows.columns
         pair = self._texts(rows, columns.text_pair) if columns.text_pair else None
         if not len(rows):
             return TextRecords([], rows.labels, 0)
-        encoded = self.tokenizer(self._texts(rows, columns.text), pair, truncation=True, max_length=self.max_tokens)
-        segments = getattr(self.module.config, "type_vocab_size", 0) > 1
-        types = encoded.get("token_type_ids") if pair and segments else None
+        encoded = self._tokens(self._texts(rows, columns.text), pair, truncation=True, max_length=self.max_tokens)
+        types = encoded.get("token_type_ids") if pair and self.segments else None
         return TextRecords(
-            [torch.tensor(ids) for ids in encoded["input_ids"]],
+            [torch.tensor(ids[: self.max_tokens], dtype=torch.long) for ids in encoded["input_ids"]],
             rows.labels,
             self.padding,
-            None if types is None else [torch.tensor(t) for t in types],
+            None if types is None else [torch.tensor(t[: self.max_tokens], dtype=torch.long) for t in types],
         )
 
     def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
@@ -130,14 +158,16 @@ class CausalLanguageModel(TextModel):
         A prompt too long for ``max_tokens`` loses its start, a response too long its end.
         """
         columns, end = rows.columns, self.tokenizer.eos_token_id
-        prompts = self._texts(rows, columns.text)
+        prompts = self._texts(rows, columns.text, end=True)
         if columns.text_pair:
-            prompts = [f"{p}\n{q}" if q else p for p, q in zip(prompts, self._texts(rows, columns.text_pair), strict=True)]
+            prompts = [
+                f"{p}\n{q}" if q else p for p, q in zip(prompts, self._texts(rows, columns.text_pair, end=True), strict=True)
+            ]
         responses = self._texts(rows, columns.response)
         tokens, labels = [], []
         for prompt, response in zip(prompts, responses, strict=True):
-            said = [*self.tokenizer(response, add_special_tokens=False)["input_ids"], end][: self.max_tokens - 1]
-            asked = self.tokenizer(prompt + "\n")["input_ids"][-(self.max_tokens - len(said)) :]
+            said = [*self._tokens(response, add_special_tokens=False)["input_ids"], end][: self.max_tokens - 1]
+            asked = self._tokens(prompt + "\n")["input_ids"][-(self.max_tokens - len(said)) :]
             tokens.append(torch.tensor([*asked, *said]))
             labels.append(torch.tensor([IGNORED] * len(asked) + said))
         return TextRecords(tokens, labels, self.padding, references=responses)

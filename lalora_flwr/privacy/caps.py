@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from lalora_flwr.config import Settings
+from lalora_flwr.config import KEYS, Settings
 from lalora_flwr.errors import SiteRefusal
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.privacy.node_values import (
@@ -29,6 +29,7 @@ from lalora_flwr.privacy.node_values import (
     switch,
     text,
 )
+from lalora_flwr.strategies import METHODS
 
 log = logging.getLogger("lalora_flwr.site")
 LEAST_DELTA = 1e-12  # below it the PRV accountant understates ε
@@ -80,6 +81,7 @@ class Caps:
     data_path: str = _key(text, "", cap=False)
     model_path: str = _key(text, "", cap=False)
     device: str = _key(one_of("auto", "cpu", "cuda"), "", cap=False)
+    allow_run_model: bool = _key(switch, False, cap=False)
     records_at_once: int = _key(at_least(1), 1, cap=False)
     allow_evaluation: bool = _key(switch, False, cap=False)
 
@@ -130,6 +132,20 @@ def answer_seconds(node_config: Mapping[str, Any]) -> float:
         return 0.0
 
 
+RANGED = {"clip_norm": "privacy.clip-norm", "alpha": "lora.alpha", "lr": "train.lr"}
+
+
+def _some_value(key: str, name: str) -> Callable[[Caps], bool]:
+    """Whether the owner's range meets what the settings allow, judged by its ends and by the default."""
+
+    def holds(caps: Caps) -> bool:
+        low, high = getattr(caps, f"{key}_range")
+        default = KEYS[name].default
+        return KEYS[name].check(low) or KEYS[name].check(high) or low <= default <= high  # type: ignore[operator]
+
+    return holds
+
+
 TOGETHER: tuple[tuple[str, Callable[[Caps], bool]], ...] = (
     ("labels are missing: the names of the classes, in order", lambda caps: bool(caps.labels) or caps.task == LANGUAGE),
     ("labels are for task image or text", lambda caps: not caps.labels or caps.task != LANGUAGE),
@@ -141,6 +157,18 @@ TOGETHER: tuple[tuple[str, Callable[[Caps], bool]], ...] = (
         lambda caps: caps.delta * caps.num_records < 1,
     ),
     ("max-epsilon is above 100, which protects nobody", lambda caps: caps.max_epsilon <= MOST_EPSILON),
+    (
+        "model-path is missing; a model of the run's choosing could ask the records questions (allow-run-model=true lets it)",
+        lambda caps: bool(caps.model_path or caps.allow_run_model) or not caps.data_path,
+    ),
+    (
+        "allowed-strategies names one that there is not; `lalora keys` lists them",
+        lambda caps: set(caps.allowed_strategies) <= set(METHODS),
+    ),
+    *(
+        (f"{key.replace('_', '-')}-range holds no value that a run can have", _some_value(key, name))
+        for key, name in RANGED.items()
+    ),
     (
         "approved-code must be digests of 64 hexadecimal digits; `lalora site approve BUNDLE` prints the line",
         lambda caps: all(re.fullmatch("[0-9a-f]{64}", digest) for digest in caps.approved_code),

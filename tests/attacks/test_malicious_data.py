@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from datasets import Dataset
+from PIL import Image
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from lalora_flwr import site
+from lalora_flwr.data.images import ImageRecords
 from tests.attacks.attacker import RECORDS, RUN, Site, order, problems, table, text_model
 from tests.data.files import png
 from tests.models.folders import save_timm
@@ -168,3 +173,44 @@ def test_one_broken_image_is_a_record_like_any_other(name: str, vision: Path, tm
         found += [one.reason for one in served if one.reason]
         found += problems(message, run, *sites, seed=server_round, all_usable=False)
     assert found == []
+
+
+class Panic(BaseException):
+    """What a Rust library raises through pyo3: no Exception."""
+
+
+def test_a_text_on_which_the_tokenizer_panics_is_left_out(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hole 6: a panic passes every `except Exception`, so a chosen word would end the process and cost nothing."""
+    call = PreTrainedTokenizerFast.__call__
+
+    def panics(self: Any, texts: Any, *arguments: Any, **options: Any) -> Any:
+        if "####" in "".join(texts):
+            raise Panic("retry-limit-in-match over")
+        return call(self, texts, *arguments, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", panics)
+    run = {**RUN, "model.name": f"hf/{model}"}
+    whole, without = Site(table(tmp_path / "a.csv"), model), Site(table(tmp_path / "b.csv", RECORDS[:-1]), model)
+    assert problems(order(run, model), run, whole, without, all_usable=False) == []
+    assert len(whole.serve(order(run, model), run).reserved) == 1
+
+
+def test_whatever_ends_a_round_is_answered_and_counted(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panics(*_: Any) -> None:
+        raise Panic("anything")
+
+    monkeypatch.setattr(site, "load_records", panics)
+    run = {**RUN, "model.name": f"hf/{model}"}
+    served = Site(table(tmp_path / "a.csv"), model).serve(order(run, model), run, watch=False)
+    assert served.reason == "failure: the site's own log says why" and len(served.reserved) == 1
+
+
+def test_a_picture_that_is_no_picture_starts_no_other_program_and_no_endless_reading(tmp_path: Path) -> None:
+    """Hole 6: EPS runs PostScript by Ghostscript, whatever the file is called; a pipe is read for ever."""
+    (tmp_path / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n")
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    files = [str(tmp_path / name) for name in ("eps.png", "pipe.png", "good.png")]
+    prepare: Any = lambda picture: torch.zeros(1)  # noqa: E731
+    records = ImageRecords(Dataset.from_dict({"image": files}), "image", torch.arange(3), prepare, "RGB")
+    assert records.batch(torch.arange(3))[1].tolist() == [2]

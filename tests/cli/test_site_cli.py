@@ -35,7 +35,14 @@ def config(tmp_path: Path) -> dict[str, Any]:
     """A good site with twenty texts."""
     data = write_csv(tmp_path / "own.csv", ROWS)
     limits = {"max-epsilon": 3.0, "delta": 1e-5, "num-records": 20}
-    return {"task": "text", "labels": "good,bad", "ledger-path": str(new_ledger(tmp_path)), "data-path": str(data), **limits}
+    return {
+        "task": "text",
+        "labels": "good,bad",
+        "ledger-path": str(new_ledger(tmp_path)),
+        "data-path": str(data),
+        "allow-run-model": True,
+        **limits,
+    }
 
 
 def found(config: dict[str, Any], **options: Path) -> dict[str, Finding]:
@@ -57,7 +64,7 @@ def test_a_good_site_is_told_what_it_has_and_counts_nothing(config: dict[str, An
 def test_what_it_prints_and_how_it_exits(config: dict[str, Any]) -> None:
     run = CliRunner().invoke(app, ["site", "check", written(config)])
     assert run.exit_code == 0
-    assert "ok      keys: 7 are known and can be used\n" in run.output and "warning model: no model-path" in run.output
+    assert "ok      keys: 8 are known and can be used\n" in run.output and "warning model: no model-path" in run.output
     run = CliRunner().invoke(app, ["site", "check", written({**config, "ledger-path": "/nowhere/ledger"})])
     assert run.exit_code == 1 and "fault   ledger: " in run.output
 

@@ -17,7 +17,7 @@ from lalora_flwr.data.readers import read_texts
 from tests.data.files import write
 
 NAMES = ["text", "label"]
-TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=12)
+TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\r\n"), max_size=12)  # a row is a line
 ROWS = st.lists(st.tuples(TEXT, TEXT), max_size=6)
 
 
@@ -35,7 +35,7 @@ def as_csv(rows: list[tuple[str, str]], quoting: int = csv.QUOTE_MINIMAL) -> byt
 
 
 @given(ROWS, st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
-@example([('a "fine"\r\nfilm, they say', ""), ("", "x\n"), ('"', ",")], csv.QUOTE_MINIMAL)
+@example([('a "fine" film, they say', ""), ("", "x"), ('"', ",")], csv.QUOTE_MINIMAL)
 def test_what_a_csv_writer_writes_is_read_back(rows: list[tuple[str, str]], quoting: int) -> None:
     found = read("t.csv", as_csv(rows, quoting))
     assert found.names == NAMES and not found.left_out
@@ -61,7 +61,7 @@ def test_a_good_file_is_read_as_a_public_one(rows: list[tuple[str, str]]) -> Non
             assert found.rows == [[row[name] for name in NAMES] for row in strict] and not found.left_out
 
 
-GOOD = [b"a fine film,good", b'"so, so",bad', b'"two\nlines",good', b"NA,", b'it is 5" long,bad']
+GOOD = [b"a fine film,good", b'"so, so",bad', b'"it is 5"" long",good', b"NA,"]
 BAD = [
     b'"never closed,good',
     b'"closed too "early",good',
@@ -70,6 +70,9 @@ BAD = [
     b"\x80",
     b'"',
     b'x,y,"',
+    b'it is 5" long,bad',
+    b'"two lines',
+    b'lines",good',
 ]
 
 
@@ -85,8 +88,18 @@ def test_a_bad_row_costs_itself_alone(chosen: list[int]) -> None:
 @pytest.mark.parametrize("bad", BAD)
 def test_every_bad_row_is_left_out_and_counted(bad: bytes) -> None:
     found = read("t.csv", b"text,label\n" + GOOD[0] + b"\n" + bad + b"\n" + GOOD[1] + b"\r\n" + GOOD[2])
-    assert found.rows == [["a fine film", "good"], ["so, so", "bad"], ["two\nlines", "good"]]
+    assert found.rows == [["a fine film", "good"], ["so, so", "bad"], ['it is 5" long', "good"]]
     assert found.left_out.total() == 1
+
+
+def test_an_open_quote_swallows_no_other_record() -> None:
+    """Rows of several lines would: one record more, and all up to the next quote are gone."""
+    others = [b"the plot is bad,bad", b"a fine actor,good"] * 4
+    for opened in (b'"very very good film', b'very good,"good'):
+        for closing in (b'the film is 5",good', b'"\nthe plot is bad",bad'):
+            with_it, without = ([*([opened] if one else []), *others, closing] for one in (True, False))
+            found = [read("t.csv", b"text,label\n" + b"\n".join(rows) + b"\n") for rows in (with_it, without)]
+            assert found[0].rows == found[1].rows and len(found[0].rows) == len(others)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ LOOPBACK = "127.0.0.1"
 MARK = "LALORA_TEST_FEDERATION"  # of all descendants, in their environment: some leave the process tree
 CONNECTED = "SuperNode ID:"  # in a SuperNode's log, once the SuperLink has accepted it
 CAPS: dict[str, Any] = {  # what each site allows, unless a test says otherwise
-    **{"max-epsilon": 8.0, "delta": 1e-4, "num-records": 60, "answer-seconds": 0},
+    **{"max-epsilon": 8.0, "delta": 1e-4, "num-records": 60, "answer-seconds": 0, "allow-run-model": True},
     **{"task": "text", "labels": "bad,good"},
 }
 SITE_START = ("lalora", "site", "start", "--")  # the safe way to start a site

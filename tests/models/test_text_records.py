@@ -13,6 +13,7 @@ from lalora_flwr.config import LoraSettings, ModelSettings
 from lalora_flwr.data.cleaning import Rows
 from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.data_set import Facts
+from lalora_flwr.data.own_records import _known_tokens
 from lalora_flwr.data.texts import IGNORED
 from lalora_flwr.lora.adapter import attach_adapter, set_active
 from lalora_flwr.lora.dropout import remove_dropout
@@ -198,3 +199,16 @@ def test_all_of_the_adapter_trains_on_pairs(tmp_path: Path) -> None:
     inputs, labels = base.encode(rows(PAIRED)).batch(torch.arange(4))
     gradients = engine(4, lambda: base.losses(model, inputs, labels))
     assert any("classifier" in name for name in gradients) and all(len(g) == 4 for g in gradients.values())
+
+
+@pytest.mark.parametrize("most", [2, 3, 4])
+def test_no_text_is_longer_than_allowed_even_where_the_tokenizer_does_not_cut(tmp_path: Path, most: int) -> None:
+    """A pair needs three special tokens: with room for two, the tokenizer leaves the texts as long as they are."""
+    records = base_of(tmp_path, "bert", max_tokens=most).encode(rows(PAIRED, text=[" ".join(TEXTS) * 20] * 5))
+    assert max(len(tokens) for tokens in records.tokens) <= most
+    assert records.types is not None and [len(t) for t in records.types] == [len(t) for t in records.tokens]
+
+
+def test_a_token_of_a_type_that_the_network_lacks_is_found(tmp_path: Path) -> None:
+    records = base_of(tmp_path, "bert", max_tokens=8).encode(rows(PAIRED))
+    assert list(_known_tokens(records, 0, 2)) == list(range(5)) and list(_known_tokens(records, 0, 1)) == []

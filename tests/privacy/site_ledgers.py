@@ -22,6 +22,7 @@ DIGITS_SITE: dict[str, Any] = {  # what the owner of a share of the digits says
     "max-epsilon": 50.0,
     "delta": 1e-3,
     "num-records": 300,
+    "allow-run-model": True,
     "task": "image",
     "labels": "0,1,2,3,4,5,6,7,8,9",
     "answer-seconds": 0,

@@ -63,6 +63,7 @@ SAID: dict[str, tuple[Any, Any]] = {  # of every key: a value as Flower parses i
     "evaluation-noise": (10, 10.0),
     "approved-code": (f"{'a1' * 32}, {'0b' * 32}", ("a1" * 32, "0b" * 32)),
     "data-path": ("d", "d"),
+    "allow-run-model": ("true", True),
     "model-path": ("m", "m"),
     "device": ("cuda", "cuda"),
     "allow-evaluation": (True, True),
@@ -72,9 +73,9 @@ SAID: dict[str, tuple[Any, Any]] = {  # of every key: a value as Flower parses i
 def test_everything_an_owner_can_say() -> None:
     assert set(SAID) == set(READERS)
     for key, (said, means) in SAID.items():
-        together: dict[str, Any] = {"evaluation-noise": 1.0, **LABELS}
+        together: dict[str, Any] = {"evaluation-noise": 1.0, "model-path": "m", **LABELS}
         if key in ("task", "response-column"):
-            together = {"response-column": "r", "task": "language"}
+            together = {"response-column": "r", "task": "language", "model-path": "m"}
         caps = caps_from({**NEEDED, **together, key: said}, needed=True)
         assert caps is not None
         value = getattr(caps, key.replace("-", "_"))
@@ -157,6 +158,12 @@ def test_what_cannot_be_used_is_named_without_its_value(key: str, value: Any) ->
         ({"delta": 1 / 500}, "delta must be below 1 / num-records, since a larger one permits publishing a record outright"),
         ({"max-epsilon": 100.1}, "max-epsilon is above 100, which protects nobody"),
         ({"allow-evaluation": "true"}, "evaluation-noise is missing: allow-evaluation needs it"),
+        (
+            {"data-path": "records.csv"},
+            "model-path is missing; a model of the run's choosing could ask the records questions (allow-run-model=true lets it)",
+        ),
+        ({"allowed-strategies": "la_lora"}, "allowed-strategies names one that there is not; `lalora keys` lists them"),
+        ({"alpha-range": "5e6,6e6"}, "alpha-range holds no value that a run can have"),
         (
             {"approved-code": "abc"},
             "approved-code must be digests of 64 hexadecimal digits; `lalora site approve BUNDLE` prints the line",
