@@ -17,6 +17,7 @@ from lalora_flwr.adapted import adapted_model
 from lalora_flwr.cli.site import FAULT, OK, WARNING, Finding
 from lalora_flwr.config import Settings, settings_from
 from lalora_flwr.data.cleaning import Rows
+from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.images import ImageRecords
 from lalora_flwr.data.own_records import OwnRecords, own_records
 from lalora_flwr.data.pins import pinned
@@ -151,24 +152,40 @@ def _records(settings: Settings, caps: Caps, model: BaseModel | None) -> Iterato
         return
     for name in own.broken_files:
         yield Finding(FAULT, "records", f"{name} cannot be read: none of its records are used")
+    if own.columns:
+        yield _columns(own.columns)
     unreadable = _unreadable(own.records)
     if unreadable:
-        own.left_out["the image cannot be read"] = unreadable
-    usable = len(own.records) - unreadable
+        own.left_out["the image cannot be read"] = len(unreadable)
+    usable = len(own.records) - len(unreadable)
     yield Finding(OK if usable else FAULT, "records", f"{usable} of {own.found} can be used")
     for reason, count in own.left_out.items():
         yield Finding(WARNING, "left out", f"{count}: {reason}")
-    yield from _classes(own, caps)
+    if own.unknown_labels:
+        commonest = ", ".join(f"{label[:40]!r} {count}" for label, count in own.unknown_labels.most_common(3))
+        yield Finding(WARNING, "labels", f"not among {', '.join(caps.labels)}: {commonest}")
+    yield from _classes(own, caps, unreadable)
     close = 0.5 <= usable / caps.num_records <= 2
     declared = f"{caps.num_records} declared" + ("" if close else f", but there are {usable}")
     yield Finding(OK if close else WARNING, "num-records", declared)
 
 
-def _classes(own: OwnRecords, caps: Caps) -> Iterator[Finding]:
+def _columns(columns: Columns) -> Finding:
+    """Which columns were taken: found by their names, they may be others than the owner thinks."""
+    taken = {name: column for name, column in vars(columns).items() if column}
+    twice = len(set(taken.values())) < len(taken)
+    text = ", ".join(f"{name.replace('_', '-')} {column!r}" for name, column in taken.items())
+    return Finding(FAULT if twice else OK, "columns", text + ("; one column cannot be two things" if twice else ""))
+
+
+def _classes(own: OwnRecords, caps: Caps, unreadable: list[int]) -> Iterator[Finding]:
     if not caps.labels:
         return
-    counts = ", ".join(f"{label} {count}" for label, count in zip(caps.labels, own.per_class, strict=True))
-    there = all(own.per_class)
+    per_class = list(own.per_class)
+    for class_of in unreadable:
+        per_class[class_of] -= 1
+    counts = ", ".join(f"{label} {count}" for label, count in zip(caps.labels, per_class, strict=True))
+    there = all(per_class)
     yield Finding(OK if there else WARNING, "classes", counts + ("" if there else "; a class has no record"))
 
 
@@ -180,10 +197,12 @@ def _as_they_are(rows: Rows) -> RecordSet:
     return Records(torch.empty(len(rows), 0), rows.labels)
 
 
-def _unreadable(records: RecordSet) -> int:
+def _unreadable(records: RecordSet) -> list[int]:
+    """The class of each image that cannot be read."""
     if not isinstance(records, ImageRecords):
-        return 0
-    return sum(not len(records.batch(torch.tensor([i]))[1]) for i in range(len(records)))
+        return []
+    labels = records.labels.tolist()
+    return [labels[i] for i in range(len(records)) if not len(records.batch(torch.tensor([i]))[1])]
 
 
 def _key(file: Path) -> Finding:

@@ -38,12 +38,12 @@ class ImageRecords:
             mode: ``RGB`` or ``L``.
         """
         self._files = table.select_columns([column]).cast_column(column, Image(decode=False))
-        self._column, self._labels, self._prepare, self._mode = column, labels, prepare, mode
+        self._column, self.labels, self._prepare, self._mode = column, labels, prepare, mode
         self._kept: dict[int, Tensor | None] = {}
         self._room = CACHE_BYTES
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def parts(self, indices: Tensor, most: int) -> list[Tensor]:
         return list(indices.split(most or max(1, len(indices))))
@@ -52,8 +52,8 @@ class ImageRecords:
         images = [self._image(i) for i in indices.tolist()]
         read = [i for i, image in enumerate(images) if image is not None]
         if not read:
-            return torch.empty(0), self._labels[:0]
-        return torch.stack([images[i] for i in read]), self._labels[indices[read]]  # type: ignore[misc]
+            return torch.empty(0), self.labels[:0]
+        return torch.stack([images[i] for i in read]), self.labels[indices[read]]  # type: ignore[misc]
 
     def _image(self, index: int) -> Tensor | None:
         if index in self._kept:

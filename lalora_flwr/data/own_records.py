@@ -43,6 +43,8 @@ class OwnRecords:
         left_out: how many of them are of no use, by reason.
         per_class: usable records of each class, in order; empty for language modelling.
         broken_files: names of files that could not be read at all.
+        columns: which column is what; None if no file could be read.
+        unknown_labels: labels that are no class, with how many records have them.
     """
 
     records: RecordSet = field(default_factory=no_records)
@@ -50,6 +52,8 @@ class OwnRecords:
     left_out: Counter[str] = field(default_factory=Counter)
     per_class: tuple[int, ...] = ()
     broken_files: list[str] = field(default_factory=list)
+    columns: Columns | None = None
+    unknown_labels: Counter[str] = field(default_factory=Counter)
 
     def say(self) -> None:
         """Say what was left out, in the site's own log."""
@@ -75,7 +79,7 @@ def own_records(settings: Settings, path: str, encode: Encode, vocabulary: int =
     Raises:
         ConfigError: the files do not exist, may not be opened, or lack the split or a column; one line for the owner.
     """
-    from lalora_flwr.data.cleaning import usable_rows
+    from lalora_flwr.data.cleaning import as_text, label_texts, usable_rows
     from lalora_flwr.data.tables import folder_of
 
     labels = declared_labels(settings.data)
@@ -86,7 +90,10 @@ def own_records(settings: Settings, path: str, encode: Encode, vocabulary: int =
     if table is None or columns is None:
         own.say()
         return own
-    own.found = len(table) + own.left_out.total()
+    own.found, own.columns = len(table) + own.left_out.total(), columns
+    if labels:
+        classes = {as_text(name) for name in labels}
+        own.unknown_labels.update(t for t in label_texts(table, columns.label) if t is not None and t not in classes)
     rows = usable_rows(table, columns, labels, folder=folder_of(path), left_out=own.left_out)
     own.records, rows = _encoded(rows, encode, vocabulary, segments, own.left_out)
     if labels:

@@ -74,7 +74,15 @@ def test_records_left_out_are_counted_by_reason(config: dict[str, Any], tmp_path
     config["data-path"] = str(write_csv(tmp_path / "own.csv", rows))
     left = [f.detail for f in check_node_config(written(config)) if f.subject == "left out"]
     assert sorted(left) == ["1: a value is missing", "1: it has more fields than there are columns", "1: its label is unknown"]
-    assert found(config)["records"].detail == "20 of 23 can be used"
+    findings = found(config)
+    assert findings["records"].detail == "20 of 23 can be used"
+    assert findings["labels"].detail == "not among good, bad: 'other' 1"
+    assert findings["columns"].detail == "text 'text', label 'label'"
+
+
+def test_one_column_cannot_be_the_text_and_its_label(config: dict[str, Any]) -> None:
+    finding = found({**config, "text-column": "label", "label-column": "label"})["columns"]
+    assert finding.fault and "text 'label', label 'label'; one column cannot be two things" in finding.detail
 
 
 def test_tokens_that_the_model_lacks_are_found(config: dict[str, Any], tmp_path: Path) -> None:
@@ -120,7 +128,7 @@ def test_a_folder_of_images(config: dict[str, Any], tmp_path: Path, with_model: 
         "records: 2 of 4 can be used",
         "left out: 1: its label is unknown",
         "left out: 1: the image cannot be read",
-        "classes: good 2, bad 1",
+        "classes: good 2, bad 0; a class has no record",  # the only one of bad is the image that cannot be read
     ]
 
 
