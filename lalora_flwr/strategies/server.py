@@ -205,6 +205,8 @@ class FederatedLora(Strategy):
         present = [node for node in grid.get_node_ids() if node in self._sites and self._sites[node] not in self._left]
         asked = {node: self.counts.of(self._sites[node]).rounds for node in present}
         able = [node for node in present if asked[node] < self._settings.rounds_per_site]
+        if served := sorted(self._sites[node] for node in set(present) - set(able)):
+            log.info("round %d: asked for all their rounds before: sites %s", server_round, ", ".join(map(str, served)))
         order = random.Random(derive_seed(self._settings.seed, "participation", server_round))
         ties = {site: order.random() for site in sorted(self._sites.values())}
         drawn = sorted(able, key=lambda node: (asked[node], ties[self._sites[node]]))[: self._settings.sites_per_round]
