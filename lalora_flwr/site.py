@@ -52,7 +52,8 @@ def site_settings(context: Context) -> Settings:
     settings = settings_from(context.run_config)
     if path := str(context.node_config.get("model-path", "")):
         family = settings.model.name.partition("/")[0]
-        return dataclasses.replace(settings, model=dataclasses.replace(settings.model, name=f"{family}/{path}"))
+        own = dataclasses.replace(settings.model, name=f"{family}/{path}", revision="")  # the run's would choose the files
+        return dataclasses.replace(settings, model=own)
     return settings
 
 
@@ -111,7 +112,9 @@ def owned_records(settings: Settings, node_config: Mapping[str, Any], base: Base
     except ConfigError as fault:
         log.error("the site's records: %s", fault)
         raise SiteRefusal("data: the site cannot open what its node-config names; its own log says why") from None
-    except Exception:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a panic of a Rust library is no Exception
         log.exception("the site's records cannot be read")
         records = no_records()
     if not len(records):
@@ -279,16 +282,11 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     training = settings.train
     if caps and admitted:
         training = dataclasses.replace(training, max_physical_batch=at_once(caps, settings))
+        records = owned_records(settings, context.node_config, adapted.base)
         mechanism, ledger = admitted
-        ledger.identify(fingerprint(settings, context.node_config))
-        ledger.reserve(mechanism.noise_multiplier, mechanism.sample_rate, training.local_steps)  # before a record is looked at
-        try:
-            records = owned_records(settings, context.node_config, adapted.base)
-        except SiteRefusal:  # of the layout of the files, which no record decides; nothing was released
-            ledger.commit()
-            raise
         if not 0.5 <= len(records) / caps.num_records <= 2:
             log.warning("node-config: num-records = %d, but there are %d usable records", caps.num_records, len(records))
+        ledger.identify(fingerprint(settings, context.node_config))
     else:
         records = load_records(settings, context.node_config, adapted.base)
         if not len(records):
@@ -313,7 +311,6 @@ def train(content: RecordDict, context: Context) -> RecordDict:
             ledger=ledger,
             source=source,
             tolerant=caps is not None,
-            reserved=caps is not None,
         )
     finally:
         if isinstance(ledger, RunLedger):

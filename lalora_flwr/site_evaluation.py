@@ -55,17 +55,13 @@ def evaluate_on_site(content: RecordDict, context: Context) -> RecordDict:
     if not (caps and ledger):
         quality = evaluate(adapted, site.load_records(settings, context.node_config, adapted.base))
         return RecordDict({SITE_METRICS: MetricRecord({"accuracy": quality["accuracy"], "loss": quality["loss"]})})
-    ledger.identify(site.fingerprint(settings, context.node_config))
-    ledger.reserve(caps.evaluation_noise, 1.0, 1)  # before a record is looked at
-    try:
-        records = site.owned_records(settings, context.node_config, adapted.base)
-    except SiteRefusal:  # of the layout of the files, which no record decides
-        ledger.commit()
-        raise
-    right = right_answers(adapted, records)
-    ledger.take_step()
     own_seed = dataclasses.replace(settings, seed=derive_seed(settings.seed, "evaluation"))  # not the draws of training
     source = site.random_source(own_seed, int(context.node_config.get("partition-id", 0)), asked.server_round)
+    records = site.owned_records(settings, context.node_config, adapted.base)
+    ledger.identify(site.fingerprint(settings, context.node_config))
+    ledger.reserve(caps.evaluation_noise, 1.0, 1)
+    right = right_answers(adapted, records)
+    ledger.take_step()
     accuracy = noisy_accuracy(right, caps, source)
     ledger.commit()
     return RecordDict({SITE_METRICS: MetricRecord({"accuracy": accuracy, "noise-multiplier": caps.evaluation_noise})})

@@ -91,14 +91,12 @@ def train_round(
     ledger: Ledger,
     source: RandomSource,
     tolerant: bool = False,
-    reserved: bool = False,
 ) -> int:
     """Take the round's K local steps on the model's adapter, in place.
 
     Guarantee: each step is one `PrivateSum.release` on a Poisson sample of the records; whatever else happens to the
     adapter is a function of those releases. The ledger counts K steps before the first. Records may be none: the
-    releases are then noise alone. With ``tolerant`` no record's failure ends the round (`add_part`). ``reserved``: the caller
-    has counted the steps already.
+    releases are then noise alone. With ``tolerant`` no record's failure ends the round (`add_part`).
 
     Returns:
         How many record gradients were not finite and counted as zero. For the site's own log: it depends on the records.
@@ -106,8 +104,7 @@ def train_round(
     Raises:
         BudgetExhausted: if the ledger refuses the round; the adapter is then untouched.
     """
-    if not reserved:
-        ledger.reserve(mechanism.noise_multiplier, mechanism.sample_rate, train.local_steps)
+    ledger.reserve(mechanism.noise_multiplier, mechanism.sample_rate, train.local_steps)
     optimizer = make_optimizer(adapter_parameters(model).values(), train)
     device = next(model.parameters()).device
     model.train()

@@ -19,6 +19,7 @@ from lalora_flwr.config import Settings, settings_from
 from lalora_flwr.data.cleaning import Rows
 from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.images import ImageRecords
+from lalora_flwr.data.own_lines import OPEN_QUOTE
 from lalora_flwr.data.own_records import OwnRecords, own_records
 from lalora_flwr.data.pins import pinned
 from lalora_flwr.data.records import Records, RecordSet
@@ -160,7 +161,9 @@ def _records(settings: Settings, caps: Caps, model: BaseModel | None) -> Iterato
     usable = len(own.records) - len(unreadable)
     yield Finding(OK if usable else FAULT, "records", f"{usable} of {own.found} can be used")
     for reason, count in own.left_out.items():
-        yield Finding(WARNING, "left out", f"{count}: {reason}")
+        several = reason == OPEN_QUOTE  # a text of several lines would be rows of its own, several for one person
+        advice = "; a row is one line: write texts with line breaks as JSON lines or Parquet" if several else ""
+        yield Finding(FAULT if several else WARNING, "left out", f"{count}: {reason}{advice}")
     if own.unknown_labels:
         commonest = ", ".join(f"{label[:40]!r} {count}" for label, count in own.unknown_labels.most_common(3))
         yield Finding(WARNING, "labels", f"not among {', '.join(caps.labels)}: {commonest}")

@@ -25,6 +25,7 @@ from lalora_flwr.data.tables import in_order
 from lalora_flwr.errors import ConfigError
 
 log = logging.getLogger("lalora_flwr.site")
+LONGEST_PATH = 4096  # as Linux has it; resolving a longer text would take for ever
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _with_absolute_paths(table: Dataset, column: str, folder: Path, *, inside: b
 
 def _below(path: str, folder: Path) -> bool:
     try:
-        return Path(path).resolve().is_relative_to(folder)
+        return len(path) <= LONGEST_PATH and Path(path).resolve().is_relative_to(folder)
     except (OSError, ValueError, RuntimeError):  # a loop of links, a name with a null
         return False
 

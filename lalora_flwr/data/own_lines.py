@@ -17,6 +17,8 @@ from pathlib import Path
 from lalora_flwr.data.readers import parsed_json, text_of_json
 
 Row = list[str | None]
+OPEN_QUOTE = "the quotes in its line do not match, or it is too long"
+TOO_LONG = "it is too long"
 LONGEST_ROW = 1 << 24  # bytes; what is longer is no record
 _FIELD = re.compile(rb'"((?:[^"]++|"")*+)"(?=,|\Z)|([^,"]*+)(?=,|\Z)')
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -61,7 +63,7 @@ def _table(rows: Iterator[list[bytes] | None]) -> Lines:
     read = Lines(names)
     for row in filled:
         if row is None:
-            read.left_out["the quotes in it do not match, or it is too long"] += 1
+            read.left_out[OPEN_QUOTE] += 1
         elif any(row[len(names) :]):
             read.left_out["it has more fields than there are columns"] += 1
         else:
@@ -98,10 +100,10 @@ def _csv_row(line: bytes) -> list[bytes] | None:
     return None
 
 
-def _tsv(data: bytes) -> Iterator[list[bytes]]:
+def _tsv(data: bytes) -> Iterator[list[bytes] | None]:
     """A quote is a character, and nothing is escaped."""
     for line in data.split(b"\n"):
-        yield line.rstrip(b"\r").split(b"\t")
+        yield line.rstrip(b"\r").split(b"\t") if len(line) < LONGEST_ROW else None
 
 
 SPLITTERS: dict[str, Callable[[bytes], Iterator[list[bytes] | None]]] = {".csv": _csv, ".tsv": _tsv}
@@ -111,6 +113,9 @@ def _json(data: bytes, columns: list[str]) -> Lines:
     read = Lines(columns)
     for line in data.split(b"\n"):
         if not line.strip():
+            continue
+        if len(line) >= LONGEST_ROW:
+            read.left_out[TOO_LONG] += 1
             continue
         try:
             record = parsed_json(line.decode())

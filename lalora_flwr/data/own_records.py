@@ -207,6 +207,7 @@ def _named(settings: Settings) -> list[str]:
 def _parquet(settings: Settings, path: str, files: Sequence[Path], own: OwnRecords) -> tuple[Dataset | None, Columns | None]:
     from datasets import Dataset, Features
 
+    from lalora_flwr.data.own_lines import LONGEST_ROW, TOO_LONG
     from lalora_flwr.data.own_parquet import OpenParquet, holds_paths, kinds_of
 
     opened: list[OpenParquet] = []
@@ -226,9 +227,24 @@ def _parquet(settings: Settings, path: str, files: Sequence[Path], own: OwnRecor
     image = kinds.get(columns.image)
     if any(columns.image in one.features and holds_paths(one.features[columns.image]) != holds_paths(image) for one in opened):
         raise ConfigError(f"{KEY} = {path!r}: the files differ in what column {columns.image!r} holds: paths or images")
-    rows = list(itertools.chain.from_iterable(one.rows(columns, own.left_out) for one in opened))
+    rows = []
+    for row in itertools.chain.from_iterable(one.rows(columns, own.left_out) for one in opened):
+        if isinstance(picture := row.get(columns.image), dict):  # a path in it could name any file of the machine
+            held = picture.get("bytes")
+            row = {**row, columns.image: None if held is None else {"bytes": held, "path": None}}
+        if any(_size(value) >= LONGEST_ROW for value in row.values()):
+            own.left_out[TOO_LONG] += 1
+        else:
+            rows.append(row)
     features = kinds_of(columns, image)
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features), columns
+
+
+def _size(value: Any) -> int:
+    """Of a text or bytes, alone or in an image: columns hold 2 GiB, and one value beyond would take all of them with it."""
+    if isinstance(value, dict):
+        return max(map(_size, value.values()), default=0)
+    return len(value) if isinstance(value, str | bytes) else 0
 
 
 def _encoded(rows: Rows, encode: Encode, vocabulary: int, segments: int, left_out: Counter[str]) -> tuple[RecordSet, Rows]:

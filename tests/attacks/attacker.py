@@ -174,8 +174,7 @@ class Served:
 
     Attributes:
         reply: the site's answer.
-        reserved: what its ledger reserved for it.
-        kept: if it refused, how many steps its ledger counts in all, after what was given back.
+        reserved: what its ledger counted for it.
         steps: the releases behind it.
         draws: the source it drew from.
     """
@@ -184,7 +183,6 @@ class Served:
     reserved: list[Reserve]
     steps: list[Step]
     draws: Draws | None
-    kept: int = 0
 
     @property
     def reason(self) -> str:
@@ -259,7 +257,7 @@ class Site:
                 patch.setattr(training, "PrivateSum", watched(steps, script, []))
             context = Context(run_id, 7, self.owner(ledger), RecordDict(), dict(run))
             reply = app(message, context)
-            return Served(reply, _counted(ledger)[before:], steps, draws, _kept(ledger) if reply.has_error() else 0)
+            return Served(reply, _counted(ledger)[before:], steps, draws)
 
 
 def _stamp() -> None:
@@ -276,13 +274,6 @@ def _counted(ledger: Path) -> list[Reserve]:
         return reserved_in(ledger)
     except LedgerError:
         return []
-
-
-def _kept(ledger: Path) -> int:
-    try:
-        return sum(steps for _, _, steps in LedgerFile(ledger).read().book.segments("default"))
-    except LedgerError:
-        return 0
 
 
 def settings_or_none(run: Mapping[str, Any]) -> Settings | None:

@@ -202,7 +202,7 @@ def test_whatever_ends_a_round_is_answered_and_counted(model: Path, tmp_path: Pa
     monkeypatch.setattr(site, "load_records", panics)
     run = {**RUN, "model.name": f"hf/{model}"}
     served = Site(table(tmp_path / "a.csv"), model).serve(order(run, model), run, watch=False)
-    assert served.reason == "failure: the site's own log says why" and len(served.reserved) == 1
+    assert not served.reason and len(served.reserved) == 1  # with noise alone
 
 
 def test_a_picture_that_is_no_picture_starts_no_other_program_and_no_endless_reading(tmp_path: Path) -> None:

@@ -143,4 +143,4 @@ def test_columns_that_are_missing_are_the_owners_fault_alone(pair: Pair) -> None
     """Hole 3: a header is no record; a site without the columns that its owner means refuses, whatever the rows hold."""
     one, two = pair.site("one", RECORDS, "words,kind"), pair.site("two", (), "words,kind")
     first, second = pair.outcomes({}, one, two)
-    assert told(first) == told(second) and first.reason and not first.kept and not second.kept
+    assert told(first) == told(second) and first.reason and not first.reserved

@@ -201,3 +201,12 @@ def test_a_text_that_flower_would_not_read_as_meant_is_exit_code_2(text: str, sa
 @pytest.mark.parametrize("text", ['a="b c" d=1 e=true f=0.5', "a='b = c'", 'a.b=1 c="x=y"'])
 def test_a_good_text_is_what_flower_reads(text: str) -> None:
     assert parse_node_config(text) == parse_config_args([text]) != {}
+
+
+def test_a_csv_with_texts_of_several_lines_is_a_fault(config: dict[str, Any], tmp_path: Path) -> None:
+    """Their lines would be rows of their own: several records for one person."""
+    (tmp_path / "own.csv").write_text('text,label\n"Dear doctor,\nI am well,good\nBye",good\nfine,good\nill,bad\n')
+    config["data-path"] = str(tmp_path / "own.csv")
+    fault = next(f for f in check_node_config(written(config)) if f.subject == "left out")
+    assert fault.fault and fault.detail.startswith("2: the quotes in its line do not match")
+    assert fault.detail.endswith("a row is one line: write texts with line breaks as JSON lines or Parquet")

@@ -169,3 +169,34 @@ def test_of_a_runs_data_settings_only_the_length_of_texts_is_left() -> None:
     run = settings("language", name="file:/etc/*", response="x", text="y", split="z", site="s", answer="(a)", max_tokens=17)
     data = pinned(caps, run).data
     assert data == type(data)(name="sites", split="test", text="t", response="r", max_tokens=17)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.parquet"])
+def test_a_giant_value_costs_its_own_row(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column holds 2 GiB: one value beyond would take all of them with it."""
+    monkeypatch.setattr("lalora_flwr.data.own_lines.LONGEST_ROW", 100)
+    texts, labels = ["a", "x" * 200, "b"], ["good", "bad", "bad"]
+    file, kind = tmp_path / name, name.rpartition(".")[2]
+    if kind == "parquet":
+        parquet.write_table(pa.table({"text": texts, "label": labels}), file)
+    elif kind == "jsonl":
+        file.write_text("".join(f'{{"text": "{t}", "label": "{y}"}}\n' for t, y in zip(texts, labels, strict=True)))
+    else:
+        mark = "," if kind == "csv" else "\t"
+        file.write_text("".join(f"{t}{mark}{y}\n" for t, y in zip(["text", *texts], ["label", *labels], strict=True)))
+    found = own(file, text="text", label="label", labels="good,bad")
+    assert column(found.records) == ["a", "b"] and found.left_out.total() == 1
+
+
+def test_a_table_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
+    """Nor one that takes hours to resolve; and Parquet's own paths are not followed at all."""
+    write_images(tmp_path / "data", ["a.png"])
+    write_images(tmp_path / "other", ["b.png"])
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "other" / "b.png")
+    names = ["a.png", "../other/b.png", str(tmp_path / "other" / "b.png"), "link.png", "a/" * 300_000 + "a.png"]
+    write_csv(tmp_path / "data" / "t.csv", [(name, "x") for name in names], "image,label")
+    found = own(tmp_path / "data" / "t.csv", "image", labels="x")
+    assert (len(found.records), found.left_out.total()) == (1, 4)
+    inside = pa.array([{"bytes": None, "path": str(tmp_path / "other" / "b.png")}])
+    parquet.write_table(pa.table({"image": inside, "label": ["x"]}), tmp_path / "t.parquet")
+    assert len(own(tmp_path / "t.parquet", "image", labels="x").records) == 0
