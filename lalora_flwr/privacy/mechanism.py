@@ -17,6 +17,7 @@ GRID_BITS = 17  # the grid of the released sums is at most 2^-17 of the noise's 
 FINE = 2.0**-40  # of the noise: a second draw, so small, decides what float64 cannot resolve in the first
 EXACT = 2.0**52  # grid units that float64 holds exactly, with room for the noise
 BLOCK = 1 << 16  # elements that are float64 at once while gradients are clipped: as many as a core's cache holds
+GPU_BLOCK = 1 << 22  # on a GPU, where each block costs the start of a few kernels
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ def clip(per_sample: Mapping[str, Tensor], clip_norm: float) -> tuple[dict[str, 
 
 
 def _blocks(g: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """A gradient (records, *shape) as float64 copies (records, columns) of at most about `BLOCK` elements, with their columns."""
+    """A gradient (records, *shape) as float64 copies (records, columns), block by block, with their columns."""
     rows = g.flatten(1)
-    width = max(1, BLOCK // max(1, rows.shape[0]))
+    width = max(1, (GPU_BLOCK if g.is_cuda else BLOCK) // max(1, rows.shape[0]))
     for start in range(0, rows.shape[1], width):
         columns = slice(start, start + width)
         yield columns, rows[:, columns].to(torch.float64, copy=True)
