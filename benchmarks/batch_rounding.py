@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from benchmarks.machine import processor
-from lalora_flwr.config import LoraSettings
-from lalora_flwr.lora.adapter import attach_adapter, set_active
-from lalora_flwr.lora.per_sample import PerSampleGradients
+from lalora_flwr.adapter.lora import attach_adapter, set_active
+from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.mechanism import clip
+from lalora_flwr.settings import LoraSettings
 
 BOUND = 1e-2  # C
 BATCHES = (4, 16)

@@ -25,7 +25,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 TIMES = "LALORA_BENCHMARK_TIMES"  # environment variable: the folder to which the sites' processes write
-STEPS = {  # functions of lalora_flwr.site, in the order of a round
+STEPS = {  # functions of lalora_flwr.site.round, in the order of a round
     "_admitted": "ledger, caps and noise calibration",
     "adapted_model": "base model, adapter and self-check",
     "load_records": "records from files",
@@ -52,7 +52,7 @@ def train(message: Message, context: Context) -> Message:
 
     times[FIRST] = _since(begun)
     begun = _now()
-    from lalora_flwr import site
+    from lalora_flwr.site import round as site
 
     times[SECOND] = _since(begun)
     for function, step in STEPS.items():
@@ -97,8 +97,8 @@ def _timed(function: Callable[..., Any], times: Times, step: str) -> Callable[..
 
 def measure(folder: Path, sites: int, rounds: int) -> tuple[list[float], list[Times]]:
     """Seconds of each round, and the times of each message; without the first round, which unpacks the app."""
-    from lalora_flwr.config import settings_from
     from lalora_flwr.engines.simulation import _write_app
+    from lalora_flwr.settings import settings_from
     from tests.deployment.federation import ROOT, Federation, save_texts, text_run
 
     (folder / "times").mkdir()

@@ -15,8 +15,8 @@ import statistics
 import tempfile
 from typing import Any
 
-from lalora_flwr.config import settings_from
 from lalora_flwr.engines.inline import run_inline
+from lalora_flwr.settings import settings_from
 
 SEEDS = (0, 1, 2)
 LEARNING_RATES = (0.125, 0.25, 0.35, 0.5)

@@ -21,18 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.architectures import build
-from lalora_flwr.config import LoraSettings, TrainSettings
+from lalora_flwr.adapter.lora import adapter_parameters, attach_adapter, set_active
 from lalora_flwr.data.inputs import Inputs, to_device
 from lalora_flwr.data.records import Records
-from lalora_flwr.lora.adapter import adapter_parameters, attach_adapter, set_active
-from lalora_flwr.lora.dropout import remove_dropout
-from lalora_flwr.lora.per_sample import PerSampleGradients
-from lalora_flwr.lora.schedule import parse_schedule
+from lalora_flwr.gradients.dropout import remove_dropout
+from lalora_flwr.gradients.engine import PerSampleGradients
+from lalora_flwr.methods.schedules import parse_schedule
 from lalora_flwr.models.base import BaseModel
-from lalora_flwr.privacy.ledger import RunLedger
+from lalora_flwr.privacy.counting import RunLedger
 from lalora_flwr.privacy.mechanism import Mechanism, PrivateSum
 from lalora_flwr.privacy.randomness import SeededRandom
-from lalora_flwr.training import train_round
+from lalora_flwr.settings import LoraSettings, TrainSettings
+from lalora_flwr.training.local import train_round
 
 BATCH = {"swin-tiny": 16, "swin-base": 4, "roberta-base": 16}
 LORA = {

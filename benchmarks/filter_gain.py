@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lalora_flwr import site
-from lalora_flwr.adapted import Adapted, adapted_model
+from lalora_flwr.adapter.lora import adapter_parameters, factor_of, set_active
 from lalora_flwr.cli.options import resolve
-from lalora_flwr.config import Settings
 from lalora_flwr.data.records import RecordSet
-from lalora_flwr.lora.adapter import adapter_parameters, factor_of, set_active
-from lalora_flwr.privacy.filters import FILTERS
+from lalora_flwr.methods.filters import FILTERS
 from lalora_flwr.privacy.mechanism import clip
+from lalora_flwr.settings import Settings
+from lalora_flwr.site import round as site
+from lalora_flwr.training.learner import Adapted, adapted_model
 
 WHITE = 70 / 256
 BATCH = 64

@@ -14,11 +14,11 @@ import time
 import torch
 
 from benchmarks.architectures import ARCHITECTURES, build
-from lalora_flwr.config import LoraSettings
+from lalora_flwr.adapter.lora import attach_adapter, set_active
 from lalora_flwr.data.inputs import rows
-from lalora_flwr.lora.adapter import attach_adapter, set_active
-from lalora_flwr.lora.per_sample import PerSampleGradients
-from lalora_flwr.lora.self_check import self_check
+from lalora_flwr.gradients.engine import PerSampleGradients
+from lalora_flwr.gradients.self_check import self_check
+from lalora_flwr.settings import LoraSettings
 
 
 def check(name: str) -> str:

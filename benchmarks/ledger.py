@@ -21,10 +21,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from lalora_flwr.ledger.book import Book
+from lalora_flwr.ledger.entries import Commit, Entry, Reserve, clock, hash_after, to_json, written
+from lalora_flwr.ledger.file import LedgerFile, create
 from lalora_flwr.privacy.accounting import HEADLINE
-from lalora_flwr.privacy.ledger_book import Book
-from lalora_flwr.privacy.ledger_entries import Commit, Entry, Reserve, clock, hash_after, to_json, written
-from lalora_flwr.privacy.ledger_file import LedgerFile, create
 
 DELTA, Q, STEPS = 1e-6, 0.01, 2
 PAIRS = 100
@@ -32,8 +32,8 @@ PAIRS = 100
 MESSAGE = """
 import math, sys, time
 from lalora_flwr.privacy.accounting import HEADLINE
-from lalora_flwr.privacy.ledger_file import LedgerFile
-from lalora_flwr.privacy.site_ledger import Request, SiteLedger
+from lalora_flwr.ledger.file import LedgerFile
+from lalora_flwr.ledger.site_ledger import Request, SiteLedger
 path, sigma, q, cheap = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "cheap"
 begun = time.process_time()
 request = Request("1", "la-lora", 1, "step:BA", "default", 1.0, 1e6, 1e-6, 10**9, HEADLINE)

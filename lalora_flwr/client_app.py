@@ -10,9 +10,9 @@ from collections.abc import Callable
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from lalora_flwr.engines.bundle import check_enforced
-from lalora_flwr.errors import ConfigError, LedgerError, SiteRefusal
-from lalora_flwr.messages import IDENTITY
+from lalora_flwr.ground.errors import ConfigError, LedgerError, SiteRefusal
+from lalora_flwr.site.bundle import check_enforced
+from lalora_flwr.wire.messages import IDENTITY
 
 log = logging.getLogger("lalora_flwr.site")
 APP_ERROR = 2  # Flower's code for an exception in a ClientApp
@@ -51,8 +51,8 @@ def answer(
 def _answer_seconds(context: Context) -> float:
     """0 in a simulation, and if the package cannot even be imported: no record was read then."""
     try:
-        from lalora_flwr import site
-        from lalora_flwr.privacy.caps import answer_seconds
+        from lalora_flwr.ledger.caps import answer_seconds
+        from lalora_flwr.site import round as site
     except Exception:
         return 0.0
     return 0.0 if site.in_simulation() else answer_seconds(context.node_config)
@@ -90,7 +90,9 @@ def train(message: Message, context: Context) -> Message:
     """Serve one training round."""
 
     def work(content: RecordDict, context: Context) -> RecordDict:
-        from lalora_flwr import site  # heavy imports only when there is work, and where a failing one is replaced too
+        from lalora_flwr.site import (
+            round as site,  # heavy imports only when there is work, and where a failing one is replaced too
+        )
 
         if not site.in_simulation():
             _log_with_flower()
@@ -105,8 +107,8 @@ def evaluate(message: Message, context: Context) -> Message:
     """Evaluate on the site's own records, if run and site allow it."""
 
     def work(content: RecordDict, context: Context) -> RecordDict:
-        from lalora_flwr import site
-        from lalora_flwr.site_evaluation import evaluate_on_site
+        from lalora_flwr.site import round as site
+        from lalora_flwr.site.evaluation import evaluate_on_site
 
         if not site.in_simulation():
             _log_with_flower()

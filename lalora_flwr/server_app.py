@@ -15,9 +15,9 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run-config describes."""
     from flwr.supercore.exit import add_exit_handler
 
-    from lalora_flwr.config import settings_from
-    from lalora_flwr.engines.owner import end_with_owner
-    from lalora_flwr.federation import run_federation
+    from lalora_flwr.ground.owner import end_with_owner
+    from lalora_flwr.server.run import run_federation
+    from lalora_flwr.settings import settings_from
 
     log = logging.getLogger("lalora_flwr.server")
     log.handlers = logging.getLogger("flwr").handlers  # so that the run's log, which Flower keeps, holds these lines too

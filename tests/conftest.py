@@ -16,11 +16,11 @@ from hypothesis import settings as hypothesis_settings
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lalora_flwr.adapter.lora import factor_of
 from lalora_flwr.client_app import app as client_app
-from lalora_flwr.config import Settings, settings_from
 from lalora_flwr.engines.inline import run_inline
-from lalora_flwr.lora.adapter import factor_of
-from lalora_flwr.messages import ARRAYS
+from lalora_flwr.settings import Settings, settings_from
+from lalora_flwr.wire.messages import ARRAYS
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without Ctrl-C
 hypothesis_settings.register_profile("shared-machine", deadline=None)
@@ -169,7 +169,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def context() -> Callable[[Settings], Context]:
     """A fresh context of site 0."""
-    from lalora_flwr.config import flatten
+    from lalora_flwr.settings import flatten
 
     def make(settings: Settings) -> Context:
         return Context(

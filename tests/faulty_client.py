@@ -15,9 +15,9 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from lalora_flwr import adapted
 from lalora_flwr.client_app import answer
 from lalora_flwr.client_app import app as real
+from lalora_flwr.training import learner as adapted
 
 SECRET = "patient 17 has blood group AB"
 NOTES = "LALORA_TEST_NOTES"  # environment variable: the folder for the notes

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
 
-from lalora_flwr.config import LoraSettings
+from lalora_flwr.adapter.lora import adapter_parameters, attach_adapter, factor_of
 from lalora_flwr.data.records import Records
-from lalora_flwr.errors import BudgetExhausted
-from lalora_flwr.lora.adapter import adapter_parameters, attach_adapter, factor_of
-from lalora_flwr.lora.per_sample import PerSampleGradients
+from lalora_flwr.gradients.engine import PerSampleGradients
+from lalora_flwr.ground.errors import BudgetExhausted
 from lalora_flwr.models.base import BaseModel
+from lalora_flwr.settings import LoraSettings
 
 torch.set_num_threads(1)
 CLASSES = 3

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 
 CA_DAYS = 3650  # sites keep the authority's certificate while the SuperLink's is renewed
 ALWAYS = ("localhost", "127.0.0.1")  # the SuperLink's own ServerApp calls it there

@@ -12,8 +12,8 @@ from rich.console import Console
 from lalora_flwr.cli.options import ConfigFile, Override
 from lalora_flwr.compare.cells import Plan
 from lalora_flwr.compare.grid import Grid, read_grid
-from lalora_flwr.config import KEYS
-from lalora_flwr.errors import ConfigError, Interrupted
+from lalora_flwr.ground.errors import ConfigError, Interrupted
+from lalora_flwr.settings import KEYS
 
 
 def compare(

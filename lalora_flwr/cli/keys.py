@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lalora_flwr.config import KEYS
+from lalora_flwr.settings import KEYS
 
 
 def keys() -> None:

@@ -13,12 +13,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lalora_flwr.privacy.ledger import Compose
-    from lalora_flwr.privacy.ledger_entries import Reserve
-    from lalora_flwr.privacy.ledger_file import Content
+    from lalora_flwr.ledger.entries import Reserve
+    from lalora_flwr.ledger.file import Content
+    from lalora_flwr.privacy.counting import Compose
 
 app = typer.Typer(help="A site's privacy ledger: the durable file that holds what was spent.", no_args_is_help=True)
 File = Annotated[Path, typer.Argument(help="The ledger: the site's ledger-path.", show_default=False)]
@@ -27,7 +27,7 @@ File = Annotated[Path, typer.Argument(help="The ledger: the site's ledger-path."
 @app.command("create")
 def create(file: File) -> None:
     """Make an empty ledger. A site without one refuses to train, so that losing it never resets a budget."""
-    from lalora_flwr.privacy import ledger_file
+    from lalora_flwr.ledger import file as ledger_file
 
     identity = ledger_file.create(file)
     console = _console()
@@ -46,8 +46,8 @@ def show(
         raise ConfigError(f"--max-epsilon {max_epsilon:g}: must be a number above 0")
     if not 0 <= delta < 1:
         raise ConfigError(f"--delta {delta:g}: must be a number between 0 and 1")
+    from lalora_flwr.ledger.file import LedgerFile
     from lalora_flwr.privacy.composition.composer import Composer
-    from lalora_flwr.privacy.ledger_file import LedgerFile
 
     content, console, compose = LedgerFile(file).read(), _console(), Composer()
     console.print(f"{len(content.entries)} entries, head {content.head}")
@@ -96,7 +96,7 @@ class _Reservation:
 
 
 def _reservations(content: Content, dataset: str) -> list[_Reservation]:
-    from lalora_flwr.privacy.ledger_entries import Commit, Reserve
+    from lalora_flwr.ledger.entries import Commit, Reserve
 
     taken = {entry.reserve: entry.taken for entry in content.entries if isinstance(entry, Commit)}
     return [
@@ -120,8 +120,8 @@ def verify(
     witness: Annotated[str, typer.Option(help="The site's witness-path: what it saw must still be in the ledger.")] = "",
 ) -> None:
     """Recompute every hash and every ε, and ε with a second accountant; any difference is one line and exit code 1."""
-    from lalora_flwr.privacy.ledger_check import verify as check
-    from lalora_flwr.privacy.ledger_file import LedgerFile
+    from lalora_flwr.ledger.file import LedgerFile
+    from lalora_flwr.ledger.verify import verify as check
 
     console = _console()
     with Console(stderr=True).status("reading") as status:
@@ -150,7 +150,7 @@ def witness(
     A site whose node-config names one keeps it itself. This is for a ledger that was used before, or after a witness was
     lost: be sure that the ledger is the newest one, since from then on it is taken as that.
     """
-    from lalora_flwr.privacy.ledger_file import LedgerFile
+    from lalora_flwr.ledger.file import LedgerFile
 
     content, console = LedgerFile(file, witness=witness).make_witness(), _console()
     console.print(f"{witness} remembers ledger {content.ledger}: {len(content.entries)} entries, head {content.head}")
@@ -160,8 +160,8 @@ def witness(
 @app.command("export")
 def export(file: File) -> None:
     """Write every entry as one line of JSON to stdout, after recomputing every hash."""
-    from lalora_flwr.privacy.ledger_entries import to_dict
-    from lalora_flwr.privacy.ledger_file import LedgerFile
+    from lalora_flwr.ledger.entries import to_dict
+    from lalora_flwr.ledger.file import LedgerFile
 
     content = LedgerFile(file).read()
     for number, (entry, digest) in enumerate(zip(content.entries, content.hashes, strict=True)):

@@ -15,7 +15,7 @@ from lalora_flwr.cli.report import report
 from lalora_flwr.cli.run import run
 from lalora_flwr.cli.site import app as site
 from lalora_flwr.cli.site_code import approve, start
-from lalora_flwr.errors import ConfigError, Interrupted, LaloraError
+from lalora_flwr.ground.errors import ConfigError, Interrupted, LaloraError
 
 app = typer.Typer(
     help="Federated LoRA fine-tuning under record-level differential privacy.",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lalora_flwr.config import Settings, parse_override, read_toml, settings_from
+from lalora_flwr.settings import Settings, parse_override, read_toml, settings_from
 
 Override = Annotated[
     list[str] | None, typer.Option("--override", "-c", metavar="KEY=VALUE", help="Set a run-config key; repeatable.")

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
-from lalora_flwr.config import Settings
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings import Settings
 
 if TYPE_CHECKING:
     from lalora_flwr.data.holdings import Holdings
-    from lalora_flwr.plan import Plan
+    from lalora_flwr.server.plan import Plan
 
 ROWS = 10  # rounds shown at most
 
@@ -34,7 +34,7 @@ def plan(
     settings = resolve(config, override)
     if plot and not data:
         raise ConfigError("--plot: draws who holds what; add --data")
-    from lalora_flwr.plan import make_plan  # torch and friends, only once the settings hold
+    from lalora_flwr.server.plan import make_plan  # torch and friends, only once the settings hold
 
     console = Console()
     print_plan(settings, make_plan(settings), console)
@@ -59,7 +59,7 @@ def _show_holdings(settings: Settings, plot: Path, console: Console) -> None:
 
 def _table_of(settings: Settings, held: Holdings) -> Table:
     """One row a site: records, its own q and σ, and the records of each class, or of how many classes it has some."""
-    from lalora_flwr.site import mechanism_for
+    from lalora_flwr.site.round import mechanism_for
 
     single = 1 < len(held.labels) <= CLASSES
     several = ["classes", "largest class"] if len(held.labels) > CLASSES else []

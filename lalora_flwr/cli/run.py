@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
-from lalora_flwr.config import Settings, read_toml, settings_from
-from lalora_flwr.errors import ConfigError, Interrupted
+from lalora_flwr.ground.errors import ConfigError, Interrupted
+from lalora_flwr.settings import Settings, read_toml, settings_from
 
 
 class Engine(StrEnum):
@@ -61,8 +61,8 @@ def run(
     settings = resumed(resume, config, override) if resume else resolve(config, override)
     console = Console(highlight=False)
     from lalora_flwr.cli.plan import print_plan  # torch and friends, only once the settings hold
-    from lalora_flwr.federation import named
-    from lalora_flwr.plan import make_plan
+    from lalora_flwr.server.plan import make_plan
+    from lalora_flwr.server.run import named
 
     settings = named(settings)
     print_plan(settings, make_plan(settings), console)
@@ -83,7 +83,7 @@ def resumed(run: Path, config: Path | None, override: list[str] | None) -> Setti
     Raises:
         ConfigError: if there is none, it is finished, or other settings are given too.
     """
-    from lalora_flwr.run_folder import CONFIG, folder_for
+    from lalora_flwr.server.folder import CONFIG, folder_for
 
     if config or override:
         raise ConfigError("--resume: a run goes on with its own settings; leave out --config and -c")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 
 app = typer.Typer(help="A site: check it before it joins, approve code, start its SuperNode.", no_args_is_help=True)
 OK, WARNING, FAULT = "ok", "warning", "fault"

@@ -13,9 +13,7 @@ import torch
 from cryptography import x509
 from datasets import Dataset
 
-from lalora_flwr.adapted import adapted_model
 from lalora_flwr.cli.site import FAULT, OK, WARNING, Finding
-from lalora_flwr.config import Settings, settings_from
 from lalora_flwr.data.cleaning import Rows
 from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.images import ImageRecords
@@ -23,14 +21,16 @@ from lalora_flwr.data.own_lines import OPEN_QUOTE
 from lalora_flwr.data.own_records import OwnRecords, own_records
 from lalora_flwr.data.pins import pinned
 from lalora_flwr.data.records import Records, RecordSet
-from lalora_flwr.errors import LaloraError
-from lalora_flwr.hardware import choose_device
+from lalora_flwr.ground.errors import LaloraError
+from lalora_flwr.ground.hardware import choose_device
+from lalora_flwr.ledger.caps import DEMONSTRATION, LANGUAGE, READERS, USUAL_EPSILON, Caps, caps_from
+from lalora_flwr.ledger.file import LedgerFile
+from lalora_flwr.ledger.fingerprint import fingerprint_of_files
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.accounting import epsilon_spent
-from lalora_flwr.privacy.caps import DEMONSTRATION, LANGUAGE, READERS, USUAL_EPSILON, Caps, caps_from
-from lalora_flwr.privacy.fingerprint import fingerprint_of_files
-from lalora_flwr.privacy.ledger_file import LedgerFile
-from lalora_flwr.site import ledger_for, request_for
+from lalora_flwr.settings import Settings, settings_from
+from lalora_flwr.site.round import ledger_for, request_for
+from lalora_flwr.training.learner import adapted_model
 
 LEAST_FREE, ROOM = 10, 200  # MiB on the ledger's disk: none for an entry, and for a year of them
 

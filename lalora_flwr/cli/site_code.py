@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from lalora_flwr import __version__
-from lalora_flwr.engines.bundle import APPROVED_CODE, digest, read_bundle
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.site.bundle import APPROVED_CODE, digest, read_bundle
 
 INSTALLED = Path(__file__).parents[2]  # the folder that holds the installed package
 

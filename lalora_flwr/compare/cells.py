@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lalora_flwr.compare.grid import EPSILON, RESERVED, SEED, VARIANT, Grid, label_of
-from lalora_flwr.config import Settings, Value, flatten, settings_from
+from lalora_flwr.settings import Settings, Value, flatten, settings_from
 
 TUNING, FINAL = "tuning", "final"
 Labels = tuple[tuple[str, str], ...]  # axis -> label, in the order of the grid

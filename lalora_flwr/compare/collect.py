@@ -13,7 +13,7 @@ from lalora_flwr.compare.folder import RECORD, RUNS
 from lalora_flwr.compare.grid import EPSILON, LR, SEED, label_of
 from lalora_flwr.compare.results import PERFORMANCE, Result, is_finished, is_run, read_run, varying
 from lalora_flwr.compare.table import Tuning
-from lalora_flwr.errors import ConfigError, RunFailed
+from lalora_flwr.ground.errors import ConfigError, RunFailed
 
 
 @dataclass

@@ -14,8 +14,8 @@ from typing import Any
 from lalora_flwr.compare.cells import Plan, Role
 from lalora_flwr.compare.grid import RESERVED
 from lalora_flwr.compare.results import Result, csv_text, is_finished, read_run
-from lalora_flwr.config import flatten
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings import flatten
 
 RECORD, RUNS, LOCK = "comparison.json", "runs", ".lock"
 
@@ -44,7 +44,7 @@ def claim(plan: Plan, out: Path) -> None:
     Raises:
         ConfigError: if it holds something else, or cannot be made.
     """
-    from lalora_flwr.run_folder import write_whole
+    from lalora_flwr.server.folder import write_whole
 
     record = out / RECORD
     try:
@@ -86,7 +86,7 @@ def locked(out: Path) -> Iterator[None]:
 
 def save_roles(plan: Plan, out: Path, roles: Sequence[Role]) -> None:
     """What each run is for, so that `lalora report` reads the folder as the comparison it is."""
-    from lalora_flwr.run_folder import write_whole
+    from lalora_flwr.server.folder import write_whole
 
     write_whole(out / RECORD, _record(plan, roles))
 
@@ -138,7 +138,7 @@ def write_report(out: Path, results: Sequence[Result], markdown: str) -> None:
         ConfigError: if the folder cannot be written.
     """
     from lalora_flwr.compare.figures import figures
-    from lalora_flwr.run_folder import write_whole
+    from lalora_flwr.server.folder import write_whole
 
     plots = out / "plots"
     try:

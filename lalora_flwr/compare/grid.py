@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lalora_flwr.config import KEYS, Value, _flatten_toml, check_values, parse_override, read_toml
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings import KEYS, Value, _flatten_toml, check_values, parse_override, read_toml
 
 VARIANT, SEED, EPSILON, LR = "variant", "seed", "privacy.epsilon", "train.lr"
 RESERVED = ("output-dir", "run-name")  # the comparison names its folders itself

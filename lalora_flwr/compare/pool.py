@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lalora_flwr.compare.cells import Cell
-from lalora_flwr.config import flatten, settings_from
-from lalora_flwr.errors import LaloraError, RunFailed
+from lalora_flwr.ground.errors import LaloraError, RunFailed
+from lalora_flwr.settings import flatten, settings_from
 
 TICK = 0.5  # seconds between two looks at the running cells
 Job = Callable[[dict[str, Any]], None]

@@ -14,8 +14,8 @@ from typing import Any
 
 from lalora_flwr.compare.cells import Labels, Tuned, method_label
 from lalora_flwr.compare.grid import EPSILON, LR, RESERVED, SEED, label_of
-from lalora_flwr.config import read_toml
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings import read_toml
 
 METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"  # as run_folder has them
 PERFORMANCE = (  # keys that change what a run costs, not what it computes

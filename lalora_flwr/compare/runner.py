@@ -16,7 +16,7 @@ from lalora_flwr.compare.pool import Job, Pool, run_cell
 from lalora_flwr.compare.results import is_finished, saved_accuracy
 from lalora_flwr.compare.table import Tuning, markdown
 from lalora_flwr.compare.tuning import Choice, choose_all
-from lalora_flwr.errors import RunFailed
+from lalora_flwr.ground.errors import RunFailed
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lalora_flwr.compare.cells import Labels, Role, Tuned
-from lalora_flwr.config import Value
+from lalora_flwr.settings import Value
 
 WORST = -math.inf
 

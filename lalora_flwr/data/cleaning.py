@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.tables import in_order
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 
 log = logging.getLogger("lalora_flwr.site")
 LONGEST_PATH = 4096  # as Linux has it; resolving a longer text would take for ever

@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import ClassLabel, Features, Image, Value
 
-from lalora_flwr.config import DataSettings
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings import DataSettings
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "file_name")
 TEXT_NAMES = ("text", "sentence", "content", "review", "sentence1", "premise", "question1", "question", "document")

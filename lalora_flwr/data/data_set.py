@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from lalora_flwr.config import DataSettings, Settings
 from lalora_flwr.data import digits
 from lalora_flwr.data.records import Records, RecordSet
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.privacy.randomness import derive_seed
+from lalora_flwr.settings import DataSettings, Settings
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from lalora_flwr.config import Settings
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.data.partition import site_rows
+from lalora_flwr.settings import Settings
 
 
 @dataclass(frozen=True)

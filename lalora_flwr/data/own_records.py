@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lalora_flwr.config import DataSettings, Settings
 from lalora_flwr.data.data_set import Encode, declared_labels
 from lalora_flwr.data.records import RecordSet, no_records
 from lalora_flwr.data.texts import TextRecords
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings import DataSettings, Settings
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lalora_flwr.config import DataSettings
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.privacy.randomness import derive_seed
+from lalora_flwr.settings import DataSettings
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner

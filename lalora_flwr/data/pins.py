@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lalora_flwr.config import DataSettings, Settings
 from lalora_flwr.data.data_set import Digits, declared_labels
-from lalora_flwr.errors import SiteRefusal
-from lalora_flwr.privacy.caps import LANGUAGE, Caps
+from lalora_flwr.ground.errors import SiteRefusal
+from lalora_flwr.ledger.caps import LANGUAGE, Caps
+from lalora_flwr.settings import DataSettings, Settings
 
 
 def check_pins(caps: Caps, settings: Settings) -> None:

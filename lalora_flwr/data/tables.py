@@ -15,7 +15,7 @@ from pyarrow.parquet import ParquetFile
 
 from lalora_flwr.data.image_folder import read_image_folder
 from lalora_flwr.data.readers import READERS, read_texts
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 
 PARQUET = ".parquet"
 KINDS = (*READERS, PARQUET)

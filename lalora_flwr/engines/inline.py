@@ -15,11 +15,11 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from lalora_flwr import site
 from lalora_flwr.client_app import app as client_app
-from lalora_flwr.config import Settings, flatten
-from lalora_flwr.federation import named, run_federation
-from lalora_flwr.run_folder import LOG
+from lalora_flwr.server.folder import LOG
+from lalora_flwr.server.run import named, run_federation
+from lalora_flwr.settings import Settings, flatten
+from lalora_flwr.site import round as site
 
 FIRST_NODE = 100  # node ids are not partition ids, as in a real federation
 

@@ -27,12 +27,12 @@ from typing import Any
 import psutil
 import tomli_w
 
-from lalora_flwr.config import Settings, flatten
-from lalora_flwr.engines.owner import OWNER
-from lalora_flwr.errors import RunFailed, WorkerDied
-from lalora_flwr.federation import named
-from lalora_flwr.local_paths import with_absolute_paths
-from lalora_flwr.run_folder import FAILURE, LOG, METRICS, SUMMARY, WORKER_DIED, folder_for
+from lalora_flwr.ground.errors import RunFailed, WorkerDied
+from lalora_flwr.ground.owner import OWNER
+from lalora_flwr.server.folder import FAILURE, LOG, METRICS, SUMMARY, WORKER_DIED, folder_for
+from lalora_flwr.server.run import named
+from lalora_flwr.settings import Settings, flatten
+from lalora_flwr.settings.paths import with_absolute_paths
 
 log = logging.getLogger("lalora_flwr.cli")
 CLIENT_APP = "lalora_flwr.client_app:app"

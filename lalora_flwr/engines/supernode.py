@@ -31,8 +31,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from lalora_flwr.engines import with_parent
-from lalora_flwr.engines.bundle import APPROVED_CODE, ENFORCED, digest, digests, parse
-from lalora_flwr.errors import ConfigError, LaloraError
+from lalora_flwr.ground.errors import ConfigError, LaloraError
+from lalora_flwr.site.bundle import APPROVED_CODE, ENFORCED, digest, digests, parse
 
 FLOWER = "1.41."  # the versions whose SuperNode was read for this
 OWNER = "lalora-site"  # the name under which Flower knows the process's own key

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from lalora_flwr.config import ModelSettings
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.models.base import BaseModel
+from lalora_flwr.settings import ModelSettings
 
 FRESH_SEED = 0  # of random weights: the same on every site and in every run, so that their digest can be compared
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lalora_flwr.data.inputs import Inputs, rows
 from lalora_flwr.data.records import RecordSet
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.provenance import Provenance
 
 if TYPE_CHECKING:

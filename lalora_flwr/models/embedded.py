@@ -9,12 +9,12 @@ from importlib.resources import files
 
 from torch import nn
 
-from lalora_flwr.config import ModelSettings
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.data.digits import IMAGE_SIZE, NUM_CLASSES
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.provenance import provenance
+from lalora_flwr.settings import ModelSettings
 
 ASSET_PACKAGE = "lalora_assets"
 ASSET_NAME = "vit-digits.safetensors"

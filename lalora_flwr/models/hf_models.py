@@ -16,9 +16,8 @@ from transformers import (
     PretrainedConfig,
 )
 
-from lalora_flwr.config import ModelSettings
 from lalora_flwr.data.data_set import Facts
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.known import known_config
 from lalora_flwr.models.mean_pooling import MeanPooledClassifier, wants_mean
@@ -26,6 +25,7 @@ from lalora_flwr.models.provenance import Provenance, commit_of, provenance
 from lalora_flwr.models.quiet import quiet_transformers
 from lalora_flwr.models.targets import CAUSAL, TRANSFORMERS_TARGETS
 from lalora_flwr.models.text import CausalLanguageModel, SequenceClassifier
+from lalora_flwr.settings import ModelSettings
 
 TOKENS = 12  # length of made-up texts
 SAFE: dict[str, Any] = {"trust_remote_code": False}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.data.texts import IGNORED, TextRecords
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import CHECK_RECORDS, BaseModel
 from lalora_flwr.models.made_up import made_up_tokens, short_lengths, telling_lengths
 

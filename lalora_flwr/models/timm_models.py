@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor, nn
 
-from lalora_flwr.config import ModelSettings
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.data.images import ImageRecords
 from lalora_flwr.data.records import RecordSet
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.provenance import Provenance, commit_of, provenance
 from lalora_flwr.models.targets import timm_targets
+from lalora_flwr.settings import ModelSettings
 
 if TYPE_CHECKING:
     from lalora_flwr.data.cleaning import Rows

@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import ndtr
 
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.privacy.composition.memory import Compositions, Segment
 
 __all__ = ["HEADLINE", "Segment", "epsilon_spent", "noise_multiplier_for"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lalora_flwr.privacy.ledger import Ledger
+from lalora_flwr.privacy.counting import Ledger
 from lalora_flwr.privacy.randomness import RandomSource
 
 SMALLEST, LARGEST = 2.0**-149, float(torch.finfo(torch.float32).max)  # of float32, and so of C

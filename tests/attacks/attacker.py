@@ -28,20 +28,21 @@ from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lalora_flwr import site, training
-from lalora_flwr.adapted import Adapted, adapted_model
+from lalora_flwr.adapter.lora import digest
 from lalora_flwr.client_app import app
-from lalora_flwr.config import Settings, settings_from
-from lalora_flwr.errors import LaloraError, LedgerError
-from lalora_flwr.lora.adapter import digest
-from lalora_flwr.lora.schedule import BOTH
-from lalora_flwr.messages import ARRAYS, CONFIG, COUNTERS, TrainOrder, to_arrays
-from lalora_flwr.privacy.ledger_entries import Reserve
-from lalora_flwr.privacy.ledger_file import LedgerFile, create
+from lalora_flwr.ground.errors import LaloraError, LedgerError
+from lalora_flwr.ledger.entries import Reserve
+from lalora_flwr.ledger.file import LedgerFile, create
+from lalora_flwr.methods import METHODS
+from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.privacy.mechanism import PrivateSum
 from lalora_flwr.privacy.randomness import SystemRandom
-from lalora_flwr.strategies import METHODS
-from lalora_flwr.strategies.server import resolved_choices
+from lalora_flwr.server.strategy import resolved_choices
+from lalora_flwr.settings import Settings, settings_from
+from lalora_flwr.site import round as site
+from lalora_flwr.training import local as training
+from lalora_flwr.training.learner import Adapted, adapted_model
+from lalora_flwr.wire.messages import ARRAYS, CONFIG, COUNTERS, TrainOrder, to_arrays
 from tests.models.folders import save_hf
 from tests.reference import OpenLedger
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from lalora_flwr.ledger.file import LedgerFile, create
 from lalora_flwr.privacy.accounting import epsilon_spent
-from lalora_flwr.privacy.ledger_file import LedgerFile, create
 from tests.attacks.attacker import RECORDS, RUN, Served, Site, order, reserved_in, table, text_model
-from tests.privacy.site_ledgers import forge
-from tests.test_client_app import Heard
+from tests.ledger.site_ledgers import forge
+from tests.site.test_client_app import Heard
 
 LEDGER_FAULT = "ledger: the site cannot use it; its own log says why"
 ROUNDS = 4  # that the owner's budget has room for

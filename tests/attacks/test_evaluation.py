@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from lalora_flwr.adapter.lora import digest
 from lalora_flwr.client_app import app
-from lalora_flwr.lora.adapter import digest
-from lalora_flwr.lora.schedule import BOTH
-from lalora_flwr.messages import ARRAYS, CONFIG, SITE_METRICS
-from lalora_flwr.privacy.ledger_file import create
+from lalora_flwr.ledger.file import create
+from lalora_flwr.methods.schedules import BOTH
+from lalora_flwr.wire.messages import ARRAYS, CONFIG, SITE_METRICS
 from tests.attacks.attacker import RECORDS, RUN, Site, order, reserved_in, table, text_model
 
 EVALUATING = {**RUN, "evaluate-sites": True}

@@ -14,8 +14,8 @@ from datasets import Dataset
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lalora_flwr import site
 from lalora_flwr.data.images import ImageRecords
+from lalora_flwr.site import round as site
 from tests.attacks.attacker import RECORDS, RUN, Site, order, problems, table, text_model
 from tests.data.files import png
 from tests.models.folders import save_timm

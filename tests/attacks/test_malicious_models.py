@@ -10,12 +10,12 @@ import torch
 import transformers
 from torch import nn
 
-from lalora_flwr.adapted import adapted_model
-from lalora_flwr.config import settings_from
-from lalora_flwr.errors import ConfigError
-from lalora_flwr.lora.per_sample import PerSampleGradients
-from lalora_flwr.lora.self_check import self_check
+from lalora_flwr.gradients.engine import PerSampleGradients
+from lalora_flwr.gradients.self_check import self_check
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
+from lalora_flwr.settings import settings_from
+from lalora_flwr.training.learner import adapted_model
 from tests.attacks.attacker import RUN, Site, order, problems, table
 from tests.models.folders import CONFIGS, save_hf, save_tokenizer
 from tests.reference import adapted

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lalora_flwr.config import KEYS
-from lalora_flwr.lora.adapter import factor_of
+from lalora_flwr.adapter.lora import factor_of
+from lalora_flwr.settings import KEYS
 from tests.attacks.attacker import RECORDS, RUN, Draws, Site, order, problems, table, text_model
 from tests.reference import generator
 

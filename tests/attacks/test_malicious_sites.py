@@ -12,8 +12,8 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from lalora_flwr.errors import LaloraError
-from lalora_flwr.messages import ARRAYS, COUNTERS, SITE_METRICS, to_arrays
+from lalora_flwr.ground.errors import LaloraError
+from lalora_flwr.wire.messages import ARRAYS, COUNTERS, SITE_METRICS, to_arrays
 from tests.conftest import AppCall, Finished, Spy, arrays_of, run_spied, small
 
 LIAR = 1  # the site that lies; the two others are honest

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lalora_flwr.privacy.ledger_file import create
+from lalora_flwr.ledger.file import create
 from tests.attacks.attacker import RECORDS, RUN, Draws, Served, Site, order, problems, table, text_model
 
 RARE = "the actor is not very good"  # the text of a record that one site holds

@@ -13,23 +13,23 @@ import torch
 from flwr.app import Context
 from torch import Tensor, nn
 
-from lalora_flwr import site
-from lalora_flwr.adapted import Adapted, adapted_model
+from lalora_flwr.adapter.lora import adapter_parameters
 from lalora_flwr.client_app import app
-from lalora_flwr.config import Settings, TrainSettings, settings_from
 from lalora_flwr.data import digits
 from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.data.records import Records
-from lalora_flwr.lora.adapter import adapter_parameters
-from lalora_flwr.lora.schedule import parse_schedule
+from lalora_flwr.methods.schedules import parse_schedule
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.mechanism import Mechanism
-from lalora_flwr.training import train_round
+from lalora_flwr.settings import Settings, TrainSettings, settings_from
+from lalora_flwr.site import round as site
+from lalora_flwr.training.learner import Adapted, adapted_model
+from lalora_flwr.training.local import train_round
 from tests.attacks.attacker import _stamp
 from tests.conftest import small
-from tests.privacy.site_ledgers import owned
+from tests.ledger.site_ledgers import owned
 from tests.reference import Everyone, OpenLedger, generator, joint_norm
-from tests.test_client_app import order
+from tests.site.test_client_app import order
 
 C = 0.01
 COUNTS = range(2, 10)

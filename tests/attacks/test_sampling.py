@@ -11,8 +11,8 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from lalora_flwr import site as site_module
 from lalora_flwr.privacy.randomness import SystemRandom
+from lalora_flwr.site import round as site_module
 from tests.attacks.attacker import RECORDS, RUN, Draws, Site, order, table, text_model
 
 FLUKE = 1e-6

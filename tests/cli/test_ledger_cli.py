@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from lalora_flwr.cli import main as cli
+from lalora_flwr.ledger.entries import hash_after, read_chain
+from lalora_flwr.ledger.file import LedgerFile
+from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.privacy.accounting import epsilon_spent
-from lalora_flwr.privacy.ledger_entries import hash_after, read_chain
-from lalora_flwr.privacy.ledger_file import LedgerFile
-from lalora_flwr.privacy.site_ledger import SiteLedger
-from tests.privacy.site_ledgers import DELTA, forge, new_ledger, request
+from tests.ledger.site_ledgers import DELTA, forge, new_ledger, request
 
 Outcome = tuple[int, str, str]
 Lalora = Callable[..., Outcome]

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from lalora_flwr.cli.certs import superlink_files, supernode_keys
 from lalora_flwr.cli.main import app
 from lalora_flwr.cli.site import Finding, check_node_config, parse_node_config
-from lalora_flwr.errors import ConfigError
-from lalora_flwr.privacy.ledger_file import LedgerFile
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ledger.file import LedgerFile
 from tests.data.files import write, write_csv, write_images
+from tests.ledger.site_ledgers import new_ledger
 from tests.models.folders import save_hf, save_timm
-from tests.privacy.site_ledgers import new_ledger
 
 ROWS = [("the film is good", "good"), ("the film is bad", "bad")] * 10
 
@@ -172,8 +172,8 @@ def test_keys_and_certificates(config: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_records_known_under_another_name_are_a_fault(config: dict[str, Any]) -> None:
-    from lalora_flwr.privacy.fingerprint import fingerprint_of_files
-    from tests.privacy.site_ledgers import session
+    from lalora_flwr.ledger.fingerprint import fingerprint_of_files
+    from tests.ledger.site_ledgers import session
 
     ledger = session(Path(config["ledger-path"]), fingerprint=fingerprint_of_files(config["data-path"]), dataset="ward")
     ledger.reserve(1.0, 0.1, 1)

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lalora_flwr.config import settings_from
-from lalora_flwr.errors import RunFailed
-from lalora_flwr.run_folder import RunFolder
+from lalora_flwr.ground.errors import RunFailed
+from lalora_flwr.server.folder import RunFolder
+from lalora_flwr.settings import settings_from
 from tests.compare.made import accuracy_for, lines_for, summary_for
 
 TRACE = "trace.txt"  # in the comparison's folder: one line a cell, by process

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lalora_flwr.compare.results import Result
-from lalora_flwr.config import flatten, settings_from
-from lalora_flwr.run_folder import RunFolder
+from lalora_flwr.server.folder import RunFolder
+from lalora_flwr.settings import flatten, settings_from
 
 ROUNDS = 4
 BASE: dict[str, Any] = {"num-rounds": ROUNDS, "num-supernodes": 2, "train.lr": 0.3, "privacy.epsilon": 3.0, "seed": 0}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lalora_flwr.compare.cells import Plan, make_cell, method_label, unique
 from lalora_flwr.compare.grid import read_grid
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from tests.compare.made import BASE
 
 RUNS = Path("out") / "runs"

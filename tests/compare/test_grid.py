@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lalora_flwr.compare.grid import Grid, read_grid
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 
 FULL = """
 config = "base.toml"

@@ -12,12 +12,12 @@ import pytest
 
 from lalora_flwr.compare import results as module
 from lalora_flwr.compare.results import Result, csv_text, read_run
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from tests.compare.made import failed, result, write_run
 
 
 def test_the_names_of_a_runs_files_are_those_it_writes() -> None:
-    from lalora_flwr import run_folder
+    from lalora_flwr.server import folder as run_folder
 
     for name in ("METRICS", "SUMMARY", "FAILURE", "CONFIG"):
         assert getattr(module, name) == getattr(run_folder, name)

@@ -20,7 +20,7 @@ from lalora_flwr.compare.cells import Plan
 from lalora_flwr.compare.folder import locked
 from lalora_flwr.compare.grid import read_grid
 from lalora_flwr.compare.runner import Comparison, default_workers
-from lalora_flwr.errors import ConfigError, RunFailed
+from lalora_flwr.ground.errors import ConfigError, RunFailed
 from tests.compare import jobs
 from tests.compare.made import BASE, accuracy_for, flat
 

@@ -12,9 +12,9 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
-from lalora_flwr.config import DataSettings, Settings, settings_from
 from lalora_flwr.data.cleaning import Rows
 from lalora_flwr.data.records import RecordSet
+from lalora_flwr.settings import DataSettings, Settings, settings_from
 
 
 class Kept:

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from lalora_flwr.data.cleaning import label_names, label_texts, usable_rows
 from lalora_flwr.data.columns import Columns
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from tests.data.files import png, table
 
 TEXT = Columns(text="text", label="label")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from datasets import ClassLabel, Features, Image, Value
 
-from lalora_flwr.config import DataSettings
 from lalora_flwr.data.columns import IMAGE_NAMES, LABEL_NAMES, PAIRS, TEXT_NAMES, Columns, find_columns
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings import DataSettings
 
 KIND = ClassLabel(names=["a", "b"])
 

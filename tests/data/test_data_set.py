@@ -10,13 +10,13 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
-from lalora_flwr.config import DataSettings, Settings
 from lalora_flwr.data import data_set as module
 from lalora_flwr.data import tables
 from lalora_flwr.data.data_set import Tables, data_set, facts, private_records
 from lalora_flwr.data.images import ImageRecords
 from lalora_flwr.data.partition import site_rows
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings import DataSettings, Settings
 from tests.data.files import column, keep, red, rows_of, settings, write, write_csv, write_images
 
 GOOD, BAD = ("a fine film", "good"), ("a dull film", "bad")

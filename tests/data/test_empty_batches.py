@@ -13,7 +13,7 @@ from lalora_flwr.data.records import Records, RecordSet, Subset
 from lalora_flwr.data.texts import TextRecords
 from tests.conftest import Finished, Spy, run_spied, small
 from tests.data.files import picture, red
-from tests.test_tasks import RUN, text
+from tests.training.test_tasks import RUN, text
 
 NONE = torch.empty(0, dtype=torch.long)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lalora_flwr.data.cleaning import label_names, label_texts, usable_rows
 from lalora_flwr.data.columns import Columns
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from tests.data.files import table
 
 COLUMNS = Columns(text="text", label="label")

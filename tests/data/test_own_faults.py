@@ -15,8 +15,8 @@ from pyarrow import parquet
 from lalora_flwr.data.own_records import OwnRecords, own_records
 from lalora_flwr.data.pins import pinned
 from lalora_flwr.data.texts import TextRecords
-from lalora_flwr.errors import ConfigError
-from lalora_flwr.privacy.caps import Caps
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ledger.caps import Caps
 from tests.data.files import column, keep, rows_of, settings, write, write_csv, write_images
 
 SITES: dict[str, Any] = {"name": "sites", "test": "file:public.csv", "labels": "good,bad"}

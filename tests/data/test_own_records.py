@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from lalora_flwr.data.images import ImageRecords
 from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.records import RecordSet
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from tests.data.files import column, keep, png, red, rows_of, settings, write, write_csv, write_images
 
 SITES: dict[str, Any] = {"name": "sites", "test": "file:public.csv", "labels": "good,bad,fair"}

@@ -13,7 +13,7 @@ from pyarrow import parquet
 from lalora_flwr.data.images import ImageRecords
 from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.tables import from_files
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from tests.data.files import keep, png, red, rows_of, settings, write_images
 
 SITES: dict[str, Any] = {"name": "sites", "test": "file:public.csv", "labels": "x,y"}

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lalora_flwr.config import DataSettings
 from lalora_flwr.data import partition
 from lalora_flwr.data.partition import equal_share, site_rows
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings import DataSettings
 
 COUNT, LABELS = 203, 4
 IID = DataSettings(partition="iid")

@@ -9,7 +9,7 @@ import pytest
 
 from lalora_flwr.data import data_set as module
 from lalora_flwr.data.data_set import data_set
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from tests.data.files import column, keep, settings, write_csv, write_images
 
 REFUSED = r"^data\.test = .*: these are the private records; take hold-out:0\.1 of them$"

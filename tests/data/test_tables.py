@@ -12,7 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from lalora_flwr.data.tables import folder_of, from_files, from_hub, in_order
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from tests.data.files import png, write, write_csv, write_images
 
 ROWS = {"text": ["a fine film", "NA", "null", 'so "good", they say'], "label": ["good", "bad", "nan", "good"]}

@@ -35,7 +35,7 @@ import psutil
 import tomli_w
 
 from lalora_flwr.cli.certs import superlink_files, supernode_keys
-from lalora_flwr.privacy.ledger_file import create as create_ledger
+from lalora_flwr.ledger.file import create as create_ledger
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = "127.0.0.1"

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lalora_flwr.engines.bundle import read_bundle
+from lalora_flwr.site.bundle import read_bundle
 from tests.deployment.federation import ROOT, SITE_START, Federation, Running, _lives, save_texts, text_run, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]

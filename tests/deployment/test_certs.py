@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from lalora_flwr.cli.certs import CA_DAYS
 from lalora_flwr.cli.main import app
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from tests.conftest import files_in
 
 

@@ -21,10 +21,10 @@ from packaging.utils import canonicalize_name
 from typer.main import get_command
 
 from lalora_flwr.cli.main import app
-from lalora_flwr.config import read_toml, settings_from
 from lalora_flwr.engines.supernode import approved_digests, parse_arguments
-from lalora_flwr.errors import ConfigError
-from lalora_flwr.privacy.caps import NEEDED, caps_from
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ledger.caps import NEEDED, caps_from
+from lalora_flwr.settings import read_toml, settings_from
 from tests.deployment.federation import ROOT
 
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())

@@ -23,9 +23,9 @@ import pytest
 from typer.testing import CliRunner
 
 from lalora_flwr.cli.main import app
+from lalora_flwr.ledger.entries import Commit, Reserve
+from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.privacy.accounting import epsilon_spent
-from lalora_flwr.privacy.ledger_entries import Commit, Reserve
-from lalora_flwr.privacy.ledger_file import LedgerFile
 from tests.conftest import strict_json
 from tests.deployment.federation import Federation, Running, save_texts, text_run, wait_for
 

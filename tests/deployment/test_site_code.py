@@ -34,9 +34,9 @@ from typer.testing import CliRunner
 from lalora_flwr.cli.main import app
 from lalora_flwr.client_app import app as client_app
 from lalora_flwr.engines import with_parent
-from lalora_flwr.engines.bundle import ENFORCED, Bundle, digests, parse, read_bundle
 from lalora_flwr.engines.supernode import Approval, approved_digests, parse_arguments
-from lalora_flwr.errors import ConfigError, LaloraError
+from lalora_flwr.ground.errors import ConfigError, LaloraError
+from lalora_flwr.site.bundle import ENFORCED, Bundle, digests, parse, read_bundle
 from tests.deployment.federation import ROOT, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")

@@ -13,15 +13,15 @@ import transformers
 from timm.models import save_for_hf
 
 from benchmarks.architectures import ARCHITECTURES, SMALL_ONLY, build
-from lalora_flwr.config import LoraSettings, ModelSettings
+from lalora_flwr.adapter.lora import adapter_state, attach_adapter, set_active
 from lalora_flwr.data.data_set import Facts
-from lalora_flwr.errors import ConfigError
-from lalora_flwr.lora.adapter import adapter_state, attach_adapter, set_active
-from lalora_flwr.lora.per_sample import PerSampleGradients
-from lalora_flwr.lora.schedule import BOTH
-from lalora_flwr.lora.self_check import self_check
+from lalora_flwr.gradients.engine import PerSampleGradients
+from lalora_flwr.gradients.self_check import self_check
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.text import CausalLanguageModel
+from lalora_flwr.settings import LoraSettings, ModelSettings
 from tests.conftest import Finished, Spy, run_spied, small
 from tests.models.files import save_rows, sums, texts
 from tests.models.folders import save_hf, save_tokenizer

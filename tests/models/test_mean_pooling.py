@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lalora_flwr.config import ModelSettings
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.mean_pooling import MeanPooledClassifier
+from lalora_flwr.settings import ModelSettings
 from tests.models.folders import save_hf
 
 WIDTH = 5

@@ -15,16 +15,16 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lalora_flwr import site
-from lalora_flwr.adapted import adapted_model
-from lalora_flwr.config import ModelSettings, Settings
+from lalora_flwr.adapter.lora import digest
 from lalora_flwr.data.data_set import Facts
-from lalora_flwr.errors import SiteRefusal
-from lalora_flwr.lora.adapter import digest
-from lalora_flwr.lora.schedule import BOTH
-from lalora_flwr.messages import ARRAYS, CONFIG, COUNTERS, TrainOrder, to_arrays
+from lalora_flwr.ground.errors import SiteRefusal
+from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.provenance import Provenance, commit_of, weights_digest
+from lalora_flwr.settings import ModelSettings, Settings
+from lalora_flwr.site import round as site
+from lalora_flwr.training.learner import adapted_model
+from lalora_flwr.wire.messages import ARRAYS, CONFIG, COUNTERS, TrainOrder, to_arrays
 from tests.conftest import small
 from tests.models.folders import save_hf, save_timm
 

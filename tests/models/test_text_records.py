@@ -9,18 +9,18 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lalora_flwr.config import LoraSettings, ModelSettings
+from lalora_flwr.adapter.lora import attach_adapter, set_active
 from lalora_flwr.data.cleaning import Rows
 from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.data.own_records import _known_tokens
 from lalora_flwr.data.texts import IGNORED
-from lalora_flwr.lora.adapter import attach_adapter, set_active
-from lalora_flwr.lora.dropout import remove_dropout
-from lalora_flwr.lora.per_sample import PerSampleGradients
-from lalora_flwr.lora.schedule import BOTH
+from lalora_flwr.gradients.dropout import remove_dropout
+from lalora_flwr.gradients.engine import PerSampleGradients
+from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.models import load_base_model
 from lalora_flwr.privacy.mechanism import clip
+from lalora_flwr.settings import LoraSettings, ModelSettings
 from tests.models.folders import CLS, SEP, save_hf
 
 TEXTS = ["good", "the film is very good", "bad plot and poor actor", "a long film", "unheard words here"]

@@ -15,12 +15,12 @@ from datasets import Dataset, Image
 from PIL import Image as Pil
 from safetensors.torch import load_file, save_file
 
-from lalora_flwr.config import ModelSettings
 from lalora_flwr.data.cleaning import Rows
 from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.data_set import Facts
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models import load_base_model
+from lalora_flwr.settings import ModelSettings
 from tests.models.folders import TIMM, save_timm
 
 FAMILIES = [("swin", "head.fc"), ("vit", "head")]

@@ -14,7 +14,7 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
-from lalora_flwr.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.privacy.accounting import Segment, epsilon_spent, noise_multiplier_for
 
 GRID: list[tuple[list[Segment], float]] = [

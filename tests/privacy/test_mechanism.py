@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch import Tensor
 
-from lalora_flwr.errors import BudgetExhausted
-from lalora_flwr.privacy.ledger import RunLedger
+from lalora_flwr.ground.errors import BudgetExhausted
+from lalora_flwr.privacy.counting import RunLedger
 from lalora_flwr.privacy.mechanism import LARGEST, SMALLEST, Mechanism, PrivateSum, clip, grid_step, noised_on_grid
 from lalora_flwr.privacy.randomness import SeededRandom, SystemRandom
 from tests.reference import OpenLedger, Replay, generator, joint_norm

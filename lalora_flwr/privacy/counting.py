@@ -1,0 +1,128 @@
+"""What a site has spent. Training asks here before every noised step, and every step is counted here.
+
+`Ledger` is the seam. `RunLedger` counts for one run; in a simulation it lives in Flower's per-site state. The durable
+ledger of a real site is `lalora_flwr.ledger.site_ledger`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from lalora_flwr.ground.errors import BudgetExhausted
+from lalora_flwr.privacy.accounting import Segment, epsilon_spent
+
+Compose = Callable[[Sequence[Segment], float, str], float]  # segments, δ, accountant -> ε; as `epsilon_spent`
+
+
+class Ledger(Protocol):
+    """Reserve → train → commit. A crash in between leaves the whole reservation counted: over-, never under-counting."""
+
+    def reserve(self, noise_multiplier: float, sample_rate: float, steps: int) -> None:
+        """Count ``steps`` steps of a Gaussian mechanism before the first of them is taken.
+
+        Raises:
+            BudgetExhausted: if they would exceed what the site may spend; nothing is counted then.
+            ValueError: if these are no steps: fewer than one would take counted steps back.
+        """
+
+    def take_step(self) -> None:
+        """Called before each release of a noised gradient.
+
+        Raises:
+            BudgetExhausted: if no reserved step is left.
+        """
+
+    def commit(self) -> None:
+        """Give back the reserved steps that were not taken."""
+
+    def epsilon(self) -> float:
+        """ε spent so far, open reservations included."""
+
+
+class RunLedger:
+    """Counts the steps of one site in one run, up to a largest ε and a largest number of steps.
+
+    Guarantee: `epsilon` composes every step for which `take_step` returned, with the σ and q it was reserved at.
+    """
+
+    def __init__(
+        self,
+        max_epsilon: float,
+        max_steps: int,
+        delta: float,
+        accountant: str,
+        history: Sequence[Segment] = (),
+        compose: Compose = epsilon_spent,
+    ) -> None:
+        self._max_epsilon, self._max_steps = max_epsilon, max_steps
+        self._delta, self._accountant = delta, accountant
+        self._history: list[Segment] = list(history)
+        self._compose = compose
+        self._reserved = 0  # steps of the last segment that are counted and not yet taken
+
+    @property
+    def steps(self) -> int:
+        """Steps counted so far, open reservations included."""
+        return sum(steps for _, _, steps in self._history)
+
+    @property
+    def left(self) -> int:
+        """Reserved steps that were not taken yet."""
+        return self._reserved
+
+    def reserve(self, noise_multiplier: float, sample_rate: float, steps: int) -> None:
+        if self._reserved:
+            raise RuntimeError("a reservation is open: commit it first")
+        if steps < 1 or not noise_multiplier >= 0 or not 0 < sample_rate <= 1:
+            raise ValueError(f"{steps} steps at σ = {noise_multiplier}, q = {sample_rate}: not steps of the mechanism")
+        history = _extend(self._history, noise_multiplier, sample_rate, steps)
+        if sum(n for _, _, n in history) > self._max_steps:
+            raise BudgetExhausted("budget: the site has served all the steps its noise was calibrated for")
+        if self._max_epsilon != math.inf and not self._epsilon_of(history) <= self._max_epsilon:  # NaN is not <=
+            raise BudgetExhausted("budget: the steps would exceed the largest epsilon the site may spend")
+        self._history, self._reserved = history, steps
+
+    def take_step(self) -> None:
+        if not self._reserved:
+            raise BudgetExhausted("budget: no reserved step is left")
+        self._reserved -= 1
+
+    def commit(self) -> None:
+        if self._reserved:
+            sigma, q, steps = self._history[-1]
+            self._history[-1] = (sigma, q, steps - self._reserved)
+        self._reserved = 0
+
+    def epsilon(self) -> float:
+        return self._epsilon_of(self._history)
+
+    def _epsilon_of(self, history: Sequence[Segment]) -> float:
+        return self._compose(history, self._delta, self._accountant)
+
+    def state(self) -> dict[str, list[float] | list[int]]:
+        """The counted segments as three lists, for Flower's per-site state."""
+        columns = list(zip(*self._history, strict=True)) or [(), (), ()]
+        return {name: list(column) for name, column in zip(_COLUMNS, columns, strict=True)}
+
+
+_COLUMNS = ("noise-multiplier", "sample-rate", "steps")
+
+
+def history_from(state: Mapping[str, Any]) -> list[Segment]:
+    """The segments that `RunLedger.state` wrote."""
+    return [(float(s), float(q), int(n)) for s, q, n in zip(*(state[name] for name in _COLUMNS), strict=True)]
+
+
+def _extend(history: Sequence[Segment], sigma: float, q: float, steps: int) -> list[Segment]:
+    """The history with steps added, joined to the last segment if they are of the same kind."""
+    if history and history[-1][:2] == (sigma, q):
+        return [*history[:-1], (sigma, q, history[-1][2] + steps)]
+    return [*history, (sigma, q, steps)]
+
+
+def at_least(history: Sequence[Segment], steps: int, sigma: float, q: float) -> list[Segment]:
+    """The history with the steps added, at σ and q, that it lacks to hold ``steps`` in all; never fewer than it holds."""
+    missing = steps - sum(taken for _, _, taken in history)
+    return _extend(history, sigma, q, missing) if missing > 0 else list(history)

@@ -1,0 +1,190 @@
+"""The server's own count of what each site released; what a site says of itself is checked against it, never copied.
+
+The server knows how many local steps it asked for, how often it asked, and the run's target. Of a site's counters only σ
+and q are news: q must be the batch size over a whole number of records, and σ the noise that the run's target asks for at
+that q. So a site cannot name an ε: it follows from the rounds it was asked for, at noise that the run prescribes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.privacy.accounting import Segment, epsilon_spent, noise_multiplier_for
+from lalora_flwr.settings import Settings
+from lalora_flwr.wire.messages import BadReply, Counters, SiteMetrics
+
+SIGMA_RANGE = (0.99, 1.02)  # of the σ that the run prescribes; calibration hits ε to 1 % from below, so σ from above
+MOST_RECORDS = 10**9  # of one site
+LEAST_EVALUATION_NOISE = 0.3  # σ below which an accuracy counts as exact
+
+
+@dataclass
+class SiteCount:
+    """What the server knows of one site.
+
+    Attributes:
+        rounds: training rounds the site was asked for. All count, answered or not: what it sent may have been lost on the way.
+        evaluations: how often it was asked to evaluate.
+        heard: whether it ever sent tensors.
+        noise_multiplier: the smallest σ it named that the run prescribes for its q; None before the first.
+        sample_rate: its q, which stays the same for the whole run; None before the first that can be.
+        evaluation_noise: the smallest σ it named for an accuracy; None if it sent none with noise.
+        claimed_steps, claimed_epsilon: from the newest reply whose counters can be true; for show only.
+    """
+
+    rounds: int = 0
+    evaluations: int = 0
+    heard: bool = False
+    noise_multiplier: float | None = None
+    sample_rate: float | None = None
+    evaluation_noise: float | None = None
+    claimed_steps: int | None = None
+    claimed_epsilon: float | None = None
+
+
+@dataclass
+class SiteCounts:
+    """Counts of all sites of a run, by the site's number.
+
+    Guarantee: `epsilon_of` is an upper bound for every site that keeps to the run's constants: it composes all steps the
+    server asked it for, at the noise with which it said to take them. For a site that lies about its noise no number that
+    the server could name is a bound; what it says of training moves the run's ε to the target at most, give or take the
+    range of σ.
+    """
+
+    settings: Settings
+    real: bool = False  # whether the sites are real ones, whose noise no seed decides
+    exact_accuracy: bool = False  # whether a site sent an accuracy with no noise, or next to none
+    sites: dict[int, SiteCount] = field(default_factory=dict)
+
+    def of(self, site: int) -> SiteCount:
+        return self.sites.setdefault(site, SiteCount())
+
+    def steps_of(self, site: int) -> int:
+        """Steps the site may have taken."""
+        return self.of(site).rounds * self.settings.train.local_steps
+
+    def check(self, site: int, claimed: Counters) -> None:
+        """Take a site's counters if they can be true; marks it as heard of in any case.
+
+        Raises:
+            BadReply: naming the counter that contradicts what the server knows.
+        """
+        count, privacy = self.of(site), self.settings.privacy
+        count.heard = True
+        if claimed.seeded == self.real:
+            raise BadReply("its noise is seeded" if claimed.seeded else "its noise is not seeded as a simulation's is")
+        if not self.steps_of(site) <= claimed.steps <= self.settings.steps_per_site:
+            raise BadReply(
+                f"it counts {claimed.steps} steps, not between the {self.steps_of(site)} it was asked for and the "
+                f"{self.settings.steps_per_site} its noise is calibrated for"
+            )
+        self._check_sample_rate(count, claimed.sample_rate)
+        self._check_noise(claimed)
+        if self.settings.private and not claimed.epsilon <= privacy.epsilon * (1 + 1e-9):
+            raise BadReply(f"its epsilon is {claimed.epsilon:.4g}, above the run's {privacy.epsilon:g}")
+        count.sample_rate = claimed.sample_rate
+        count.noise_multiplier = min(claimed.noise_multiplier, count.noise_multiplier or math.inf)
+        count.claimed_steps, count.claimed_epsilon = claimed.steps, claimed.epsilon
+
+    def _check_sample_rate(self, count: SiteCount, q: float) -> None:
+        batch = self.settings.train.batch_size
+        records = round(batch / q) if q > batch / MOST_RECORDS else 0
+        if not records or q != min(1.0, batch / records):
+            raise BadReply(f"its sample rate {q:.6g} is no batch of {batch} over a number of records")
+        if count.sample_rate not in (None, q):
+            raise BadReply(f"its sample rate changed from {count.sample_rate:.6g} to {q:.6g}")
+
+    def _check_noise(self, claimed: Counters) -> None:
+        privacy = self.settings.privacy
+        try:
+            wanted = noise_multiplier_for(
+                privacy.epsilon, privacy.delta, claimed.sample_rate, self.settings.steps_per_site, privacy.accountant
+            )
+        except ConfigError:
+            raise BadReply(f"no noise reaches the run's epsilon at its sample rate {claimed.sample_rate:.6g}") from None
+        low, high = SIGMA_RANGE
+        if not low * wanted <= claimed.noise_multiplier <= high * wanted:
+            raise BadReply(f"its noise multiplier is {claimed.noise_multiplier:.6g}, the run's target asks for {wanted:.6g}")
+
+    def check_evaluation(self, site: int, metrics: SiteMetrics) -> None:
+        """Take the noise of a site's accuracy into its count.
+
+        Raises:
+            BadReply: if its own noise says next to nothing; the accuracy then counts as exact.
+        """
+        noise, count = metrics.noise_multiplier, self.of(site)
+        if noise is None or noise < LEAST_EVALUATION_NOISE:
+            self.exact_accuracy = True
+            if noise is not None:
+                raise BadReply(f"the noise of its accuracy is {noise:.4g}, below {LEAST_EVALUATION_NOISE}")
+            return
+        count.evaluation_noise = min(noise, count.evaluation_noise or math.inf)
+
+    def epsilon_of(self, site: int) -> float:
+        """ε at the run's δ of all that the site may have released in the run; 0 for one that never sent tensors.
+
+        The run's target stands for the training of a site whose counters were never accepted.
+        """
+        count, privacy = self.of(site), self.settings.privacy
+        if not count.heard:
+            return 0.0
+        evaluations: list[Segment] = []
+        if count.evaluation_noise is not None:
+            evaluations = [(count.evaluation_noise, 1.0, count.evaluations)]
+        if count.noise_multiplier is None or count.sample_rate is None:
+            return privacy.epsilon + epsilon_spent(evaluations, privacy.delta, privacy.accountant)
+        training = (count.noise_multiplier, count.sample_rate, self.steps_of(site))
+        return epsilon_spent([training, *evaluations], privacy.delta, privacy.accountant)
+
+    def heard(self) -> list[int]:
+        """Sites that ever sent tensors, in order of their numbers."""
+        return sorted(site for site, count in self.sites.items() if count.heard)
+
+    def most(self) -> int:
+        """The site that the run's ε belongs to, of those heard of, of which there must be one."""
+        return max(self.heard(), key=lambda site: (self.epsilon_of(site), -site))
+
+    def epsilon(self) -> float:
+        """The run's ε: the largest over the sites; 0 before any was heard of."""
+        return max((self.epsilon_of(site) for site in self.heard()), default=0.0)
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """For the summary: the server's count of each site that was heard of, with the site's own beside it."""
+        return {str(site): self._report_of(site) for site in self.heard()}
+
+    def _report_of(self, site: int) -> dict[str, Any]:
+        count = self.of(site)
+        noised = {"evaluations": count.evaluations, "evaluation_noise": count.evaluation_noise}
+        return {
+            "steps": self.steps_of(site),
+            "epsilon": self.epsilon_of(site),
+            "noise_multiplier": count.noise_multiplier,
+            "sample_rate": count.sample_rate,
+            "seeded": not self.real,
+            "claimed_steps": count.claimed_steps,
+            "claimed_epsilon": count.claimed_epsilon,
+            **(noised if count.evaluation_noise else {}),
+        }
+
+    def asked(self) -> dict[str, dict[str, int]]:
+        """How often each site was asked, as plain JSON: to be kept before it is asked again."""
+        return {str(site): {"rounds": c.rounds, "evaluations": c.evaluations} for site, c in self.sites.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as plain JSON."""
+        sites = {str(site): asdict(count) for site, count in self.sites.items()}
+        return {"sites": sites, "exact_accuracy": self.exact_accuracy}
+
+    def restore(self, state: Mapping[str, Any], asked: Mapping[str, Mapping[str, int]]) -> None:
+        """Go on from a `state`, and from what `asked` held last: a round that was asked for and lost was served all the same."""
+        self.sites = {int(site): SiteCount(**count) for site, count in state.get("sites", {}).items()}
+        self.exact_accuracy = bool(state.get("exact_accuracy", False))
+        for site, times in asked.items():
+            count = self.of(int(site))
+            count.rounds = max(count.rounds, times["rounds"])
+            count.evaluations = max(count.evaluations, times["evaluations"])

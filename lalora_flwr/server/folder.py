@@ -1,0 +1,262 @@
+"""What a run leaves on disk. Every file is written whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lalora_flwr.ground.errors import ConfigError, RunFailed
+from lalora_flwr.settings import Settings, flatten, read_toml, settings_from
+
+PACKAGES = ("lalora-flwr", "flwr", "torch", "timm", "peft", "opacus")
+METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"
+ASKED = "checkpoint/asked.json"
+LOCK = ".lock"
+WORKER_DIED = "worker-died"  # kind of a failure
+CHECKPOINT = "checkpoint/adapter.safetensors"
+LOG = "flower.log"
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader, or a crash, finds the old content or the new, never a part."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name must survive a power cut too
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON that any reader takes: an infinite ε becomes null."""
+
+    def clean(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {key: clean(part) for key, part in item.items()}
+        if isinstance(item, list | tuple):
+            return [clean(part) for part in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return json.dumps(clean(value), allow_nan=False, **options)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that shape a result."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+FREE_ON_RESUME = ("resume", "output-dir")  # keys that may differ from the first start
+
+
+FINISHED = "which is finished"
+
+
+def how_it_ended(path: Path) -> str:
+    """What became of the run of a folder, in words; one that left neither summary nor failure was killed, or still runs."""
+    if (path / SUMMARY).exists():
+        return FINISHED
+    if (path / FAILURE).exists():
+        return f"which stopped ({_reason(path / FAILURE)})"
+    return "whose process still runs" if _is_held(path / LOCK) else "whose process was killed"
+
+
+def _reason(failure: Path) -> str:
+    try:
+        return str(json.loads(failure.read_text())["error"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return f"{failure.name} cannot be read"
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def folder_for(settings: Settings) -> Path:
+    """Where the run's folder will be, or with ``resume`` is.
+
+    Raises:
+        ConfigError: if it holds a run already; with ``resume``: if it holds none, a finished one, or one of other settings.
+    """
+    path = Path(settings.output_dir).absolute() / settings.run_name
+    if not settings.resume:
+        if (path / CONFIG).exists():
+            how = how_it_ended(path)
+            go_on = "" if how == FINISHED else f", or go on with it by lalora run --resume {path}"
+            raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds a run already, {how}; choose another name{go_on}")
+        return path
+    if not (path / CONFIG).is_file():
+        raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds no run to resume")
+    if (path / SUMMARY).exists():
+        raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds a finished run; there is nothing to resume")
+    before, now = flatten(settings_from(read_toml(path / CONFIG))), flatten(settings)
+    for key, value in now.items():
+        if key not in FREE_ON_RESUME and before[key] != value:
+            raise ConfigError(f"{key} = {value!r}: the run to resume has {before[key]!r}; only an unchanged run goes on")
+    return path
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on after a round.
+
+    Attributes:
+        server_round: the last finished round.
+        adapter: the whole adapter after it.
+        state: the rest, as plain JSON: metrics so far, and what the strategy knows of its sites.
+    """
+
+    server_round: int
+    adapter: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class RunFolder:
+    """``<output-dir>/<run-name>/`` with the files of design contract: config, metrics, checkpoint, adapter, summary.
+
+    A context that holds the folder: of two processes that write one run, the second is refused.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Make the folder and write the resolved settings.
+
+        Raises:
+            ConfigError: if the folder holds a run already, or cannot be made.
+        """
+        self.path = folder_for(settings)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / LOCK).open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (self.path / FAILURE).unlink(missing_ok=True)  # of the attempt that is resumed
+            if not settings.resume:
+                write_whole(self.path / CONFIG, tomli_w.dumps(_nested(flatten(settings))))
+        except BlockingIOError:
+            raise ConfigError(
+                f"run-name = {settings.run_name!r}: another process still writes {self.path}; wait for it, or end it"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"output-dir = {settings.output_dir!r}: {error.strerror}") from None
+        self._lines: list[str] = []
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it holds a result or says why there is none; the process of a run with neither was killed, or still runs."""
+        return (self.path / SUMMARY).exists() or (self.path / FAILURE).exists()
+
+    def add_metrics(self, *lines: Mapping[str, Any]) -> None:
+        """One round's line, or those of several."""
+        self._lines += [to_json(line) + "\n" for line in lines]
+        write_whole(self.path / METRICS, "".join(self._lines))
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Everything in one file, so that adapter and state are always of the same round."""
+        (self.path / CHECKPOINT).parent.mkdir(exist_ok=True)
+        about = {"round": str(checkpoint.server_round), "state": json.dumps(checkpoint.state)}  # Python's JSON keeps inf
+        write_whole(self.path / CHECKPOINT, save(checkpoint.adapter, metadata=about))
+
+    def save_asked(self, asked: Mapping[str, Mapping[str, int]]) -> None:
+        """How often each real site was asked for what, before it is asked: what it sends counts even if the server dies."""
+        (self.path / ASKED).parent.mkdir(exist_ok=True)
+        write_whole(self.path / ASKED, json.dumps(asked) + "\n")
+
+    def load_asked(self) -> dict[str, dict[str, int]]:
+        """What `save_asked` wrote last; empty if it never did.
+
+        Raises:
+            RunFailed: if it is damaged.
+        """
+        path = self.path / ASKED
+        try:
+            sites = json.loads(path.read_text()).items() if path.exists() else ()
+            return {str(site): {kind: int(asked[kind]) for kind in ("rounds", "evaluations")} for site, asked in sites}
+        except (ValueError, AttributeError, TypeError, KeyError):
+            raise RunFailed(f"{path} is damaged; the run cannot go on without it") from None
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The last checkpoint; None if the run had none yet.
+
+        Raises:
+            RunFailed: if it is damaged.
+        """
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata()
+                adapter = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            return Checkpoint(int(about["round"]), adapter, json.loads(about["state"]))
+        except Exception as error:  # safetensors and JSON raise their own
+            raise RunFailed(f"{path} is damaged ({type(error).__name__}); the run cannot go on from it") from None
+
+    def save_adapter(self, model: Any) -> None:
+        """The model's adapter as a folder that ``PeftModel.from_pretrained`` loads."""
+        part, folder = self.path / ".adapter.part", self.path / "adapter"
+        shutil.rmtree(part, ignore_errors=True)
+        model.save_pretrained(part, save_embedding_layers=False)
+        (part / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form to fill in
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that died after it; the checkpoint holds the same
+        part.replace(folder)
+
+    def save_plot(self, name: str, figure: Any) -> None:
+        """A matplotlib figure as ``plots/<name>.png``."""
+        import io
+
+        (self.path / "plots").mkdir(exist_ok=True)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        write_whole(self.path / "plots" / f"{name}.png", picture.getvalue())
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """The last file: its presence says that the run is complete."""
+        write_whole(self.path / SUMMARY, to_json(summary, indent=2) + "\n")
+
+    def fail(self, reason: str, kind: str = "") -> None:
+        """Why the run stopped, in one line; ``kind`` names what a caller may mend."""
+        write_whole(self.path / FAILURE, to_json({"error": reason, **({"kind": kind} if kind else {})}) + "\n")
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as tables, the form a person writes."""
+    tables: dict[str, Any] = {}
+    for name, value in flat.items():
+        group, _, key = name.rpartition(".")
+        (tables.setdefault(group, {}) if group else tables)[key] = value
+    return tables

@@ -1,0 +1,38 @@
+"""Pictures of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lalora_flwr.settings import Settings
+
+
+def accuracy_figure(settings: Settings, frozen_accuracy: float, metrics: Sequence[dict[str, Any]]) -> Any:
+    """Accuracy on public test records and ε spent, by round; the frozen model as a dashed line.
+
+    Args:
+        settings: the run's settings, for the title.
+        frozen_accuracy: accuracy before training, 0 to 1.
+        metrics: the lines of ``metrics.jsonl``.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    rounds = [0, *(line["round"] for line in metrics)]
+    seen = [(line["round"], line["accuracy"]) for line in metrics if line["accuracy"] is not None]
+    axes.plot(
+        [0, *(r for r, _ in seen)], [frozen_accuracy, *(a for _, a in seen)], marker="o", color="tab:blue", label="accuracy"
+    )
+    axes.axhline(frozen_accuracy, linestyle="--", color="grey", label="frozen model")
+    axes.set(xlabel="round", ylabel="test accuracy", ylim=(0, 1))
+    if settings.private:
+        spent = axes.twinx()
+        spent.plot(rounds, [0, *(line["epsilon"] for line in metrics)], color="tab:orange", label="ε spent")
+        spent.set(ylabel=f"ε spent (δ = {settings.privacy.delta:g}), largest over sites", ylim=(0, None))
+        spent.legend(loc="lower right")
+    axes.legend(loc="upper left")
+    guarantee = f"ε = {settings.privacy.epsilon:g}" if settings.private else "non-private"
+    axes.set_title(f"{settings.strategy}, {settings.model.name}, {settings.num_supernodes} sites, {guarantee}, seeded")
+    return figure

@@ -1,0 +1,233 @@
+"""One whole run on the server: rounds, evaluation on public records, and what is written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.supercore.run import RunNotRunningException
+
+from lalora_flwr.adapter.lora import load_adapter_state
+from lalora_flwr.data.data_set import data_set
+from lalora_flwr.ground.errors import LaloraError, NoSiteLeft, RunFailed, WorkerDied
+from lalora_flwr.server.ending import STOPPED, last_word
+from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder, versions
+from lalora_flwr.server.plots import accuracy_figure
+from lalora_flwr.server.strategy import FederatedLora, RoundReport
+from lalora_flwr.server.watched import WatchedGrid, watched
+from lalora_flwr.settings import Settings
+from lalora_flwr.training.evaluate import evaluate
+from lalora_flwr.training.learner import Adapted, adapted_model
+from lalora_flwr.wire.messages import to_arrays, to_tensors
+
+METRIC_NAMES = ("accuracy", "loss", "f1", "matthews", "exact_match", "site_accuracy")
+SITE_ACCURACY_LEAK = "site_accuracy: exact accuracy on the sites' private records, which no epsilon covers"
+SITE_ACCURACY_NOISED = "noised by each site; counted in its ledger and in the epsilon of this run"
+ROUND_TIMEOUT = 24 * 3600.0  # seconds; dead sites are noticed long before; see engines/deployment.py
+
+
+def named(settings: Settings) -> Settings:
+    """The settings with a run name, made from strategy, ε, seed and time if none was given."""
+    if settings.run_name:
+        return settings
+    guarantee = f"eps{settings.privacy.epsilon:g}"
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return dataclasses.replace(settings, run_name=f"{settings.strategy}-{guarantee}-seed{settings.seed}-{stamp}")
+
+
+def _about_site_accuracy(*, exact: bool) -> dict[str, str]:
+    """What the summary says about the sites' own accuracy: a leak in a simulation, a private release of real sites."""
+    return {"leaks": SITE_ACCURACY_LEAK} if exact else {"site_accuracy_is": SITE_ACCURACY_NOISED}
+
+
+def run_federation(
+    settings: Settings,
+    grid: Grid,
+    on_round: Callable[[dict[str, Any]], None] | None = None,
+    at_exit: Callable[[Callable[[], None]], None] = lambda handler: None,
+) -> Path:
+    """Run all rounds, or with ``resume`` those after the last checkpoint, and write the run folder.
+
+    Args:
+        settings: the run.
+        grid: reaches the sites.
+        on_round: gets each line of metrics as it is written.
+        at_exit: takes a function that the process calls when it is told to end; the run's folder then says so.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError: before anything is written.
+        RunFailed: if the run stopped; the folder then says why in ``failure.json``.
+    """
+    settings = named(settings)
+    torch.set_num_threads(settings.train.num_threads)  # the same arithmetic in every engine
+    adapted = adapted_model(settings)
+    with RunFolder(settings) as folder, last_word(folder, at_exit):
+        try:
+            grid = watched(grid)
+            run = _Run(settings, adapted, folder, on_round, real=isinstance(grid, WatchedGrid))
+            start = run.restore() if settings.resume else adapted.initial
+            run.finish(ended_early=run.serve(grid, start))
+        except RunNotRunningException:
+            folder.fail(STOPPED)
+            raise RunFailed(STOPPED) from None
+        except LaloraError as error:
+            folder.fail(str(error), WORKER_DIED if isinstance(error, WorkerDied) else "")
+            raise
+        except Exception as error:
+            folder.fail(f"unexpected {type(error).__name__}: {error}")
+            raise
+        return folder.path
+
+
+class _Run:
+    """The server's bookkeeping over the rounds."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        adapted: Adapted,
+        folder: RunFolder,
+        on_round: Callable[[dict[str, Any]], None] | None,
+        real: bool,
+    ) -> None:
+        self._settings, self._adapted, self._folder = settings, adapted, folder
+        self._test = data_set(settings).public(adapted.base.encode)
+        self._on_round = on_round
+        self._metrics: list[dict[str, Any]] = []
+        self._frozen_accuracy = math.nan
+        self._report = RoundReport(0)
+        self._begun = self._round_begun = time.monotonic()
+        self._seconds_before = 0.0
+        self.strategy = FederatedLora(settings, self._keep, adapted.base.provenance.digest, folder.save_asked, real)
+
+    def _keep(self, report: RoundReport) -> None:
+        self._report = report
+
+    def serve(self, grid: Grid, start: dict[str, torch.Tensor]) -> str:
+        """All rounds that are left. Returns why a resumed run lacks the last of them: lost rounds were served too."""
+        rounds = self._settings.num_rounds - self.strategy.done
+        try:
+            self.strategy.start(grid, to_arrays(start), num_rounds=rounds, timeout=ROUND_TIMEOUT, evaluate_fn=self.after_round)
+        except NoSiteLeft as reason:
+            if not (self._settings.resume and self._metrics):
+                raise
+            return str(reason)
+        return ""
+
+    def restore(self) -> dict[str, torch.Tensor]:
+        """Go on after the last checkpoint, if there is one; the adapter to go on with."""
+        checkpoint, asked = self._folder.load_checkpoint(), self._folder.load_asked()
+        if checkpoint is None:
+            self.strategy.restore(0, {}, asked)
+            return self._adapted.initial
+        state = checkpoint.state
+        self._metrics, self._frozen_accuracy = list(state["metrics"]), state["frozen_accuracy"]
+        self._seconds_before = state["seconds"]
+        self._folder.add_metrics(*self._metrics)
+        self.strategy.restore(checkpoint.server_round, state["strategy"], asked)
+        return checkpoint.adapter
+
+    def _seconds(self) -> float:
+        """Of this attempt and of those it resumed, each up to its last checkpoint."""
+        return round(self._seconds_before + time.monotonic() - self._begun, 3)
+
+    def _checkpoint(self, server_round: int, adapter: dict[str, torch.Tensor]) -> Checkpoint:
+        state = {
+            "metrics": self._metrics,
+            "frozen_accuracy": self._frozen_accuracy,
+            "seconds": self._seconds(),
+            "strategy": self.strategy.state(),
+        }
+        return Checkpoint(server_round, adapter, state)
+
+    def after_round(self, round_of_attempt: int, arrays: ArrayRecord) -> MetricRecord:
+        """Evaluate, write the checkpoint and the round's line. Round 0 is the frozen model."""
+        server_round = self.strategy.done + round_of_attempt
+        state = to_tensors(arrays)
+        load_adapter_state(self._adapted.model, state)
+        if server_round and not round_of_attempt:  # resumed: evaluated before
+            self._round_begun = time.monotonic()
+            return MetricRecord()
+        due = self._settings.evaluates_after(server_round)
+        quality: dict[str, Any] = evaluate(self._adapted, self._test) if due else {"accuracy": None, "loss": None}
+        if server_round == 0:
+            self._frozen_accuracy = quality["accuracy"]
+        else:
+            now = time.monotonic()
+            line = {
+                "round": server_round,
+                **quality,
+                **self._on_sites(),
+                "epsilon": self.strategy.counts.epsilon(),
+                "sites": len(self._report.served),
+                "failures": len(self._report.failed),
+                "failed_sites": {str(site): reason for site, reason in self._report.failed.items()},
+                "left_sites": sorted(str(site) for site in self._report.left),
+                "seconds": round(now - self._round_begun, 3),
+                "bytes_up": self._report.bytes_up,
+                "bytes_down": self._report.bytes_down,
+                "private": self._settings.private,
+                "seeded": not self.strategy.counts.real,
+            }
+            self._metrics.append(line)
+            self._folder.save_checkpoint(self._checkpoint(server_round, state))
+            self._folder.add_metrics(line)
+            if self._on_round:
+                self._on_round(line)
+        self._round_begun = time.monotonic()
+        return MetricRecord({name: value for name, value in quality.items() if value is not None})
+
+    def _on_sites(self) -> dict[str, float]:
+        """Mean accuracy of the sites on their own records, each site alike; nothing unless the run asks for it."""
+        found = self._report.evaluated.values()
+        return {"site_accuracy": sum(found) / len(found)} if found else {}
+
+    def finish(self, ended_early: str = "") -> None:
+        """Adapter, plot, and last the summary."""
+        settings, counts = self._settings, self.strategy.counts
+        self._folder.save_adapter(self._adapted.model)
+        self._folder.save_plot("accuracy", accuracy_figure(settings, self._frozen_accuracy, self._metrics))
+        headline = counts.of(counts.most())
+        self._folder.finish(
+            {
+                "strategy": settings.strategy,
+                "model": settings.model.name,
+                "model_revision": self._adapted.base.provenance.revision,
+                "model_files": self._adapted.base.provenance.files,
+                "model_digest": self._adapted.base.provenance.digest,
+                "data": settings.data.name,
+                "seed": settings.seed,
+                "rounds": self._metrics[-1]["round"],
+                **({"ended_early": ended_early} if ended_early else {}),
+                **{name: value for name, value in self._metrics[-1].items() if name in METRIC_NAMES},
+                "frozen_accuracy": self._frozen_accuracy,
+                "epsilon": counts.epsilon(),
+                "delta": settings.privacy.delta,
+                "noise_multiplier": headline.noise_multiplier,
+                "sample_rate": headline.sample_rate,
+                "clip_norm": settings.privacy.clip_norm,
+                "accountant": settings.privacy.accountant,
+                "private": settings.private,
+                "seeded": not counts.real,
+                **(_about_site_accuracy(exact=counts.exact_accuracy) if settings.evaluate_sites else {}),
+                "failures": sum(line["failures"] for line in self._metrics),
+                "bytes_up": sum(line["bytes_up"] for line in self._metrics),
+                "bytes_down": sum(line["bytes_down"] for line in self._metrics),
+                "seconds": self._seconds(),
+                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+                "sites": counts.report(),
+                "versions": versions(),
+            }
+        )

@@ -1,0 +1,33 @@
+"""Run-config keys: documented, typed, checked before any data is touched."""
+
+from lalora_flwr.settings.keys import Key, Kind, Value
+from lalora_flwr.settings.read import KEYS, check_values, flatten, settings_from
+from lalora_flwr.settings.schema import (
+    DataSettings,
+    LoraSettings,
+    MergeSettings,
+    ModelSettings,
+    PrivacySettings,
+    Settings,
+    TrainSettings,
+)
+from lalora_flwr.settings.text import parse_override, read_toml
+
+__all__ = [
+    "KEYS",
+    "DataSettings",
+    "Key",
+    "Kind",
+    "LoraSettings",
+    "MergeSettings",
+    "ModelSettings",
+    "PrivacySettings",
+    "Settings",
+    "TrainSettings",
+    "Value",
+    "check_values",
+    "flatten",
+    "parse_override",
+    "read_toml",
+    "settings_from",
+]

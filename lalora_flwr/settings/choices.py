@@ -1,0 +1,66 @@
+"""What a run chooses by name. Each registry holds places, not values: settings are checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from lalora_flwr.ground.registry import Registry
+
+if TYPE_CHECKING:
+    from lalora_flwr.settings.schema import Settings
+
+
+@runtime_checkable
+class ChecksSettings(Protocol):
+    """What the settings ask of a method before a run starts."""
+
+    def check(self, settings: Settings) -> None:
+        """Refuse settings that the method cannot run with.
+
+        Raises:
+            ConfigError: naming the key, the value and what is allowed.
+        """
+
+
+_METHODS = "lalora_flwr.methods"
+METHODS = Registry(
+    "strategy",
+    "lalora.methods",
+    {
+        "la-lora": f"{_METHODS}.la_lora:METHOD",
+        "dp-lora": f"{_METHODS}.dp_lora:METHOD",
+        "ffa-lora": f"{_METHODS}.ffa_lora:METHOD",
+        "rolora": f"{_METHODS}.rolora:METHOD",
+    },
+)
+FORMS = Registry("form", "lalora.forms", {"lora": "lalora_flwr.adapter.lora:LORA"})
+SCHEDULES = Registry(
+    "lora.schedule",
+    "lalora.schedules",
+    {
+        "both": f"{_METHODS}.schedules:BOTH",
+        "B": f"{_METHODS}.schedules:ONLY_B",
+        "A": f"{_METHODS}.schedules:ONLY_A",
+        "step": f"{_METHODS}.schedules:BY_STEP",
+        "round": f"{_METHODS}.schedules:BY_ROUND",
+    },
+    arguments=True,
+)
+FILTERS = Registry(
+    "filter.name",
+    "lalora.filters",
+    {
+        "none": f"{_METHODS}.filters:NONE",
+        "gauss5": f"{_METHODS}.filters:GAUSS5",
+        "gauss5-permuted": f"{_METHODS}.filters:GAUSS5_PERMUTED",
+    },
+)
+MERGES = Registry(
+    "merge.name",
+    "lalora.merges",
+    {
+        "mean": f"{_METHODS}.merges:MEAN",
+        "median": f"{_METHODS}.merges:MEDIAN",
+        "trimmed-mean": f"{_METHODS}.merges:TRIMMED_MEAN",
+    },
+)

@@ -1,0 +1,26 @@
+"""Files and folders that settings name, made independent of the folder a process works in."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from lalora_flwr.settings import Settings
+
+
+def with_absolute_paths(settings: Settings) -> Settings:
+    """The settings with absolute paths for ``output-dir``, files of data and model folders; hub names stay as they are."""
+    family, _, name = settings.model.name.partition("/")
+    if (folder := Path(name).expanduser()).is_dir():
+        name = str(folder.absolute())
+    return dataclasses.replace(
+        settings,
+        output_dir=str(Path(settings.output_dir).absolute()),
+        model=dataclasses.replace(settings.model, name=f"{family}/{name}"),
+        data=dataclasses.replace(settings.data, name=_files(settings.data.name), test=_files(settings.data.test)),
+    )
+
+
+def _files(value: str) -> str:
+    kind, _, path = value.partition(":")
+    return f"file:{Path(path).expanduser().absolute()}" if kind == "file" else value

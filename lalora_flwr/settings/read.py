@@ -1,0 +1,97 @@
+"""Flat run-config values to typed settings and back. Flower hands the keys over flat (``context.run_config``)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import Field, fields, is_dataclass
+from typing import Any
+
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings.keys import Key, Kind, Value
+from lalora_flwr.settings.rules import check_together
+from lalora_flwr.settings.schema import Settings
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _group(f: Field[Any]) -> type:
+    """The dataclass of a group of keys, which its own defaults make."""
+    assert isinstance(f.default_factory, type)
+    return f.default_factory
+
+
+def _walk(cls: type, prefix: str = "") -> list[Key]:
+    keys: list[Key] = []
+    for f in fields(cls):
+        if f.metadata:
+            kind = f.metadata["kind"] or getattr(cls, "KIND", Kind.METHOD)
+            keys.append(Key(**{**f.metadata, "name": prefix + _kebab(f.name), "default": f.default, "kind": kind}))
+        else:
+            keys += _walk(_group(f), f"{prefix}{_kebab(f.name)}.")
+    return keys
+
+
+KEYS: dict[str, Key] = {k.name: k for k in _walk(Settings)}
+
+
+def _typed(key: Key, value: Any) -> Value:
+    want = type(key.default)
+    if want is float and type(value) is int:
+        value = float(value)
+    if type(value) is not want:
+        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[want]
+        raise ConfigError(f"{key.name} = {value!r}: must be {kind}")
+    if wanted := key.refusal(value):
+        raise ConfigError(f"{key.name} = {value!r}: must be {wanted}")
+    return value
+
+
+def check_values(flat: Mapping[str, Any]) -> dict[str, Value]:
+    """Check names, types and ranges of flat run-config values.
+
+    Raises:
+        ConfigError: one line naming the key, the value and what is allowed; for an unknown key the nearest known one.
+    """
+    checked: dict[str, Value] = {}
+    for name, value in flat.items():
+        if name not in KEYS:
+            near = difflib.get_close_matches(name, KEYS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`lalora keys` lists all keys"
+            raise ConfigError(f"{name}: unknown key; {hint}")
+        checked[name] = _typed(KEYS[name], value)
+    return checked
+
+
+def _build(cls: type, values: Mapping[str, Value], prefix: str = "") -> Any:
+    arguments = {}
+    for f in fields(cls):
+        name = prefix + _kebab(f.name)
+        if not f.metadata:
+            arguments[f.name] = _build(_group(f), values, name + ".")
+        elif name in values:
+            arguments[f.name] = values[name]
+    return cls(**arguments)
+
+
+def settings_from(flat: Mapping[str, Any]) -> Settings:
+    """Typed settings from flat run-config values; what is not named keeps its default.
+
+    Raises:
+        ConfigError: for the first key that cannot be used, or for two keys that cannot go together.
+    """
+    settings: Settings = _build(Settings, check_values(flat))
+    check_together(settings)
+    return settings
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, Value]:
+    """All keys of the settings with their resolved values, flat."""
+    flat: dict[str, Value] = {}
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        name = prefix + _kebab(f.name)
+        flat.update(flatten(value, name + ".") if is_dataclass(value) else {name: value})
+    return flat

@@ -1,0 +1,39 @@
+"""What two keys or more must keep to together."""
+
+from __future__ import annotations
+
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings.choices import METHODS, ChecksSettings
+from lalora_flwr.settings.schema import Settings
+
+
+def check_together(settings: Settings) -> None:
+    """Refuse settings of which each is possible and all together are not.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    if (settings.model.name == "embedded/vit-digits") and settings.data.name != "digits":
+        raise ConfigError(f"data.name = {settings.data.name!r}: embedded/vit-digits only takes digits; set model.name")
+    if settings.data.name == "digits" and settings.task != "image":
+        raise ConfigError(f"model.name = {settings.model.name!r}: data.name = 'digits' holds images; choose a timm/ model")
+    if settings.data.answer and settings.task != "language":
+        raise ConfigError("data.answer: only for language modelling; name data.response, or leave it empty")
+    if settings.data.name == "sites" and (settings.data.test == "auto" or settings.data.test.startswith(("split:", "hold-out:"))):
+        raise ConfigError("data.test: the server holds no records of data.name = 'sites'; set data.test = 'file:…'")
+    if settings.data.name == "sites" and not settings.data.labels and settings.task != "language":
+        raise ConfigError("data.labels: must name the classes for data.name = 'sites', in the same order for every site")
+    if settings.data.partition == "natural" and not settings.data.site:
+        raise ConfigError("data.site: must name the column that tells the sites apart for data.partition = 'natural'")
+    if settings.min_sites > settings.sites_per_round:
+        raise ConfigError(f"min-sites = {settings.min_sites}: only {settings.sites_per_round} sites are drawn for a round")
+    if settings.resume and not settings.run_name:
+        raise ConfigError("run-name: must name the run that resume = true goes on with")
+    if settings.train.optimizer == "adamw" and settings.train.momentum:
+        raise ConfigError(f"train.momentum = {settings.train.momentum}: only for train.optimizer = 'sgd'; leave it 0 for adamw")
+    if settings.rounds_per_site * settings.num_supernodes < settings.num_rounds * settings.sites_per_round:
+        raise ConfigError(
+            f"privacy.max-rounds = {settings.privacy.max_rounds}: too few for {settings.num_rounds} rounds of "
+            f"{settings.sites_per_round} of {settings.num_supernodes} sites; raise it or lower fraction-train"
+        )
+    METHODS.get(settings.strategy, ChecksSettings).check(settings)

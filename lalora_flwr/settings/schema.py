@@ -1,0 +1,303 @@
+"""The run-config keys, grouped: names, defaults, documentation and ranges. Nothing here needs another key.
+
+The key of a field is its name in kebab-case behind the name of its group: ``settings.privacy.clip_norm`` is
+``privacy.clip-norm``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from lalora_flwr.settings.choices import FILTERS, MERGES, METHODS, SCHEDULES
+from lalora_flwr.settings.keys import Kind, at_least, choice, key, named, non_negative, positive, whole, within
+
+BUDGET, PERFORMANCE, PLACE = Kind.BUDGET, Kind.PERFORMANCE, Kind.PLACE
+
+
+def _one_group(pattern: str) -> bool:
+    try:
+        return re.compile(pattern).groups == 1
+    except re.error:
+        return False
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The frozen base model."""
+
+    name: str = key(
+        "embedded/vit-digits",
+        "embedded/vit-digits; timm/<name or folder>, an image classifier; hf/<repository or folder>, a text model",
+        "embedded/vit-digits, timm/<name or folder> or hf/<repository or folder>",
+        lambda v: v == "embedded/vit-digits" or any(v.startswith(f) and len(v) > len(f) for f in ("timm/", "hf/")),
+    )
+    revision: str = key("", "commit, tag or branch of a model from the hub; empty: its main branch")
+    dtype: str = choice(
+        "float32",
+        "precision of the frozen weights (factors, norms, clip and noise stay float32); auto: bfloat16 where it is fast",
+        "float32",
+        "bfloat16",
+        "auto",
+    )
+    pretrained: bool = key(True, "load the published weights (from a folder, or once from the hub); false: random weights")
+    pooling: str = choice(
+        "auto",
+        "how hf/ text classifiers make one vector of a text: model (the architecture's own), mean (over its tokens); auto: mean "
+        "for sentence-transformers folders that say so",
+        "auto",
+        "model",
+        "mean",
+    )
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter."""
+
+    rank: int = whole(1, 4096, 4, "rank r of every adapter")
+    alpha: float = within(1e-3, 1e5, 8.0, "the adapter's output is scaled by alpha / rank")
+    targets: str = key("auto", "comma-separated module names that get an adapter; auto takes the model's usual ones")
+    dropout: float = key(0.0, "dropout on the adapter's input", "a number in [0, 1)", lambda v: 0 <= v < 1)
+    head: str = choice(
+        "frozen", "classification head: frozen, or trained at every step inside the same joint clip", "frozen", "trained"
+    )
+    schedule: str = named(
+        "auto",
+        "which factor trains when: auto (the strategy's own); step:BA, step:BBA, step:B3A2, … by local step; round:BA, … by round",
+        SCHEDULES,
+        "auto",
+    )
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The private records, how virtual sites share them, and the public records that the server evaluates on."""
+
+    KIND: ClassVar[Kind] = Kind.BUDGET
+
+    name: str = key(
+        "digits",
+        "digits (embedded); hub:<dataset>[/<config>][@revision]; file:<glob or folder> of CSV, TSV, JSON lines, Parquet or "
+        "images; sites: each real site reads its own data-path",
+        "digits, hub:<dataset>, file:<glob or folder> or sites",
+        lambda v: v in ("digits", "sites") or any(v.startswith(f) and len(v) > len(f) for f in ("hub:", "file:")),
+    )
+    split: str = key("train", "split of the data set that the sites share")
+    test: str = key(
+        "auto",
+        "public records for evaluation: auto (the split test, else validation), split:<name>, file:<glob or folder>, or "
+        "hold-out:<share> of the private records",
+        "auto, split:<name>, file:<glob or folder> or hold-out:<share between 0 and 1>",
+        lambda v: v == "auto" or bool(re.fullmatch(r"(split|file):.+|hold-out:0?\.\d+", v)),
+    )
+    test_records: int = at_least(0, 0, "evaluate on at most so many of them, drawn with a fixed seed; 0: all")
+    image: str = key("", "column of the images; empty: found by its type or name")
+    text: str = key("", "column of the texts (of the prompts, for language modelling); empty: found by its name")
+    text_pair: str = key("", "column of the second texts; empty: found by its name; none: there is none")
+    label: str = key("", "column of the labels; empty: found by its type or name")
+    response: str = key("", "column of the responses; naming it makes the task language modelling, with loss on them only")
+    site: str = key("", "column that says whose record it is, for data.partition = natural")
+    labels: str = key("", "comma-separated label names in the order of the classes; empty: those of the data set")
+    num_classes: int = at_least(0, 0, "how many classes there are, for lalora plan without the data; 0: count them")
+    records: int = at_least(
+        0, 0, "how many private records there are, for lalora plan without the data; 0: count them", kind=PERFORMANCE
+    )
+    max_tokens: int = whole(2, 2**20, 128, "texts are cut to so many tokens (a prompt at its start, so that the response stays)")
+    answer: str = key(
+        "",
+        "regular expression whose first group is the answer in a response; language models are then also graded by exact match",
+        "a regular expression with one group",
+        lambda v: not v or _one_group(v),
+    )
+    partition: str = choice(
+        "iid",
+        "how virtual sites share the records: iid (equal parts), dirichlet (by label), pathological (few classes a site), "
+        "shards (of records sorted by label), size-skewed, natural (by data.site)",
+        "iid",
+        "dirichlet",
+        "pathological",
+        "shards",
+        "size-skewed",
+        "natural",
+    )
+    beta: float = positive(1.0, "Dirichlet concentration: the smaller, the more the sites differ")
+    min_records: int = at_least(1, 10, "fewest records a site may hold; Dirichlet splits are drawn again until all hold as many")
+    classes_per_site: int = at_least(1, 2, "classes of a site, for data.partition = pathological")
+    shards_per_site: int = at_least(1, 2, "shards of a site, for data.partition = shards")
+    size_skew: str = choice(
+        "linear", "how the sizes of size-skewed sites grow with their number", "linear", "square", "exponential"
+    )
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Local training on a site."""
+
+    local_steps: int = whole(1, 100_000, 10, "noisy steps K a site takes in a round", kind=BUDGET)
+    batch_size: int = whole(
+        1,
+        10**9,
+        40,
+        "expected records of a Poisson batch; a site of n records samples at rate batch-size / n",
+        kind=BUDGET,
+    )
+    optimizer: str = choice("sgd", "local optimizer, made afresh each round", "sgd", "adamw")
+    lr: float = within(1e-8, 1e4, 0.35, "learning rate")
+    momentum: float = within(0, 0.999, 0.0, "SGD momentum")
+    weight_decay: float = within(0, 10, 0.0, "weight decay of the optimizer")
+    max_physical_batch: int = at_least(
+        0, 0, "records processed at once; 0 takes the whole batch (same result, more memory)", kind=PERFORMANCE
+    )
+    gradient_checkpointing: bool = key(
+        False, "recompute activations in the backward pass (same result, less memory, slower)", kind=PERFORMANCE
+    )
+    device: str = choice(
+        "auto", "where a site trains: auto takes the GPU it can see, else the CPU", "auto", "cpu", "cuda", kind=PERFORMANCE
+    )
+    num_gpus: float = non_negative(
+        0.0, "share of a GPU that Ray reserves for a site; with 0 it hides GPUs from sites", kind=PERFORMANCE
+    )
+    num_threads: int = at_least(1, 1, "CPU threads a site computes with; Ray reserves as many CPUs for it", kind=PERFORMANCE)
+
+
+@dataclass(frozen=True)
+class PrivacySettings:
+    """The record-level guarantee. Nothing here may be chosen by looking at private records."""
+
+    epsilon: float = key(
+        3.0,
+        "largest ε any site may spend in the run; inf trains without privacy",
+        "a number from 0.01 to 100, or inf",
+        lambda v: 0.01 <= v <= 100 or v == math.inf,
+    )
+    delta: float = key(
+        1e-4,
+        "δ of the guarantee; choose it well below 1 / records of a site",
+        "a number from 1e-12 (below it the accountants are not exact) to 0.1",
+        lambda v: 1e-12 <= v <= 0.1,
+        kind=BUDGET,
+    )
+    clip_norm: float = within(1e-6, 1e6, 2.0, "L2 bound C on what one record adds to a step, over all its tensors together")
+    accountant: str = choice(
+        "pld",
+        "accountant that calibrates the noise and reports ε (rdp: looser, more noise; prv: slow, for old runs)",
+        "pld",
+        "rdp",
+        "prv",
+    )
+    max_rounds: int = at_least(
+        0,
+        0,
+        "rounds any one site may serve; the noise is calibrated for them; 0: all rounds; more than all leaves room for rounds "
+        "that real sites serve twice because the server died",
+    )
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """What happens to a gradient after the noise (free under differential privacy)."""
+
+    name: str = named(
+        "auto",
+        "auto (the strategy's own); none; gauss5 (5-tap binomial along the features); gauss5-permuted (its control: the same "
+        "along the features in a fixed random order)",
+        FILTERS,
+        "auto",
+    )
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """How the server combines the replies, and how far it trusts a single one (free under differential privacy)."""
+
+    name: str = named(
+        "auto",
+        "auto (the strategy's own), mean, or of each coordinate over the sites: median or trimmed-mean, which a few lying sites "
+        "cannot move far",
+        MERGES,
+        "auto",
+    )
+    trim: float = key(
+        0.2,
+        "share of the replies that merge.name = trimmed-mean leaves out at each end of a coordinate",
+        "a number between 0 and 0.5, both excluded",
+        lambda v: 0 < v < 0.5,
+    )
+    max_update_norm: float = non_negative(
+        0.0, "L2 bound on a site's update, over all it sends together: a longer one is scaled down to it; 0: no bound"
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every run-config key, validated. Build it with `settings_from`."""
+
+    strategy: str = named("la-lora", "the method", METHODS)
+    num_rounds: int = at_least(1, 15, "communication rounds", kind=BUDGET)
+    num_supernodes: int = at_least(1, 4, "sites the run waits for (virtual sites in a simulation)", kind=BUDGET)
+    fraction_train: float = key(
+        1.0, "share of the sites drawn each round", "a number in (0, 1]", lambda v: 0 < v <= 1, kind=BUDGET
+    )
+    max_failures: int = at_least(
+        0, 1, "sites a round may lose before the run stops; a site whose budget is spent is not lost", kind=PERFORMANCE
+    )
+    min_sites: int = at_least(1, 1, "sites a round must merge; with fewer the run stops")
+    evaluate_every: int = at_least(1, 1, "the server evaluates every so many rounds, and after the last")
+    evaluate_sites: bool = key(
+        False,
+        "sites also report the accuracy on their own records: in a simulation exact, a LEAK that no ε covers; real sites add "
+        "noise and count it in their ledgers, if their owners allow it",
+    )
+    seed: int = at_least(0, 0, "seed of the initial adapter, the partition and, in simulation only, of noise and sampling")
+    output_dir: str = key("runs", "folder under which the run's own folder is made", kind=PLACE)
+    run_name: str = key(
+        "",
+        "name of the run's folder; empty: strategy, ε, seed and time",
+        "a name without slashes that does not start with a dot",
+        lambda v: not v.startswith(".") and "/" not in v and "\\" not in v,
+        kind=PLACE,
+    )
+    resume: bool = key(
+        False, "go on with the run of this run-name after its last checkpoint; all other keys must be the same", kind=PLACE
+    )
+    model: ModelSettings = field(default_factory=ModelSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    filter: FilterSettings = field(default_factory=FilterSettings)
+    merge: MergeSettings = field(default_factory=MergeSettings)
+
+    @property
+    def private(self) -> bool:
+        """Whether the run clips and adds noise (finite ε)."""
+        return math.isfinite(self.privacy.epsilon)
+
+    @property
+    def task(self) -> str:
+        """``image``, ``text`` (classification both) or ``language`` (modelling); follows from the settings alone."""
+        if not self.model.name.startswith("hf/"):
+            return "image"
+        return "language" if self.data.response else "text"
+
+    @property
+    def sites_per_round(self) -> int:
+        """Sites drawn each round."""
+        return max(1, round(self.fraction_train * self.num_supernodes))
+
+    def evaluates_after(self, server_round: int) -> bool:
+        """Whether the model is evaluated after this round."""
+        return server_round % self.evaluate_every == 0 or server_round == self.num_rounds
+
+    @property
+    def rounds_per_site(self) -> int:
+        """Most rounds any one site may serve; the noise is calibrated for them."""
+        return self.privacy.max_rounds or self.num_rounds
+
+    @property
+    def steps_per_site(self) -> int:
+        """Most noisy steps any one site may take in the run."""
+        return self.rounds_per_site * self.train.local_steps

@@ -1,0 +1,110 @@
+"""What a site does when asked to evaluate the shared model on its own records. Off unless run and site both allow it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import torch
+from flwr.app import Context, MetricRecord, RecordDict
+from torch import Tensor
+
+from lalora_flwr.adapter.lora import load_adapter_state
+from lalora_flwr.data.inputs import to_device
+from lalora_flwr.data.records import RecordSet
+from lalora_flwr.data.texts import IGNORED
+from lalora_flwr.ground.errors import SiteRefusal
+from lalora_flwr.ledger.caps import Caps, caps_from, check_run
+from lalora_flwr.ledger.entries import EVALUATE
+from lalora_flwr.models.text import CausalLanguageModel
+from lalora_flwr.privacy.randomness import RandomSource, derive_seed
+from lalora_flwr.site import round as site
+from lalora_flwr.training.evaluate import evaluate
+from lalora_flwr.training.learner import Adapted
+from lalora_flwr.wire.messages import ARRAYS, CONFIG, SITE_METRICS, to_tensors
+
+log = logging.getLogger("lalora_flwr.site")
+
+
+def evaluate_on_site(content: RecordDict, context: Context) -> RecordDict:
+    """Accuracy of the server's adapter on the site's private records.
+
+    Guarantee: a site with caps, as every real one, releases one number by the Gaussian mechanism with its owner's
+    evaluation-noise (`noisy_accuracy`), after it has passed the owner's caps and is counted in the ledger. A refusal does not
+    depend on a record. In a simulation without caps there is none: the reply holds exact accuracy and loss, a leak.
+
+    Raises:
+        SiteRefusal: with a fixed reason, if the site will not evaluate.
+        LedgerError: if the site's ledger cannot be used.
+    """
+    settings = site.site_settings(context)
+    caps = caps_from(context.node_config, needed=not site.in_simulation())
+    if not settings.evaluate_sites or (caps and not caps.allow_evaluation):
+        raise SiteRefusal("evaluation: not allowed by the site's node-config (allow-evaluation)")
+    torch.set_num_threads(settings.train.num_threads)
+    order, ledger = content[CONFIG], None
+    if caps:
+        check_run(caps, settings, is_strategys_own=True)
+        server_round = int(order["server-round"])  # type: ignore[arg-type]
+        asked = site.request_for(caps, settings, context.run_id, server_round, EVALUATE, clip_norm=1.0)
+        ledger = site.ledger_for(caps, asked)
+        ledger.check(caps.evaluation_noise, 1.0, 1)
+        settings = site.own_settings(caps, settings, context.node_config)
+    adapted = site.own_model(settings, context.node_config, str(order["model-digest"]), quiet=caps is not None)
+    load_adapter_state(adapted.model, {**adapted.initial, **to_tensors(content[ARRAYS])})  # type: ignore[arg-type]
+    if not (caps and ledger):
+        quality = evaluate(adapted, site.load_records(settings, context.node_config, adapted.base))
+        return RecordDict({SITE_METRICS: MetricRecord({"accuracy": quality["accuracy"], "loss": quality["loss"]})})
+    own_seed = dataclasses.replace(settings, seed=derive_seed(settings.seed, "evaluation"))  # not the draws of training
+    source = site.random_source(own_seed, int(context.node_config.get("partition-id", 0)), asked.server_round)
+    records = site.owned_records(settings, context.node_config, adapted.base)
+    ledger.identify(site.fingerprint(settings, context.node_config))
+    ledger.reserve(caps.evaluation_noise, 1.0, 1)
+    right = right_answers(adapted, records)
+    ledger.take_step()
+    accuracy = noisy_accuracy(right, caps, source)
+    ledger.commit()
+    return RecordDict({SITE_METRICS: MetricRecord({"accuracy": accuracy, "noise-multiplier": caps.evaluation_noise})})
+
+
+def right_answers(adapted: Adapted, records: RecordSet) -> int:
+    """How many records the model gets right; for language modelling those with every token of the response.
+
+    Guarantee: adding or removing one record changes this by at most 1. Each record goes through the model alone: in a batch
+    the rounding of a logit depends on the other records, and a server that sends a model full of near ties would turn one record
+    more into many answers changed. A record that the model fails on is not right.
+    """
+    adapted.model.eval()
+    with torch.inference_mode():
+        return sum(_is_right(adapted, records, torch.tensor([i])) for i in range(len(records)))
+
+
+def _is_right(adapted: Adapted, records: RecordSet, one: Tensor) -> bool:
+    try:
+        inputs, labels = records.batch(one)
+        if not len(labels):
+            return False
+        device = next(adapted.model.parameters()).device
+        guesses = adapted.base.logits(adapted.model, to_device(inputs, device)).argmax(-1).cpu()
+        if isinstance(adapted.base, CausalLanguageModel):
+            guesses, labels = guesses[:, :-1], labels[:, 1:]
+            asked = labels != IGNORED
+            return bool(asked.any() and (guesses[asked] == labels[asked]).all())
+        return bool((guesses == labels).all())
+    except Exception:
+        log.exception("a record makes the model fail and counts as not right")
+        return False
+
+
+def noisy_accuracy(right: int, caps: Caps, source: RandomSource) -> float:
+    """The share of right answers that a site tells.
+
+    Guarantee: the Gaussian mechanism with σ = evaluation-noise on a count of sensitivity 1, q = 1, one step. The noise is drawn
+    in float64 and rounded to a whole number, the divisor is the public num-records, and the result is cut to [0, 1]: all of
+    it happens after the noise. A whole count plus a rounded draw is the rounded noisy count, so no float is there to tell more.
+
+    Returns:
+        A number in [0, 1].
+    """
+    noise = float(source.normal(torch.Size([1])).double()) * caps.evaluation_noise
+    return min(1.0, max(0.0, (right + round(noise)) / caps.num_records))

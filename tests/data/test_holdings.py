@@ -1,0 +1,47 @@
+"""lalora plan --data: who holds what, as a simulation would split it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lalora_flwr.data.data_set import data_set
+from lalora_flwr.data.holdings import holdings
+from lalora_flwr.data.partition import site_rows
+from tests.cli.test_cli import Lalora, assert_one_line, lalora, pairs  # noqa: F401  (a fixture)
+from tests.conftest import files_in, small
+
+SPLIT = {"num_supernodes": 5, "data__partition": "dirichlet", "data__beta": 0.4, "seed": 3}
+
+
+def test_the_counts_are_those_of_the_split_that_runs(tmp_path: Path) -> None:
+    settings = small(tmp_path, **SPLIT)
+    data, held = data_set(settings), holdings(settings)
+    assert held.labels == tuple("0123456789")
+    rows = site_rows(data.classes(), settings.data, settings.seed, 5)
+    for own, counts in zip(rows, held.counts, strict=True):
+        assert Counter(data.classes()[row] for row in own) == {c: n for c, n in enumerate(counts) if n}
+    assert held.records() == [len(own) for own in rows]
+
+
+def test_the_command_prints_each_site_and_draws_them(lalora: Lalora, tmp_path: Path) -> None:  # noqa: F811
+    code, out, err = lalora("plan", "--data", "-c", pairs(**SPLIT))
+    assert code == 0, err
+    held = holdings(small(tmp_path, **SPLIT))
+    for site, counts in enumerate(held.counts):
+        (line,) = [line for line in out.splitlines() if line.split()[:2] == [str(site), str(sum(counts))]]
+        assert [int(part) for part in line.split()[4:]] == list(counts)
+    assert (tmp_path / "runs" / "partition.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_data_nothing_is_split_or_drawn(lalora: Lalora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr("lalora_flwr.data.holdings.holdings", lambda *_: pytest.fail("split"))
+    assert lalora("plan", "-c", pairs(**SPLIT))[0] == 0
+    assert not files_in(tmp_path)
+    assert_one_line(lalora("plan", "--plot", "a.png", "-c", pairs()), "--plot", "--data")
+
+
+def test_a_picture_that_cannot_be_drawn_is_one_line(lalora: Lalora) -> None:  # noqa: F811
+    assert_one_line(lalora("plan", "--data", "--plot", "a.nothing", "-c", pairs()), "--plot a.nothing")

@@ -1,0 +1,371 @@
+"""The two engines: the same result, honest failures, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lalora_flwr.engines import simulation
+from lalora_flwr.engines.inline import run_inline
+from lalora_flwr.ground.errors import LaloraError, RunFailed, WorkerDied
+from lalora_flwr.settings import flatten, settings_from
+from lalora_flwr.site import round as site
+from tests.cli.test_cli import pairs, real_lalora
+from tests.conftest import Finished, Spy, files_in, rounded, run_spied, small, strict_json
+from tests.faulty_client import NOTES, SECRET
+
+ROOT = Path(__file__).parents[1]
+REASON = "failure: the site's own log says why"
+
+
+def without_seconds(folder: Path) -> list[dict[str, Any]]:
+    lines = [strict_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def same_result(folder: Path, other: Path) -> bool:
+    adapters = [(f / "adapter" / "adapter_model.safetensors").read_bytes() for f in (folder, other)]
+    summaries = [strict_json((f / "summary.json").read_text()) for f in (folder, other)]
+    for summary in summaries:
+        del summary["seconds"], summary["peak_memory_mb"]
+    pairs_of = (adapters, rounded(summaries), rounded([without_seconds(folder), without_seconds(other)]))
+    return all(one == two for one, two in pairs_of)
+
+
+class Marked:
+    """All processes that descend from this test, by a mark in their environment."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._mark = uuid.uuid4().hex
+        monkeypatch.setenv("LALORA_TEST_MARK", self._mark)
+
+    def alive(self) -> dict[int, str]:
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self._mark.encode() in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (OSError, ValueError):
+                continue
+        return found
+
+    def gone(self, patience: float = 5.0) -> dict[int, str]:
+        """What is still alive after some seconds, in which the kernel may clear away what was killed."""
+        deadline = time.monotonic() + patience
+        while (left := self.alive()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
+
+@pytest.fixture
+def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Marked]:
+    mark = Marked(monkeypatch)
+    yield mark
+    for process in mark.alive():  # what the test has just complained about
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+# the inline engine
+
+
+def test_the_simulation_flag_is_set_only_while_an_inline_run_lasts(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def look(message: Any, context: Any, app: Any) -> Any:
+        seen.append(site.in_simulation())
+        if len(seen) == 3:
+            raise MemoryError
+        return app(message, context)
+
+    assert not site.in_simulation()
+    with pytest.raises(MemoryError):
+        run_spied(small(tmp_path), Spy(look))
+    assert seen == [True] * 3 and not site.in_simulation()
+    run_spied(small(tmp_path, run_name="good", num_rounds=1, privacy__epsilon=float("inf")), Spy())
+    assert not site.in_simulation()
+
+
+def test_loggers_are_as_before_after_an_inline_run(tmp_path: Path) -> None:
+    names = ("flwr", "lalora_flwr", "lalora_flwr.site.round")
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in map(logging.getLogger, names)]
+    path = run_inline(small(tmp_path, num_rounds=1, privacy__epsilon=float("inf")))
+    assert [(logger.handlers, logger.propagate, logger.level) for logger in map(logging.getLogger, names)] == before
+    log = (path / "flower.log").read_text()
+    assert "[ROUND 1/1]" in log and "mean loss" not in log  # the sites' training losses are raw
+
+
+def test_each_site_keeps_a_context_of_its_own(finished: Callable[..., Finished]) -> None:
+    contexts = finished().spy.contexts
+    assert sorted(contexts) == [0, 1, 2] and len({id(c.state) for c in contexts.values()}) == 3
+    assert [list(contexts[number].state["ledger"]["steps"]) for number in sorted(contexts)] == [[4]] * 3
+    assert all(c.node_id != number for number, c in contexts.items())
+
+
+# the Ray engine, with Flower's commands replaced
+
+Server = Callable[[Path], str]
+
+
+@pytest.fixture
+def flower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Server], list[tuple[str, ...]]]:
+    """Replaces Flower: ``server`` gets the run folder, does what a ServerApp does, and returns how the run ended."""
+
+    def install(server: Server) -> list[tuple[str, ...]]:
+        asked: list[tuple[str, ...]] = []
+
+        @contextmanager
+        def superlink(home: Path, log: Path) -> Iterator[dict[str, str]]:
+            log.write_text("Flower's own words\n")
+            yield {}
+
+        def flwr(env: dict[str, str], *arguments: str) -> dict[str, Any]:
+            asked.append(arguments)
+            if arguments[0] == "run":
+                return {"run-id": 1}
+            return {"runs": [{"status": server(tmp_path / "run"), "status-details": "in words"}]}
+
+        monkeypatch.setattr(simulation, "_superlink", superlink)
+        monkeypatch.setattr(simulation, "_flwr", flwr)
+        monkeypatch.setattr(simulation, "_append_run_log", lambda *_: None)
+        monkeypatch.setattr(simulation, "ENDED_CHECK", 0.0)
+        return asked
+
+    return install
+
+
+def writes(*names: str, lines: int = 0, end: str = "finished:completed") -> Server:
+    """A ServerApp that writes a line of metrics each time it is looked at, leaves some files, and ends."""
+    written: list[str] = []
+
+    def server(folder: Path) -> str:
+        folder.mkdir(exist_ok=True)
+        if len(written) < lines:
+            written.append(f'{{"round": {len(written) + 1}}}\n')
+            (folder / "metrics.jsonl").write_text("".join(written))
+            return "running"
+        for name in names:
+            (folder / name).write_text(json.dumps({"error": "round 1: too many failures"}))
+        return end
+
+    return server
+
+
+def test_a_run_with_a_summary_succeeds_and_tells_each_line_once(flower: Any, tmp_path: Path) -> None:
+    asked = flower(writes("summary.json", lines=3))
+    told: list[dict[str, Any]] = []
+    assert simulation.run_simulation(small(tmp_path, train__num_threads=2), told.append, num_actors=3) == tmp_path / "run"
+    assert told == [{"round": 1}, {"round": 2}, {"round": 3}]
+    assert (tmp_path / "run" / "flower.log").read_text() == "Flower's own words\n"
+    assert asked[0][2:] == (
+        "--federation-config",
+        "num-supernodes=3 client-resources-num-cpus=2 init-args-num-cpus=6",
+    )
+
+
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [
+        (writes(lines=2), "finished:completed in words"),  # Flower's word alone is not enough
+        (writes(end="finished:failed"), "finished:failed in words"),
+        (writes("failure.json", end="finished:failed"), "round 1: too many failures"),
+        (writes("failure.json", end="finished:completed"), "round 1: too many failures"),
+    ],
+)
+def test_a_run_without_a_summary_failed_whatever_flower_says(server: Server, why: str, flower: Any, tmp_path: Path) -> None:
+    flower(server)
+    with pytest.raises(RunFailed, match=why):
+        simulation.run_simulation(small(tmp_path))
+    assert (tmp_path / "run" / "flower.log").exists()
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(
+    flower: Any, tmp_path: Path, finished: Callable[..., Finished]
+) -> None:
+    """A server that finds the folder taken ends at once; the old summary must not pass for the new run's."""
+    shutil.copytree(finished().path, tmp_path / "run")
+    before, told = files_in(tmp_path), list[Any]()
+    flower(lambda folder: "finished:failed")
+    with pytest.raises(LaloraError, match="holds a run already"):
+        simulation.run_simulation(small(tmp_path, seed=5), told.append)
+    assert files_in(tmp_path) == before and not told
+
+
+def test_flower_gets_every_setting_and_no_dependency(tmp_path: Path) -> None:
+    settings = small(tmp_path, privacy__epsilon=float("inf"), lora__schedule="step:B3A2", train__lr=1.0)
+    simulation._write_app(tmp_path / "app", settings, simulation.CLIENT_APP)
+    project = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())
+    config = project["tool"]["flwr"]["app"]["config"]
+    assert config == flatten(settings) and settings_from(config) == settings
+    assert project["project"]["dependencies"] == []
+    assert [path.name for path in (tmp_path / "app").iterdir()] == ["pyproject.toml"]
+
+
+def test_flower_installs_nothing_and_joins_no_cluster_by_chance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    env = simulation._environment(tmp_path)
+    assert env["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    assert env["FLWR_HOME"] == str(tmp_path) and env["RAY_ADDRESS"] == "local"
+    assert env["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert simulation._environment(tmp_path)["RAY_ADDRESS"] == "10.0.0.1:6379"
+
+
+def fake_command(folder: Path, name: str, script: str) -> dict[str, str]:
+    """An environment in which a command is this shell script."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("""echo '{"success": false, "error-message": "no such run"}'""", "flwr list: no such run"),
+        ("""echo '{"success": false, "error-message": "no such run"}'; exit 1""", "flwr list: no such run"),
+        ("echo connection refused >&2; exit 1", "flwr list: connection refused"),
+        ("""echo '{"runs": []}'; exit 3""", "flwr list: "),
+    ],
+)
+def test_a_flwr_command_that_fails_fails_the_run(script: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=why):
+        simulation._flwr(fake_command(tmp_path, "flwr", script), "list")
+
+
+def test_a_superlink_that_does_not_start_fails_the_run_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = fake_command(tmp_path / "bin", "flower-superlink", "echo the port is taken; exit 1")
+    monkeypatch.setattr(simulation, "_environment", lambda home: env)
+    with pytest.raises(RunFailed, match="the port is taken"):
+        simulation.run_simulation(small(tmp_path))
+    assert "the port is taken" in (tmp_path / "run" / "flower.log").read_text()
+
+
+# the Ray engine itself
+
+
+@pytest.mark.slow
+def test_one_ray_worker_gives_the_inline_engines_bytes(tmp_path: Path, marked: Marked, finished: Callable[..., Finished]) -> None:
+    override = pairs(num_supernodes=3, output_dir="out", run_name="run")
+    code, out, err = real_lalora(tmp_path, "run", "--num-actors", "1", "-c", override)
+    assert (code, err) == (0, "")
+    assert same_result(tmp_path / "out" / "run", finished().path)
+    assert "1/2" in out and "2/2" in out and "seeded" in out
+    assert not marked.gone()
+
+
+@pytest.mark.slow
+def test_two_ray_workers_give_the_inline_engines_bytes_and_load_everything_once(
+    tmp_path: Path, marked: Marked, monkeypatch: pytest.MonkeyPatch, finished: Callable[..., Finished]
+) -> None:
+    (tmp_path / "notes").mkdir()
+    monkeypatch.setenv(NOTES, str(tmp_path / "notes"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    told: list[dict[str, Any]] = []
+    during: dict[int, str] = {}
+
+    def on_round(line: dict[str, Any]) -> None:
+        told.append(line)
+        during.update(marked.alive())
+
+    folder = simulation.run_simulation(small(tmp_path), on_round, num_actors=2, client_app="tests.faulty_client:spying")
+    left = marked.gone()
+    assert same_result(folder, finished().path)
+    assert [line["round"] for line in told] == [1, 2]
+    notes = [json.loads(path.read_text()) for path in sorted((tmp_path / "notes").iterdir())]
+    assert len(notes) == 6 and {note["threads"] for note in notes} == {1}
+    assert 1 < len({note["pid"] for note in notes}) <= 2
+    assert all(note["loads"] == {"model": 1, "data": 1} for note in notes)
+    assert any("ray::" in command for command in during.values()) and not left
+
+
+@pytest.mark.slow
+def test_a_client_that_fails_under_ray_fails_the_run_and_its_log_is_kept(
+    tmp_path: Path, marked: Marked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with pytest.raises(RunFailed, match=f"round 1: 3 of 3 sites failed, no site is left .*{REASON}") as stopped:
+        simulation.run_simulation(small(tmp_path), num_actors=1, client_app="tests.faulty_client:app")
+    assert SECRET not in str(stopped.value)
+    assert strict_json((tmp_path / "run" / "failure.json").read_text()) == {"error": str(stopped.value)}
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not marked.gone()
+    assert REASON in (tmp_path / "run" / "flower.log").read_text()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_dead_ray_worker_costs_a_round_and_no_result(
+    restarts: int, tmp_path: Path, marked: Marked, monkeypatch: pytest.MonkeyPatch, finished: Callable[..., Finished]
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "deaths").write_text("1")
+    monkeypatch.setenv(NOTES, str(tmp_path / "notes"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(simulation, "RESTARTS", restarts)
+    told: list[int] = []
+
+    def run() -> Path:
+        client = "tests.faulty_client:dying"
+        return simulation.run_simulation(small(tmp_path), lambda line: told.append(line["round"]), client_app=client)
+
+    if restarts:
+        assert same_result(run(), finished().path) and told == [1, 2]
+    else:
+        with pytest.raises(WorkerDied, match=r"^round 2: the Ray worker that served site 1 died.*--resume"):
+            run()
+        assert told == [1]
+        assert same_result(run_inline(small(tmp_path, resume=True)), finished().path)  # what was done is not lost
+    assert not marked.gone()
+
+
+@pytest.mark.slow
+def test_an_interrupted_ray_run_leaves_no_process(tmp_path: Path, marked: Marked) -> None:
+    def interrupt(line: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulation.run_simulation(small(tmp_path, num_rounds=500), interrupt, num_actors=1)
+    assert not marked.gone()
+    assert (tmp_path / "run" / "metrics.jsonl").exists() and not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.faults
+def test_a_killed_ray_run_leaves_no_process_and_goes_on(
+    tmp_path: Path, marked: Marked, finished: Callable[..., Finished]
+) -> None:
+    rounds = 25  # Flower takes a moment to stop
+    values = {"num_rounds": rounds, "num_supernodes": 3, "output_dir": "out", "run_name": "run"}
+    command = [Path(sys.executable).with_name("lalora"), "run", "-c", pairs(**values)]
+    metrics = tmp_path / "out" / "run" / "metrics.jsonl"
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not metrics.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    agent = re.compile(r"ray::(Dashboard|RuntimeEnv)Agent\b")  # look for their master now and then, and run nothing
+    deadline = time.monotonic() + 60
+    while (left := [c for c in marked.alive().values() if not agent.match(c)]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+    assert not (tmp_path / "out" / "run" / "summary.json").exists(), "the run was over before it was killed"
+    code, _, err = real_lalora(tmp_path, "run", "--resume", "out/run")
+    assert (code, err) == (0, "")
+    assert same_result(tmp_path / "out" / "run", finished(num_rounds=rounds).path)

@@ -1,0 +1,311 @@
+"""Whatever is changed in a ledger is found, except entries that are missing at its end, which a noted head shows."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lalora_flwr.ground.errors import LedgerError
+from lalora_flwr.ledger.book import Book
+from lalora_flwr.ledger.entries import (
+    NO_HASH,
+    Commit,
+    Entry,
+    Reserve,
+    from_json,
+    hash_after,
+    read_chain,
+    to_json,
+)
+from lalora_flwr.ledger.file import LedgerFile, create
+from lalora_flwr.ledger.site_ledger import SiteLedger
+from lalora_flwr.ledger.verify import verify
+from lalora_flwr.privacy.accounting import epsilon_spent
+from tests.ledger.site_ledgers import DELTA, compose, forge, new_ledger, request, serve, session
+
+Rows = list[tuple[int, str, str]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    made = new_ledger(tmp_path)
+    serve(made, 2.0, steps=4, taken=2)
+    session(made, run="2").reserve(1.0, 0.1, 3)
+    serve(made, 2.0, dataset="b")
+    return made
+
+
+def rows_of(path: Path) -> Rows:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT number, body, hash FROM entries ORDER BY number").fetchall()
+
+
+def rehashed(path: Path, change: Callable[[list[Entry]], None]) -> None:
+    """Change entries and recompute every hash: what somebody can do who owns the file and knows the format."""
+    entries = LedgerFile(path).read().entries
+    change(entries)
+    statements: list[tuple[str, tuple[Any, ...]]] = [("DELETE FROM entries", ())]
+    previous = NO_HASH
+    for number, entry in enumerate(entries):
+        body = to_json(entry)
+        previous = hash_after(previous, body)
+        statements.append(("INSERT INTO entries VALUES (?, ?, ?)", (number, body, previous)))
+    forge(path, *statements)
+
+
+def check(path: Path, head: str = "") -> None:
+    verify(LedgerFile(path), head, compose)
+
+
+def test_an_untouched_ledger_is_good(path: Path) -> None:
+    check(path)
+    assert len(rows_of(path)) == 6
+
+
+def test_a_change_to_any_byte_of_any_entry_is_found(path: Path) -> None:
+    rows = rows_of(path)
+    list(read_chain(rows))
+    for number, body, digest in rows:
+        for place in range(len(body)):
+            bad = body[:place] + chr(ord(body[place]) ^ 1) + body[place + 1 :]
+            with pytest.raises(LedgerError, match=f"entry {number}: its hash does not fit"):
+                list(read_chain([*rows[:number], (number, bad, digest), *rows[number + 1 :]]))
+        for place in range(len(digest)):
+            bad = digest[:place] + ("0" if digest[place] != "0" else "1") + digest[place + 1 :]
+            with pytest.raises(LedgerError, match=f"entry {number}: its hash"):
+                list(read_chain([*rows[:number], (number, body, bad), *rows[number + 1 :]]))
+
+
+def test_a_changed_byte_in_the_file_is_found(path: Path) -> None:
+    good = path.read_bytes()
+    for _, body, digest in rows_of(path):
+        for text in (body, digest):
+            start = good.index(text.encode())
+            for place in {start, start + len(text) // 2, start + len(text) - 1}:
+                path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+                with pytest.raises(LedgerError):
+                    check(path)
+    path.write_bytes(good)
+    check(path)
+
+
+@pytest.mark.parametrize("place", ["first", "middle"])
+def test_an_entry_taken_out_is_found(place: str, path: Path) -> None:
+    forge(path, ("DELETE FROM entries WHERE number = ?", [0 if place == "first" else 3]))
+    with pytest.raises(LedgerError, match="is missing"):
+        check(path)
+
+
+def test_an_entry_taken_out_and_the_rest_moved_up_is_found(path: Path) -> None:
+    forge(
+        path,
+        ("DELETE FROM entries WHERE number = 3", []),
+        *[("UPDATE entries SET number = ? WHERE number = ?", [n - 1, n]) for n in (4, 5)],
+    )
+    with pytest.raises(LedgerError, match="entry 3: its hash does not fit"):
+        check(path)
+
+
+def test_entries_that_changed_places_are_found(path: Path) -> None:
+    rows = rows_of(path)
+    swapped = [("UPDATE entries SET body = ?, hash = ? WHERE number = ?", [*rows[a][1:], b]) for a, b in ((1, 3), (3, 1))]
+    forge(path, *swapped)
+    with pytest.raises(LedgerError, match="entry 1: its hash does not fit"):
+        check(path)
+
+
+def test_a_body_of_another_kind_of_value_is_found(path: Path) -> None:
+    forge(path, ("UPDATE entries SET body = CAST(body AS BLOB) WHERE number = 2", []))
+    with pytest.raises(LedgerError, match="entry 2: its hash does not fit"):
+        check(path)
+
+
+def test_entries_of_another_ledger_do_not_fit(path: Path, tmp_path: Path) -> None:
+    create(other := tmp_path / "other")
+    for round_rows in rows_of(path)[1:]:
+        forge(other, ("INSERT INTO entries VALUES (?, ?, ?)", round_rows))
+    with pytest.raises(LedgerError, match="entry 1: its hash does not fit"):
+        check(other)
+
+
+def test_missing_last_entries_are_found_only_by_a_noted_head(path: Path) -> None:
+    head = LedgerFile(path).read().head
+    forge(path, ("DELETE FROM entries WHERE number > 2", []))
+    check(path)
+    with pytest.raises(LedgerError, match="the noted hash is none of its hashes"):
+        check(path, head)
+
+
+def test_an_old_copy_and_a_new_ledger_are_found_by_a_noted_head(path: Path) -> None:
+    old = path.read_bytes()
+    serve(path)
+    head = LedgerFile(path).read().head
+    check(path, head)
+    serve(path)
+    check(path, head)  # the ledger went on
+    path.write_bytes(old)
+    with pytest.raises(LedgerError, match="noted hash"):
+        check(path, head)
+
+
+Change = Callable[[list[Entry]], None]
+
+
+def edited(number: int, values: Callable[[Reserve], dict[str, Any]]) -> Change:
+    def change(entries: list[Entry]) -> None:
+        entry = entries[number]
+        assert isinstance(entry, Reserve)
+        entries[number] = replace(entry, **values(entry))
+
+    return change
+
+
+def added(entry: Entry) -> Change:
+    return lambda entries: entries.append(entry)
+
+
+FORGERIES: dict[str, tuple[Change, str]] = {
+    "less epsilon": (edited(4, lambda e: {"epsilon": e.epsilon / 2}), "entry 4: its epsilon is"),
+    "fewer steps": (edited(4, lambda e: {"steps": 1}), "entry 4: its segments are not the sum"),
+    "a segment less": (edited(3, lambda e: {"segments": e.segments[1:]}), "entry 3: its segments are not the sum"),
+    "another cap": (edited(4, lambda e: {"max_epsilon": e.epsilon / 2}), "entry 4: .* is above the cap"),
+    "given back twice": (added(Commit("t", 1, 0)), "entry 6: commits what is not reserved"),
+    "more than reserved": (added(Commit("t", 3, 4)), "entry 6: commits more steps"),
+    "fewer than none": (added(Commit("t", 3, -1)), "entry 6: commits more steps"),
+    "records renamed": (edited(4, lambda e: {"fingerprint": "records of default"}), "entry 4: .* under another name"),
+    "no noise": (edited(4, lambda e: {"sigma": 0.0}), "entry 4: reserves what are no noisy steps"),
+    "a second beginning": (lambda entries: entries.append(entries[0]), "entry 6: not a ledger of this version"),
+    "another accountant": (edited(4, lambda e: {"accountant": "gdp"}), "entry 4: unknown accountant gdp"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forgery_with_good_hashes_is_found_if_it_does_not_add_up(name: str, path: Path) -> None:
+    change, says = FORGERIES[name]
+    rehashed(path, change)
+    with pytest.raises(LedgerError, match=says):
+        check(path)
+
+
+def test_a_forgery_that_adds_up_is_found_only_by_a_noted_head(path: Path) -> None:
+    head = LedgerFile(path).read().head
+    rehashed(path, edited(4, lambda e: {"strategy": "rolora"}))
+    check(path)
+    with pytest.raises(LedgerError, match="noted hash"):
+        check(path, head)
+
+
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        ("UPDATE entries SET body = '' WHERE number = 1", "append-only"),
+        ("DELETE FROM entries WHERE number = 5", "append-only"),
+        ("INSERT OR REPLACE INTO entries VALUES (1, '', '')", "append-only"),
+        ("INSERT INTO entries VALUES (9, '', '')", "append-only"),
+        ("INSERT INTO entries VALUES (NULL, '', '')", "append-only"),
+        ("DELETE FROM entries", "append-only"),
+    ],
+)
+def test_sqlite_itself_only_appends(statement: str, says: str, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, pytest.raises(sqlite3.IntegrityError, match=says):
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize("statement", ["DROP TRIGGER no_delete", "CREATE TABLE more (x)", "CREATE INDEX i ON entries (hash)"])
+def test_a_changed_schema_is_found(statement: str, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement)
+    with pytest.raises(LedgerError, match="schema was changed"):
+        check(path)
+    with pytest.raises(LedgerError, match="schema was changed"):
+        serve(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\0" * 8192, None], ids=["empty", "junk", "zeros", "other database"])
+def test_another_file_is_no_ledger(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    if content is None:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("CREATE TABLE entries (number, body, hash)")
+    else:
+        path.write_bytes(content)
+    for use in (lambda: LedgerFile(path).read(), lambda: serve(path), lambda: create(path)):
+        with pytest.raises(LedgerError):
+            use()
+    if content is not None:
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.6, 0.9])
+def test_a_file_cut_short_is_found(cut: float, path: Path) -> None:
+    os.truncate(path, int(path.stat().st_size * cut))
+    with pytest.raises(LedgerError):
+        check(path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "[]",
+        "null",
+        '{"kind":"nothing"}',
+        '{"kind":"commit","reserve":1,"taken":2}',
+        '{"kind":"commit","reserve":1,"taken":2,"time":"t","more":1}',
+        '{"kind":"commit","reserve":1,"taken":2.0,"time":"t"}',
+        '{"kind":"commit","reserve":true,"taken":2,"time":"t"}',
+        '{"kind":"commit", "reserve":1,"taken":2,"time":"t"}',
+        '{"kind":"commit","taken":2,"reserve":1,"time":"t"}',
+        '{"kind":"commit","reserve":1,"reserve":1,"taken":2,"time":"t"}',
+        '{"kind":"commit","reserve":NaN,"taken":2,"time":"t"}',
+        '{"kind":["commit"]}',
+    ],
+)
+def test_only_the_canonical_form_is_an_entry(body: str) -> None:
+    assert from_json('{"kind":"commit","reserve":1,"taken":2,"time":"t"}') == Commit("t", 1, 2)
+    with pytest.raises(LedgerError):
+        from_json(body)
+
+
+def test_entries_survive_their_written_form(path: Path) -> None:
+    entries = LedgerFile(path).read().entries
+    assert [from_json(to_json(entry)) for entry in entries] == entries
+    assert Book(entries).segments("default") == ((1.0, 0.1, 3), (2.0, 0.1, 2))
+
+
+def test_verify_computes_epsilon_with_both_real_accountants(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    for sigma in (1.5, 2.0):
+        ledger = SiteLedger(LedgerFile(path), request(), 8.0, DELTA)
+        ledger.identify("x")
+        ledger.reserve(sigma, 0.1, 30)
+        ledger.commit()
+    seen: list[tuple[int, int]] = []
+    verified = verify(LedgerFile(path), progress=lambda *number: seen.append(number))
+    entry, second = verified.last["default"]
+    assert seen == [(1, 5), (3, 5)]
+    assert entry.epsilon == epsilon_spent([(2.0, 0.1, 30)], DELTA)
+    assert second == epsilon_spent([(2.0, 0.1, 30)], DELTA, "rdp")
+    rehashed(path, edited(3, lambda e: {"epsilon": e.epsilon * 1.001}))
+    with pytest.raises(LedgerError, match="entry 3: its epsilon is"):
+        verify(LedgerFile(path))
+
+
+@pytest.mark.parametrize("rdp", [0.0, 1.0, math.inf, math.nan])
+def test_accountants_that_contradict_each_other_are_a_fault(rdp: float, path: Path) -> None:
+    def apart(history: Any, delta: float, accountant: str) -> float:
+        return rdp if accountant == "rdp" else compose(history, delta, accountant)
+
+    if rdp == 1.0:
+        verify(LedgerFile(path), compose=apart)
+        return
+    with pytest.raises(LedgerError, match="contradict each other"):
+        verify(LedgerFile(path), compose=apart)

@@ -1,0 +1,109 @@
+"""What a plan predicts, the run then costs; and planning looks at no record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lalora_flwr.adapter.lora import adapter_state
+from lalora_flwr.data import digits
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.server.plan import make_plan
+from tests.conftest import Finished, small
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way to a record raises."""
+
+    def touched(*_: Any) -> Any:
+        raise AssertionError("a record was touched")
+
+    monkeypatch.setattr(digits, "_all_records", touched)
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize("partition", ["iid", "dirichlet"])
+def test_planning_looks_at_no_record(partition: str, tmp_path: Path) -> None:
+    plan = make_plan(small(tmp_path, data__partition=partition))
+    assert plan.records == 366 and plan.mechanism.noise_multiplier > 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_the_planned_noise_is_the_runs(accountant: str, finished: Callable[..., Finished]) -> None:
+    run = finished(num_supernodes=2, privacy__accountant=accountant)  # an even split: all sites are alike
+    plan, summary = make_plan(run.settings), run.summary
+    assert plan.mechanism.noise_multiplier == summary["noise_multiplier"]
+    assert plan.mechanism.sample_rate == summary["sample_rate"] == 40 / 550
+    assert plan.mechanism.clip_norm == summary["clip_norm"]
+
+
+def test_in_an_uneven_split_the_plan_is_for_the_site_with_the_most_noise(finished: Callable[..., Finished]) -> None:
+    run = finished()
+    plan, sites = make_plan(run.settings), run.summary["sites"]
+    assert plan.mechanism.noise_multiplier == max(s["noise_multiplier"] for s in sites.values())
+    assert (plan.mechanism.noise_multiplier, plan.mechanism.sample_rate) == (
+        sites["2"]["noise_multiplier"],
+        sites["2"]["sample_rate"],
+    )
+
+
+def test_the_predicted_epsilon_is_the_runs_round_by_round(finished: Callable[..., Finished]) -> None:
+    run = finished(num_supernodes=4)  # sites of one size: others calibrate a noise of their own
+    plan = make_plan(run.settings)
+    for line in run.metrics:
+        assert plan.epsilon_after(line["round"], run.settings) == pytest.approx(line["epsilon"], abs=1e-9)
+    assert plan.steps == 4 == max(s["steps"] for s in run.summary["sites"].values())
+
+
+def test_a_limit_on_rounds_shrinks_the_noise_and_caps_the_prediction(tmp_path: Path) -> None:
+    run: dict[str, Any] = {"num_rounds": 4, "num_supernodes": 4, "fraction_train": 0.5, "privacy__accountant": "rdp"}
+    free, limited = small(tmp_path, **run), small(tmp_path, **run, privacy__max_rounds=2)
+    wide, tight = make_plan(free), make_plan(limited)
+    assert (wide.steps, tight.steps) == (8, 4)
+    assert tight.mechanism.noise_multiplier < wide.mechanism.noise_multiplier
+    assert tight.epsilon_after(2, limited) == tight.epsilon_after(4, limited) <= limited.privacy.epsilon
+
+
+@pytest.mark.parametrize("head", ["frozen", "trained"])
+@pytest.mark.parametrize("strategy", ["la-lora", "dp-lora", "ffa-lora", "rolora"])
+def test_planned_bytes_are_the_runs(strategy: str, head: str, finished: Callable[..., Finished]) -> None:
+    run = finished(strategy=strategy, lora__head=head)
+    plan = make_plan(run.settings)
+    for line, up in zip(run.metrics, plan.bytes_up, strict=True):
+        assert line["bytes_down"] == plan.bytes_down * line["sites"]
+        assert line["bytes_up"] == up * line["sites"]
+
+
+@pytest.mark.parametrize(("strategy", "trained"), [("la-lora", {"A", "B"}), ("ffa-lora", {"B"}), ("rolora", {"A", "B"})])
+def test_planned_parameters_are_those_that_train(strategy: str, trained: set[str], tmp_path: Path) -> None:
+    from lalora_flwr.training.learner import adapted_model
+
+    settings = small(tmp_path, strategy=strategy)
+    plan, model = make_plan(settings), adapted_model(settings).model
+    sizes = {name: tensor.numel() for name, tensor in adapter_state(model).items()}
+    assert plan.trainable == sum(size for name, size in sizes.items() if name.split(".lora_")[1][0] in trained)
+    assert plan.trainable + plan.frozen == sum(p.numel() for p in model.parameters())
+
+
+def test_without_privacy_there_is_no_noise_and_no_bound(tmp_path: Path) -> None:
+    settings = small(tmp_path, privacy__epsilon=math.inf)
+    plan = make_plan(settings)
+    assert plan.mechanism.noise_multiplier == 0 and plan.epsilon_after(1, settings) == math.inf
+
+
+def test_overrides_of_schedule_and_filter_are_planned(tmp_path: Path) -> None:
+    own = make_plan(small(tmp_path))
+    assert (own.schedule, own.filter) == ("step:BA", "gauss5")
+    other = make_plan(small(tmp_path, lora__schedule="step:BBA", filter__name="none"))
+    assert (other.schedule, other.filter) == ("step:BBA", "none")
+
+
+def test_more_sites_than_records_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="num-supernodes = 1101: more sites than the 1100 records"):
+        make_plan(small(tmp_path, num_supernodes=1101))

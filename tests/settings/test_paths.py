@@ -1,0 +1,29 @@
+"""Names of files and folders mean the same wherever a process works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lalora_flwr.settings import settings_from
+from lalora_flwr.settings.paths import with_absolute_paths
+
+
+def test_files_and_folders_become_absolute_and_hub_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    values = {"data.name": "file:part/*.csv", "data.test": "file:test.csv", "output-dir": "out", "model.name": "hf/model"}
+    settings = with_absolute_paths(settings_from(values))
+    assert settings.model.name == f"hf/{tmp_path}/model" and settings.output_dir == f"{tmp_path}/out"
+    assert (settings.data.name, settings.data.test) == (f"file:{tmp_path}/part/*.csv", f"file:{tmp_path}/test.csv")
+    assert with_absolute_paths(settings) == settings
+    hub = settings_from({"data.name": "hub:glue/sst2", "model.name": "hf/org/model", "output-dir": str(tmp_path)})
+    assert with_absolute_paths(hub) == hub
+
+
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    settings = with_absolute_paths(settings_from({"data.name": "file:~/a.csv", "model.name": "timm/~/model"}))
+    assert (settings.data.name, settings.model.name) == (f"file:{tmp_path}/a.csv", f"timm/{tmp_path}/model")

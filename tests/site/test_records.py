@@ -1,0 +1,151 @@
+"""A real site with records of its own: whatever state they are in, it answers alike and counts alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, Message
+from flwr.supercore.task_identity import TaskIdentity
+
+from lalora_flwr.client_app import app
+from lalora_flwr.settings import Settings
+from lalora_flwr.site import round as site
+from lalora_flwr.wire.messages import COUNTERS
+from tests.conftest import arrays_of, small
+from tests.data.files import write, write_csv
+from tests.ledger.site_ledgers import owned, steps_in
+from tests.models.folders import save_hf
+from tests.site.test_client_app import order
+
+OPEN = "data: the site cannot open what its node-config names; its own log says why"
+Ask = Callable[..., tuple[Message, Context]]
+
+
+@pytest.fixture(autouse=True)
+def _stamps() -> Iterator[None]:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    site._kept.clear()
+    yield
+    site._kept.clear()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_hf(folder, "bert", "base")
+    return folder
+
+
+@pytest.fixture
+def ask(context: Callable[[Settings], Context], tmp_path: Path, model: Path) -> Ask:
+    """The answer of a site that holds texts, to a run with other data settings."""
+
+    def make(data: Path, run: dict[str, Any] | None = None, **changed: Any) -> tuple[Message, Context]:
+        named = {"model__name": f"hf/{model}", "lora__targets": "auto", "data__name": "sites", "data__test": "file:x.csv"}
+        settings = small(tmp_path, **{**named, "data__labels": "bad,good", "data__max_tokens": 16, **(run or {})})
+        owner = {"task": "text", "labels": "bad,good", "data-path": str(data), "num-records": 60, **changed}
+        held = owned(context(settings), tmp_path, **owner)
+        return app(order(settings), held), held
+
+    return make
+
+
+GOOD = [("the film is very good", "good"), ("the film is very bad", "bad")] * 30
+
+
+def nothing(folder: Path) -> Path:
+    return write_csv(folder / "t.csv", [])
+
+
+def unusable(folder: Path) -> Path:
+    return write_csv(folder / "t.csv", [("", "good"), ("a film", "other")])
+
+
+def one_class(folder: Path) -> Path:
+    return write_csv(folder / "t.csv", GOOD[::2])
+
+
+def garbled(folder: Path) -> Path:
+    (folder / "t.csv").write_bytes(b"\xff\xfe\x00")
+    return folder / "t.csv"
+
+
+def broken_rows(folder: Path) -> Path:
+    write_csv(folder / "t.csv", [('"never closed', "good"), *GOOD, ("a", "good", "more")])
+    return folder / "t.csv"
+
+
+@pytest.mark.parametrize("make", [nothing, unusable, one_class, garbled, broken_rows])
+def test_a_site_answers_and_counts_whatever_its_records_are(make: Callable[[Path], Path], tmp_path: Path, ask: Ask) -> None:
+    reply, held = ask(make(tmp_path))
+    assert not reply.has_error(), reply.error
+    good, _ = ask(write_csv(tmp_path / "good.csv", GOOD), dataset="other")
+    assert steps_in(held) == 2 and dict(reply.content[COUNTERS]) == dict(good.content[COUNTERS])
+    one, two = arrays_of(reply), arrays_of(good)
+    assert {name: t.shape for name, t in one.items()} == {name: t.shape for name, t in two.items()}
+    assert not any(torch.equal(t, two[name]) for name, t in one.items())
+
+
+def test_no_records_are_said_loudly(tmp_path: Path, ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    ask(nothing(tmp_path))
+    assert "THE SITE HAS NO USABLE RECORD" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "run",
+    [{"data__text": "label", "data__label": "text"}, {"data__split": "other"}, {"data__site": "x"}, {"data__records": 3}],
+    ids=str,
+)
+def test_a_runs_columns_and_split_decide_nothing(
+    run: dict[str, Any], tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of them asked which site holds a record, by taking the texts for classes."""
+    trained: list[Any] = []
+    monkeypatch.setattr(site, "train_round", lambda *arguments, **_: trained.append(arguments[3]) or 0)
+    reply, _ = ask(write_csv(tmp_path / "t.csv", GOOD), run)
+    assert not reply.has_error()
+    assert len(trained[0]) == 60 and trained[0].labels.tolist() == [1, 0] * 30
+
+
+@pytest.mark.parametrize(
+    ("make", "more"),
+    [
+        (lambda folder: folder / "gone.csv", {}),
+        (lambda folder: write_csv(folder / "t.csv", GOOD), {"label-column": "kind"}),
+        (lambda folder: write_csv(folder / "t.csv", GOOD), {"split": "test"}),
+        (lambda folder: write(folder / "t.jsonl", "{}\n"), {}),
+    ],
+    ids=["gone", "column", "split", "json"],
+)
+def test_a_layout_that_is_wrong_is_refused_with_one_reason_and_costs_nothing(
+    make: Any, more: dict[str, Any], tmp_path: Path, ask: Ask
+) -> None:
+    reply, held = ask(make(tmp_path), **more)
+    assert reply.error.reason == OPEN and steps_in(held) == 0
+
+
+def test_a_site_with_records_of_its_own_serves_no_run_about_digits(
+    tmp_path: Path, context: Callable[[Settings], Context]
+) -> None:
+    held = owned(context(settings := small(tmp_path)), tmp_path, **{"data-path": str(tmp_path)})
+    reason = app(order(settings), held).error.reason
+    assert reason == "data: the run is about the embedded digits; the site has records of its own"
+
+
+def test_every_model_that_fails_has_the_same_reason(tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that names paths as models does not learn which of them exist."""
+    other = tmp_path / "other"
+    save_hf(other, "bert", "base", seed=9)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    data, reasons = write_csv(tmp_path / "t.csv", GOOD), set()
+    for place in (other, broken, tmp_path / "gone", tmp_path):
+        reply, held = ask(data, **{"model-path": str(place)})
+        reasons.add(reply.error.reason)
+        assert steps_in(held) == 0
+    assert reasons == {site.MODEL_DIFFERS}
