@@ -13,7 +13,7 @@ import torch
 from lalora_flwr.data import digits
 from lalora_flwr.data.records import Records, RecordSet
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.privacy.randomness import derive_seed
+from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.settings import DataSettings, Settings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.privacy.randomness import derive_seed
+from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.settings import DataSettings
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ and a restarted run never repeats it. Only a simulation draws from the seed, and
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from typing import Protocol
@@ -14,6 +13,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
+from lalora_flwr.ground.seeds import derive_seed
 
 
 class RandomSource(Protocol):
@@ -68,12 +69,6 @@ class SeededRandom:
 
     def normal(self, shape: torch.Size) -> Tensor:
         return torch.from_numpy(np.asarray(self._noise.standard_normal(tuple(shape))))
-
-
-def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 64-bit seed for one purpose: unrelated for different purposes, the same on every machine."""
-    text = "/".join(str(part) for part in (seed, *purpose))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def poisson_sample(source: RandomSource, records: int, sample_rate: float) -> Tensor:

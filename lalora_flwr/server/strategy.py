@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from lalora_flwr.adapter.lora import digest, select
 from lalora_flwr.ground.errors import BUDGET, NoSiteLeft, RunFailed, SiteSilent, WorkerDied
+from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.methods import METHODS
 from lalora_flwr.methods.merges import MERGES, Merged, Tensors, bounded, trimmed_mean
 from lalora_flwr.methods.method import least_replies
 from lalora_flwr.methods.schedules import BOTH, Factors, parse_schedule
-from lalora_flwr.privacy.randomness import derive_seed
 from lalora_flwr.server.counts import SiteCounts
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.messages import (

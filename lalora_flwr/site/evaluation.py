@@ -14,10 +14,11 @@ from lalora_flwr.data.inputs import to_device
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.data.texts import IGNORED
 from lalora_flwr.ground.errors import SiteRefusal
+from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.ledger.caps import Caps, caps_from, check_run
 from lalora_flwr.ledger.entries import EVALUATE
 from lalora_flwr.models.text import CausalLanguageModel
-from lalora_flwr.privacy.randomness import RandomSource, derive_seed
+from lalora_flwr.privacy.randomness import RandomSource
 from lalora_flwr.site import round as site
 from lalora_flwr.training.evaluate import evaluate
 from lalora_flwr.training.learner import Adapted

@@ -18,6 +18,7 @@ from lalora_flwr.data.partition import site_rows
 from lalora_flwr.data.pins import check_pins, pinned
 from lalora_flwr.data.records import RecordSet, no_records
 from lalora_flwr.ground.errors import ConfigError, SiteRefusal
+from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.ledger.caps import DEMONSTRATION, Caps, at_once, caps_from, check_mechanism, check_run
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.fingerprint import fingerprint_of_files, fingerprint_of_share
@@ -28,7 +29,7 @@ from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.accounting import Segment, noise_multiplier_for
 from lalora_flwr.privacy.counting import RunLedger, at_least, history_from
 from lalora_flwr.privacy.mechanism import Mechanism
-from lalora_flwr.privacy.randomness import RandomSource, SeededRandom, SystemRandom, derive_seed
+from lalora_flwr.privacy.randomness import RandomSource, SeededRandom, SystemRandom
 from lalora_flwr.server.strategy import resolved_choices
 from lalora_flwr.settings import Settings, flatten, settings_from
 from lalora_flwr.training.learner import Adapted, adapted_model

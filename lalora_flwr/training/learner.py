@@ -17,9 +17,9 @@ from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.gradients.self_check import self_check
 from lalora_flwr.ground.hardware import choose_device, choose_dtype
+from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.base import BaseModel
-from lalora_flwr.privacy.randomness import derive_seed
 from lalora_flwr.settings import LoraSettings, ModelSettings, Settings
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy.stats import binom, chisquare, kstest
 
+from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.privacy import randomness
-from lalora_flwr.privacy.randomness import RandomSource, SeededRandom, SystemRandom, derive_seed, poisson_sample
+from lalora_flwr.privacy.randomness import RandomSource, SeededRandom, SystemRandom, poisson_sample
 
 N = torch.Size((400_000,))
 NEVER = 1e-9  # a p-value that draws from the operating system fall below once in a thousand million runs
