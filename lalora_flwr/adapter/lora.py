@@ -1,28 +1,29 @@
-"""LoRA factors in and out of a model, through PEFT.
+"""LoRA through PEFT.
 
-Tensor names on the wire and in an adapter folder are PEFT's own (``…blocks.0.attn.qkv.lora_A.weight``), so what a run
-sends, checkpoints and saves is one naming.
+Names of slots are those of PEFT's adapter folders (``…blocks.0.attn.qkv.lora_A.weight``), so what a run sends, checkpoints
+and saves is one naming.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.pytorch_utils import Conv1D
 
+from lalora_flwr.adapter.form import Adapter, AdapterForm
+from lalora_flwr.adapter.slots import HEAD, LORA_A, LORA_B, Slot
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.methods.schedules import BOTH, Factors
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings
-
-HEAD = "head"
 
 
 def _short(names: Iterable[str], limit: int = 8) -> str:
@@ -81,131 +82,115 @@ def _refuse_batch_norm(base: BaseModel) -> None:
         )
 
 
-def attach_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> PeftModel:
-    """Put an adapter on a frozen base model: A Kaiming-uniform from the seed, B zero, everything else frozen.
+class LoraAdapter(Adapter):
+    """Factors of PEFT's LoRA layers, and the modules of a trained head."""
+
+    model: PeftModel
+
+    def __init__(self, model: PeftModel, lora: LoraSettings) -> None:
+        self._scale = lora.rank / lora.alpha
+        super().__init__(model, dict(_slots(model)))
+
+    @torch.no_grad()
+    def stir(self, generator: torch.Generator) -> None:
+        """Give B values for which the adapter's share is of the same size whatever alpha and rank are."""
+        for name in self.layout:
+            if self.layout[name].part == LORA_B:
+                parameter = self.parameters[name]
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.2 * self._scale))
+
+    def save(self, folder: Path) -> None:
+        """A folder that ``PeftModel.from_pretrained`` loads."""
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form to fill in
+
+
+class Lora(AdapterForm):
+    """LoRA (arXiv 2106.09685) through PEFT: A Kaiming-uniform from the seed, B zero.
 
     With ``lora.head = "trained"`` the classification head is trained too and belongs to the adapter; the seed also draws
-    it if the published weights have none. The adapter is float32 or better, and the same for every precision and device of
-    the base.
-
-    Raises:
-        ConfigError: no target matched, a target holds part of the head, there is no head to train, or the model has
-            BatchNorm.
+    it if the published weights have none.
     """
-    _refuse_batch_norm(base)
-    if lora.head == "trained" and not base.head:
-        raise ConfigError(f"lora.head = 'trained': {base.name} has no classification head here; leave it frozen")
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; a float is fine
-        target_modules=resolve_targets(base, lora),
-        exclude_modules=_excluded(base.head, lora.head == "trained"),
-        lora_dropout=lora.dropout,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.module.modules()),  # PEFT would find out, and warn
-        modules_to_save=[base.head] if lora.head == "trained" else None,
-    )
-    with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own, which are replaced below
-        model = get_peft_model(base.module, config)
-    for parameter in adapter_parameters(model).values():  # PEFT leaves a trained head in the base's precision
-        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-    if not any(parameter.is_meta for parameter in model.parameters()):
-        _start(model, base, seed)
-    return model
+
+    def attach(self, base: BaseModel, settings: LoraSettings, seed: int) -> LoraAdapter:
+        """As `AdapterForm.attach`.
+
+        Raises:
+            ConfigError: no target matched, a target holds part of the head, there is no head to train, or the model has
+                BatchNorm.
+        """
+        _refuse_batch_norm(base)
+        trained = settings.head == "trained"
+        if trained and not base.head:
+            raise ConfigError(f"lora.head = 'trained': {base.name} has no classification head here; leave it frozen")
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; a float is fine
+            target_modules=resolve_targets(base, settings),
+            exclude_modules=_excluded(base.head, trained),
+            lora_dropout=settings.dropout,
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in base.module.modules()),  # PEFT would find out, and warn
+            modules_to_save=[base.head] if trained else None,
+        )
+        with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own, which are replaced below
+            model = get_peft_model(base.module, config)
+        assert isinstance(model, PeftModel)
+        adapter = LoraAdapter(model, settings)
+        for parameter in adapter.parameters.values():  # PEFT leaves a trained head in the base's precision
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            _start(model, base, seed)
+        return adapter
+
+
+LORA = Lora()
+DEFAULT = "default"  # the name under which PEFT keeps a model's only adapter
+WRAPPED = "base_model.model."  # where PEFT keeps the base model, and what its tensor names begin with
+
+
+def _slots(model: PeftModel) -> Iterator[tuple[Slot, nn.Parameter]]:
+    """What PEFT trains, in the order of the model, under the names of PEFT's own adapter folders."""
+    roles: dict[int, Slot] = {}
+    for name, module in model.named_modules():
+        layer = name.removeprefix(WRAPPED)
+        if isinstance(module, LoraLayer):
+            for part, axis in ((LORA_A, 1), (LORA_B, 0)):
+                weight = getattr(module, part)[DEFAULT].weight
+                roles[id(weight)] = Slot(f"{name}.{part}.weight", layer, part, tuple(weight.shape), axis)
+        elif isinstance(module, ModulesToSaveWrapper):
+            for own, weight in module.modules_to_save[DEFAULT].named_parameters():
+                roles[id(weight)] = Slot(f"{name}.{own}", layer, HEAD, tuple(weight.shape))
+    for parameter in model.parameters():
+        if id(parameter) in roles:
+            yield roles[id(parameter)], parameter
 
 
 @torch.no_grad()
-def _start(model: nn.Module, base: BaseModel, seed: int) -> None:
+def _start(model: PeftModel, base: BaseModel, seed: int) -> None:
     """Give the adapter its first values, drawn in float32 on the CPU: no site's precision or device may show in them."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and ".lora_A." in name:
-                module.weight.copy_(nn.Linear(module.in_features, module.out_features, bias=False).weight)
-            elif name.endswith(".modules_to_save.default"):
-                own = name.removeprefix("base_model.model.").removesuffix(".modules_to_save.default")
-                module.load_state_dict(base.head_weights.get(own, module.state_dict()))
+            if isinstance(module, LoraLayer):
+                A = module.lora_A[DEFAULT]
+                assert isinstance(A, nn.Linear)
+                A.weight.copy_(nn.Linear(A.in_features, A.out_features, bias=False).weight)
+            elif isinstance(module, ModulesToSaveWrapper):
+                head = module.modules_to_save[DEFAULT]
+                head.load_state_dict(base.head_weights.get(name.removeprefix(WRAPPED), head.state_dict()))
                 if base.fresh_head:
-                    module.load_state_dict(_redrawn(module).state_dict())
+                    head.load_state_dict(_redrawn(head).state_dict())
 
 
 def _redrawn(module: nn.Module) -> nn.Module:
     """A copy of a head in float32 on the CPU, with values drawn from the global generator."""
     drawn = copy.deepcopy(module).to("cpu", torch.float32)
     for part in drawn.modules():
-        if hasattr(part, "reset_parameters"):
-            part.reset_parameters()  # type: ignore[operator]
+        if callable(reset := getattr(part, "reset_parameters", None)):
+            reset()
     return drawn
 
 
 def head_modules(base: BaseModel) -> dict[str, nn.Module]:
     """The modules that a trained head consists of, by name: PEFT takes all whose name ends with the head's."""
     return {name: module for name, module in base.module.named_modules() if base.head and name.endswith(base.head)}
-
-
-def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under PEFT's names, in a fixed order, as copies on the CPU."""
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: state[name].detach().cpu().clone() for name in sorted(state)}
-
-
-def load_adapter_state(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
-    """Put tensors (all of the adapter's, or some of them) into the model.
-
-    Raises:
-        KeyError: if a name is not one of the adapter's: PEFT alone would ignore it without a word.
-    """
-    unknown = set(state) - set(adapter_state(model))
-    if unknown:
-        raise KeyError(f"not part of this adapter: {_short(sorted(unknown))}")
-    set_peft_model_state_dict(model, dict(state))
-
-
-def factor_of(name: str) -> str:
-    """``A``, ``B`` or ``head``: which part of the adapter a tensor or parameter belongs to, by its name."""
-    if ".lora_A." in name:
-        return "A"
-    if ".lora_B." in name:
-        return "B"
-    return HEAD
-
-
-def select(names: Iterable[str], factors: Factors) -> list[str]:
-    """The names whose factor is among ``factors``; a trained head goes with every selection."""
-    return [n for n in names if factor_of(n) in factors or factor_of(n) == HEAD]
-
-
-def set_active(model: nn.Module, factors: Factors) -> dict[str, nn.Parameter]:
-    """Let exactly the given factors (and a trained head) require gradients; clear the gradients of all the rest.
-
-    A parameter without a gradient is skipped by torch's optimizers altogether: no step, no momentum, no weight decay.
-
-    Returns:
-        The active parameters by name.
-    """
-    active = {}
-    for name, parameter in adapter_parameters(model).items():
-        parameter.requires_grad_(factor_of(name) in factors or factor_of(name) == HEAD)
-        parameter.grad = None
-        if parameter.requires_grad:
-            active[name] = parameter
-    return active
-
-
-def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's parameters (factors and, if trained, the head) by their names in the model."""
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name or ".modules_to_save." in name
-    }
-
-
-def digest(state: Mapping[str, torch.Tensor], factors: Factors = BOTH) -> str:
-    """SHA-256 over names, shapes and bytes of the given factors: equal on two sites only if the tensors are identical."""
-    sha = hashlib.sha256()
-    for name in sorted(state):
-        if factor_of(name) in factors:
-            tensor = state[name].detach().cpu().contiguous()
-            sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            sha.update(tensor.numpy().tobytes())
-    return sha.hexdigest()

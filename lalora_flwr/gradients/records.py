@@ -22,4 +22,4 @@ class RecordPass:
     def check(self, x: Tensor) -> None:
         """Refuse an input whose first axis cannot hold the records one after the other."""
         if x.shape[0] % self.records:
-            raise RuntimeError(f"a layer got {x.shape[0]} rows for {self.records} records: its record axis cannot be told")
+            raise RuntimeError(f"a layer got {x.shape[0]} rows for {self.records} records: its record axis cannot be determined")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lalora_flwr.adapter.lora import adapter_parameters, factor_of, set_active
+from lalora_flwr.adapter.form import Adapter
 from lalora_flwr.data.inputs import to_device
 from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.gradients.precision import full_precision
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.models.base import BaseModel
 
 # Of the norm of the same tensor's gradient. Between batch sizes float32 kernels differ by about 1e-6 of it; records that mix
@@ -25,33 +21,34 @@ TOLERANCE = 1e-3
 ROUNDING = 1e-5
 
 
-def self_check(base: BaseModel, model: nn.Module, engine: PerSampleGradients) -> None:
+def self_check(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) -> None:
     """Compare the gradients of made-up records, taken together, with the plain gradient of each record alone, unpadded.
 
     Runs in training mode, in float32 or better whatever the base is kept in, on many short records and on a few up to the
     longest that training can meet. Catches what breaks the unit of privacy: windows or tokens taken for records, layers that
-    mix a batch, a wrong batch axis, padding or a neighbour's length that shows, an adapter that takes no part. B is moved
-    off zero for the check, since at B = 0 the gradient of A is zero and says nothing. Parameters and modes are as before
-    afterwards. It costs about as much as a step on so many records.
+    mix a batch, a wrong batch axis, padding or a neighbour's length that shows, an adapter that takes no part. What
+    starts at zero, as B does, is moved off it for the check: at B = 0 the gradient of A is zero and says nothing. Parameters
+    and modes are as before afterwards. It costs about as much as a step on so many records.
 
     Raises:
-        ConfigError: naming the first tensor that differs or whose gradient is zero, or why the gradients cannot be told.
+        ConfigError: naming the first tensor that differs or whose gradient is zero, or why the gradients cannot be determined.
     """
-    saved = {name: p.detach().clone() for name, p in adapter_parameters(model).items()}
+    model = adapter.model
+    saved = {name: p.detach().clone() for name, p in adapter.parameters.items()}
     modes = {module: module.training for module in model.modules()}
     put_dropout_back = remove_dropout(model)
     try:
         model.train()
         with full_precision(model):
-            fault = _first_fault(base, model, engine)
+            fault = _first_fault(base, adapter, engine)
     except torch.OutOfMemoryError:
         fault = "too little memory for the check before training: the weights in float32 and a few of the longest records"
     except (RuntimeError, ValueError, LookupError) as error:
-        fault = f"no record's gradient can be told: {' '.join(str(error).split())}"
+        fault = f"no record's gradient can be determined: {' '.join(str(error).split())}"
     finally:
         put_dropout_back()
         with torch.no_grad():
-            for name, p in adapter_parameters(model).items():
+            for name, p in adapter.parameters.items():
                 p.copy_(saved[name])
         for module, mode in modes.items():
             module.training = mode
@@ -59,12 +56,12 @@ def self_check(base: BaseModel, model: nn.Module, engine: PerSampleGradients) ->
         raise ConfigError(f"model.name = {base.name!r}: {fault}")
 
 
-def _first_fault(base: BaseModel, model: nn.Module, engine: PerSampleGradients) -> str | None:
+def _first_fault(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) -> str | None:
     """What is wrong with the first tensor that is not as it must be; None if all are."""
     generator = torch.Generator().manual_seed(0)
-    device = next(model.parameters()).device
-    active = set_active(model, BOTH)
-    _move_off_zero(model, active, generator)
+    model, device = adapter.model, adapter.device
+    active = adapter.activate(adapter.layout.names)
+    adapter.stir(generator)
     silent = dict.fromkeys(active)
     for made_up in base.check_batches(generator):
         inputs, labels = to_device(made_up[0], device), made_up[1].to(device)
@@ -90,15 +87,6 @@ def _first_fault(base: BaseModel, model: nn.Module, engine: PerSampleGradients) 
             "take published weights, or leave the layer out of lora.targets"
         )
     return None
-
-
-def _move_off_zero(model: nn.Module, active: Mapping[str, nn.Parameter], generator: torch.Generator) -> None:
-    """Give B values for which the adapter's share is of the same size whatever alpha and rank are."""
-    config: Any = model.peft_config["default"]  # type: ignore[index]
-    with torch.no_grad():
-        for name, p in active.items():
-            if factor_of(name) == "B":
-                p.copy_(torch.randn(p.shape, generator=generator) * (0.2 * config.r / config.lora_alpha))
 
 
 def _norm(tensor: Tensor) -> float:

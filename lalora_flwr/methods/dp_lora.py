@@ -8,5 +8,6 @@ One clip norm bounds A and B jointly. The noise enters the product twice: (B + N
 """
 
 from lalora_flwr.methods.method import Method
+from lalora_flwr.methods.schedules import BOTH
 
-METHOD = Method(name="dp-lora", schedule="both", filter="none", merge="mean", share="both")
+METHOD = Method(schedule=BOTH)

@@ -7,5 +7,7 @@ Only B travels, in both directions: every site draws the same A from the public 
 """
 
 from lalora_flwr.methods.method import Method
+from lalora_flwr.methods.schedules import ONLY_B
+from lalora_flwr.methods.travel import TRAINED
 
-METHOD = Method(name="ffa-lora", schedule="B", filter="none", merge="mean", share="trained")
+METHOD = Method(schedule=ONLY_B, travel=TRAINED)

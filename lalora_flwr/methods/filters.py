@@ -2,71 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from lalora_flwr.adapter.slots import Slot
 
-from lalora_flwr.adapter.lora import factor_of
+if TYPE_CHECKING:
+    from torch import Tensor
 
-BINOMIAL = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16  # 5-tap approximation of a Gaussian, arXiv 2602.19926
+TAPS = (1.0, 4.0, 6.0, 4.0, 1.0)  # over 16: 5-tap approximation of a Gaussian, arXiv 2602.19926
+
+State = dict[str, "Tensor"]
 
 
-def _smooth_rows(x: Tensor) -> Tensor:
+class Filter:
+    """What happens to the noised gradient of one slot before the optimizer's step.
+
+    Guarantee: post-processing. A filter gets released gradients and its own memory of them, nothing else of a site.
+
+    Attributes:
+        name: as ``filter.name`` and summaries write it.
+        remembers: whether it keeps state; sites then carry it from round to round.
+    """
+
+    name: str = ""
+    remembers: bool = False
+
+    def __call__(self, slot: Slot, gradient: Tensor, state: State) -> Tensor:
+        """The gradient to step along.
+
+        Args:
+            slot: what the gradient is of.
+            gradient: float32, of the slot's shape; must not be changed.
+            state: the site's memory for this slot, empty at first. What the filter puts there (tensors by name) it finds
+                there at the slot's next step, also in a later round or after the run was resumed. A real site that was
+                started again begins with an empty one.
+        """
+        raise NotImplementedError
+
+
+class Nothing(Filter):
+    """The gradient as it is."""
+
+    name = "none"
+
+    def __call__(self, slot: Slot, gradient: Tensor, state: State) -> Tensor:
+        return gradient
+
+
+class Gauss5(Filter):
+    """LA-LoRA's low-pass filter (arXiv 2602.19926): replaces the noised gradient by its smoothed copy.
+
+    Along the feature axis: the input features for A (r, n), the output features for B (m, r); rank components never mix. A
+    trained head has no filter in the paper and keeps its gradient. White noise keeps 27 % of its variance; so does a signal
+    without correlation between neighbouring features.
+    """
+
+    name = "gauss5"
+
+    def __call__(self, slot: Slot, gradient: Tensor, state: State) -> Tensor:
+        if slot.feature_axis is None:
+            return gradient
+        rows = gradient.movedim(slot.feature_axis, -1)  # (…, features)
+        smoothed = self._rows(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
+        return smoothed.movedim(-1, slot.feature_axis).contiguous()
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return smooth_rows(x)
+
+
+class Gauss5Permuted(Gauss5):
+    """`Gauss5` along the features in a fixed random order: the control that tells what their own order contributes.
+
+    It treats white noise exactly as `Gauss5` does. What `Gauss5` gains over it, it gains from neighbouring features that
+    are alike; what both gain over no filter is a smaller step.
+    """
+
+    name = "gauss5-permuted"
+
+    def _rows(self, x: Tensor) -> Tensor:
+        import torch
+
+        order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(x.shape[1])).to(x.device)
+        smoothed = torch.empty_like(x)
+        smoothed[:, order] = smooth_rows(x[:, order])
+        return smoothed
+
+
+def smooth_rows(x: Tensor) -> Tensor:
     """Convolve each row of x (rows, features) with the binomial; symmetric padding repeats the edge: … b a | a b c …"""
+    import torch  # here and above only: the names of filters are checked before torch is needed
+    import torch.nn.functional as F
+
     indices = torch.arange(-2, x.shape[1] + 2, device=x.device)
     period = 2 * x.shape[1]
     mirrored = indices % period  # also right for fewer than two features
     padded = x[:, torch.where(mirrored < x.shape[1], mirrored, period - 1 - mirrored)]
-    return F.conv1d(padded.unsqueeze(1), BINOMIAL.to(x).view(1, 1, 5)).squeeze(1)
+    return F.conv1d(padded.unsqueeze(1), (torch.tensor(TAPS) / 16).to(x).view(1, 1, 5)).squeeze(1)
 
 
-def gauss5(name: str, gradient: Tensor) -> Tensor:
-    """LA-LoRA's low-pass filter (arXiv 2602.19926): replaces the noised gradient by its smoothed copy.
-
-    Along the input features for A (r, n), along the output features for B (m, r); rank components never mix. A trained
-    head has no filter in the paper and keeps its gradient. White noise keeps 27 % of its variance; so does a signal
-    without correlation between neighbouring features.
-
-    Args:
-        name: the parameter's name, which tells A, B and head apart.
-        gradient: the noised gradient, of the parameter's shape.
-    """
-    return _along_features(_smooth_rows, name, gradient)
-
-
-def gauss5_permuted(name: str, gradient: Tensor) -> Tensor:
-    """`gauss5` along the features in a fixed random order: the control that tells what their own order contributes.
-
-    It treats white noise exactly as `gauss5` does. What `gauss5` gains over it, it gains from neighbouring features that
-    are alike; what both gain over no filter is a smaller step.
-
-    Args:
-        name, gradient: as for `gauss5`.
-    """
-    return _along_features(_smooth_shuffled_rows, name, gradient)
-
-
-def _smooth_shuffled_rows(x: Tensor) -> Tensor:
-    order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(x.shape[1])).to(x.device)
-    smoothed = torch.empty_like(x)
-    smoothed[:, order] = _smooth_rows(x[:, order])
-    return smoothed
-
-
-def _along_features(rows: Callable[[Tensor], Tensor], name: str, gradient: Tensor) -> Tensor:
-    match factor_of(name):
-        case "A":
-            return rows(gradient)
-        case "B":
-            return rows(gradient.T).T.contiguous()
-        case _:
-            return gradient
-
-
-FILTERS: dict[str, Callable[[str, Tensor], Tensor]] = {
-    "none": lambda _, gradient: gradient,
-    "gauss5": gauss5,
-    "gauss5-permuted": gauss5_permuted,
-}
+NONE = Nothing()
+GAUSS5 = Gauss5()
+GAUSS5_PERMUTED = Gauss5Permuted()

@@ -1,98 +1,186 @@
 """How the server combines what the sites send. Everything here works on released tensors: free under DP.
 
-`mean` believes every site. `median` and `trimmed_mean` (arXiv 1803.01498) bound what a few sites can do to the result,
+`Mean` believes every site. `Median` and `TrimmedMean` (arXiv 1803.01498) bound what a few sites can do to the result,
 whatever they send; `bounded` does the same for any merge, by a public bound on each site's update.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-Tensors = Mapping[str, NDArray[np.floating[Any]]]
-Merged = dict[str, NDArray[np.float32]]
+from lalora_flwr.adapter.slots import Layout
+from lalora_flwr.methods.updates import Tensors, Update, Updates
+from lalora_flwr.settings.schema import MergeSettings
+from lalora_flwr.wire.public import Public
+
+Merged32 = Mapping[str, NDArray[np.float32]]
 
 
-def mean(replies: Sequence[Tensors]) -> Merged:
-    """Uniform mean of each tensor over the replies (FedAvg with equal weights; weights by record count would leak counts).
+@dataclass(frozen=True)
+class Memory:
+    """What a merge keeps from round to round. It is part of the checkpoint, so a resumed run finds it again.
 
-    The sum runs in float64 in the order given: sort the replies by site for a result that does not depend on arrival.
-
-    Args:
-        replies: one mapping a site, all with the same names and shapes; at least one.
-
-    Returns:
-        The means, float32, under the same names.
+    Attributes:
+        notes: JSON.
+        tensors: arrays by name, float64.
     """
-    return {
-        name: np.asarray(np.mean([reply[name] for reply in replies], axis=0, dtype=np.float64), dtype=np.float32)
-        for name in replies[0]
-    }
+
+    notes: Public = field(default_factory=dict)
+    tensors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
-def _sorted(replies: Sequence[Tensors], name: str) -> NDArray[np.float64]:
-    """All values of a tensor, float64, of shape (sites, *shape), ascending along the first axis."""
-    return np.sort(np.stack([reply[name] for reply in replies]).astype(np.float64), axis=0)
+@dataclass(frozen=True)
+class Now:
+    """Where a merge stands: public facts of the round.
 
-
-def median(replies: Sequence[Tensors]) -> Merged:
-    """Median of each coordinate over the replies; with an even number, the mean of the middle two. Independent of their order.
-
-    With n replies, any (n - 1) // 2 of them leave each coordinate between the smallest and the largest value of the others.
-
-    Args:
-        replies: as for `mean`; with fewer than three, one of them decides.
+    Attributes:
+        server_round: from 1.
+        layout: the slots as the server holds them.
+        settings: the ``merge.*`` keys.
+        directive: the one under which the round was trained.
     """
-    return trimmed(replies, (len(replies) - 1) // 2)
+
+    server_round: int
+    layout: Layout
+    settings: MergeSettings
+    directive: Public
 
 
-def trimmed_mean(replies: Sequence[Tensors], trim: float) -> Merged:
-    """Mean of each coordinate without its smallest and largest values. Independent of the order of the replies.
+@dataclass(frozen=True)
+class Merged:
+    """What a merge decides.
 
-    As many replies as are cut at one end leave each coordinate between the smallest and the largest value of the others.
-
-    Args:
-        replies: as for `mean`.
-        trim: share of the replies that is cut at each end, in (0, 0.5), rounded down to whole replies.
+    Attributes:
+        tensors: the new values of slots; slots that are not named keep theirs.
+        memory: what it wants to keep.
+        directive: how the next round is steered, for the method's schedule; everybody may know it.
     """
-    return trimmed(replies, num_cut(len(replies), trim))
+
+    tensors: Merged32
+    memory: Memory = field(default_factory=Memory)
+    directive: Public = field(default_factory=dict)
 
 
-def trimmed(replies: Sequence[Tensors], cut: int) -> Merged:
+class Merge:
+    """How the server combines a round's updates.
+
+    Attributes:
+        name: as ``merge.name`` and summaries write it.
+        needs_each: whether it looks at single updates; if not, their sum is all that it uses, and a transport may hide the rest.
+    """
+
+    name: str = ""
+    needs_each: bool = True
+
+    def least_updates(self, settings: MergeSettings) -> int:
+        """With fewer updates in a round the run stops."""
+        return 1
+
+    def start(self, layout: Layout) -> Public:
+        """The directive of the first round."""
+        return {}
+
+    def __call__(self, current: Tensors, updates: Updates, memory: Memory, now: Now) -> Merged:
+        """Combine.
+
+        Args:
+            current: the adapter that the round started from, every slot of it, float32. Must not be changed.
+            updates: of the sites that served the round; at least `least_updates`.
+            memory: what this merge returned last; empty in the first round.
+            now: the round.
+        """
+        raise NotImplementedError
+
+
+class Mean(Merge):
+    """Uniform mean of each tensor (FedAvg with equal weights; weights by record count would leak counts).
+
+    The sum runs in float64 in the order of the sites, so the result does not depend on which reply arrived first.
+    """
+
+    name = "mean"
+    needs_each = False
+
+    def __call__(self, current: Tensors, updates: Updates, memory: Memory, now: Now) -> Merged:
+        return Merged({name: np.asarray(total / updates.count, dtype=np.float32) for name, total in updates.total.items()})
+
+
+class Median(Merge):
+    """Median of each coordinate; with an even number of updates, the mean of the middle two. Independent of their order.
+
+    With n updates, any (n - 1) // 2 of them leave each coordinate between the smallest and the largest value of the others;
+    with fewer than three, one of them would decide.
+    """
+
+    name = "median"
+
+    def least_updates(self, settings: MergeSettings) -> int:
+        return 3
+
+    def __call__(self, current: Tensors, updates: Updates, memory: Memory, now: Now) -> Merged:
+        return Merged(trimmed(updates.each, (updates.count - 1) // 2))
+
+
+class TrimmedMean(Merge):
+    """Mean of each coordinate without its smallest and largest values. Independent of the order of the updates.
+
+    As many updates as are cut at one end leave each coordinate between the smallest and the largest value of the others.
+    ``merge.trim`` is the share of the updates that is cut at each end, rounded down to whole ones.
+    """
+
+    name = "trimmed-mean"
+
+    def least_updates(self, settings: MergeSettings) -> int:
+        return max(3, math.ceil(min(1 / settings.trim, 1e9) - 1e-9))
+
+    def __call__(self, current: Tensors, updates: Updates, memory: Memory, now: Now) -> Merged:
+        return Merged(trimmed(updates.each, num_cut(updates.count, now.settings.trim)))
+
+
+MEAN = Mean()
+MEDIAN = Median()
+TRIMMED_MEAN = TrimmedMean()
+
+
+def trimmed(updates: Sequence[Update], cut: int) -> Merged32:
     """Mean of each coordinate, in float64, without its ``cut`` smallest and ``cut`` largest values."""
     return {
-        name: np.asarray(_sorted(replies, name)[cut : len(replies) - cut].mean(axis=0), dtype=np.float32) for name in replies[0]
+        name: np.asarray(_sorted(updates, name)[cut : len(updates) - cut].mean(axis=0), dtype=np.float32)
+        for name in updates[0].tensors
     }
 
 
-def num_cut(replies: int, trim: float) -> int:
-    """How many replies a share is, rounded down, so that one at least stays between two cuts.
+def _sorted(updates: Sequence[Update], name: str) -> NDArray[np.float64]:
+    """All values of a tensor, float64, of shape (sites, *shape), ascending along the first axis."""
+    return np.sort(np.stack([update.tensors[name] for update in updates]).astype(np.float64), axis=0)
+
+
+def num_cut(updates: int, trim: float) -> int:
+    """How many updates a share is, rounded down, so that one at least stays between two cuts.
 
     0.29 of 100 is 29, although 0.29 * 100 is less in floating point.
     """
-    return min(math.floor(replies * trim + 1e-9), (replies - 1) // 2)
+    return min(math.floor(updates * trim + 1e-9), (updates - 1) // 2)
 
 
-MERGES: dict[str, Callable[..., Merged]] = {"mean": mean, "median": median, "trimmed-mean": trimmed_mean}
-
-
-def bounded(reply: Tensors, sent: Tensors, largest: float) -> tuple[Tensors, float]:
-    """A reply whose distance from what the site was sent is at most ``largest``.
+def bounded(update: Tensors, sent: Tensors, largest: float) -> tuple[Tensors, float]:
+    """An update whose distance from what the site was sent is at most ``largest``.
 
     Args:
-        reply: of a site; finite.
+        update: of a site; finite.
         sent: the same tensors as the site got them.
-        largest: bound on the L2 norm of the update over all tensors together, above 0.
+        largest: bound on the L2 norm of the difference over all tensors together, above 0.
 
     Returns:
-        The reply itself if it is within the bound, else the point on the way to it that is (float64); and the update's norm.
+        The update itself if it is within the bound, else the point on the way to it that is (float64); and the norm.
     """
-    updates = {name: value.astype(np.float64) - sent[name] for name, value in reply.items()}
-    norm = math.sqrt(sum(float(np.square(update).sum()) for update in updates.values()))
+    moved = {name: value.astype(np.float64) - sent[name] for name, value in update.items()}
+    norm = math.sqrt(sum(float(np.square(difference).sum()) for difference in moved.values()))
     if norm <= largest:
-        return reply, norm
-    return {name: sent[name] + update * (largest / norm) for name, update in updates.items()}, norm
+        return update, norm
+    return {name: sent[name] + difference * (largest / norm) for name, difference in moved.items()}, norm

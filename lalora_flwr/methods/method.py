@@ -1,38 +1,74 @@
-"""What a method is: four choices, named by value."""
+"""What a method is: a few choices, each an object."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.methods.filters import NONE, Filter
+from lalora_flwr.methods.merges import MEAN, Merge
+from lalora_flwr.methods.schedules import Schedule, schedule_of
+from lalora_flwr.methods.transport import PLAIN, Transport
+from lalora_flwr.methods.travel import EVERYTHING, Travel
+from lalora_flwr.settings import Settings
+from lalora_flwr.settings.choices import FILTERS, MERGES, METHODS
 
 
 @dataclass(frozen=True)
 class Method:
-    """A federated LoRA method as four choices; the site sees the first two, the server the last two.
+    """A federated method. Its name is in `lalora_flwr.settings.choices`, or an entry point of ``lalora.methods``.
 
     Attributes:
-        name: the value of the run-config key ``strategy``.
-        schedule: which factor trains at round t, local step k (grammar: `lalora_flwr.methods.schedules`).
-        filter: map applied to the gradient after the noise (`lalora_flwr.methods.filters`).
-        merge: how the server combines what the sites send (`lalora_flwr.methods.merges`).
-        share: what leaves a site: every tensor that trained in the round (``trained``), or always both factors
-            (``both``). The two differ only for schedules that leave a factor alone for a whole round.
+        schedule: which slots train at round t, local step k.
+        filter: what happens to the gradient after the noise.
+        travel: what goes down and comes up.
+        merge: how the server combines.
+        transport: how updates reach the server.
+        form: what is trained on top of the frozen model, a name of the registry of forms.
     """
 
-    name: str
-    schedule: str
-    filter: Literal["none", "gauss5"]
-    merge: Literal["mean", "median", "trimmed-mean"]
-    share: Literal["trained", "both"]
+    schedule: Schedule
+    filter: Filter = NONE
+    travel: Travel = EVERYTHING
+    merge: Merge = MEAN
+    transport: Transport = PLAIN
+    form: str = "lora"
 
-    def merge_named(self, name: str) -> str:
-        """The merge of a run whose key ``merge.name`` is ``name``."""
-        return self.merge if name == "auto" else name
+    def of(self, settings: Settings) -> Method:
+        """The method of a run: what ``lora.schedule``, ``filter.name`` and ``merge.name`` name replaces its own.
+
+        Raises:
+            ConfigError: a name that there is not.
+        """
+        schedule, filter, merge = settings.lora.schedule, settings.filter.name, settings.merge.name
+        return replace(
+            self,
+            schedule=self.schedule if schedule == "auto" else schedule_of(schedule),
+            filter=self.filter if filter == "auto" else FILTERS.get(filter, Filter),
+            merge=self.merge if merge == "auto" else MERGES.get(merge, Merge),
+        )
+
+    def check(self, settings: Settings) -> None:
+        """Refuse settings that the method cannot run with.
+
+        Raises:
+            ConfigError: naming the key, the value and what is allowed.
+        """
+        own = self.of(settings)
+        name = own.merge.name
+        if settings.sites_per_round < (needed := own.merge.least_updates(settings.merge)):
+            raise ConfigError(f"merge.name = {name!r}: needs {needed} sites a round, but {settings.sites_per_round} are drawn")
+        if own.transport.hides_updates and own.merge.needs_each:
+            raise ConfigError(f"merge.name = {name!r}: needs every site's update, but {own.transport.name} shows their sum only")
+        if own.transport.hides_updates and settings.merge.max_update_norm:
+            bound = settings.merge.max_update_norm
+            raise ConfigError(f"merge.max-update-norm = {bound:g}: {own.transport.name} hides single updates; leave it 0")
 
 
-def least_replies(merge: str, trim: float) -> int:
-    """The fewest replies among which a merge keeps at least one liar in check; 1 for the mean, which keeps none."""
-    if merge == "trimmed-mean":
-        return max(3, math.ceil(min(1 / trim, 1e9) - 1e-9))
-    return 3 if merge == "median" else 1
+def method_of(settings: Settings) -> Method:
+    """The method of a run, with what its settings override.
+
+    Raises:
+        ConfigError: a name that there is not.
+    """
+    return METHODS.get(settings.strategy, Method).of(settings)

@@ -9,5 +9,7 @@ both factors travel down, only the trained one travels up.
 """
 
 from lalora_flwr.methods.method import Method
+from lalora_flwr.methods.schedules import schedule_of
+from lalora_flwr.methods.travel import TRAINED
 
-METHOD = Method(name="rolora", schedule="round:BA", filter="none", merge="mean", share="trained")
+METHOD = Method(schedule=schedule_of("round:BA"), travel=TRAINED)

@@ -1,62 +1,138 @@
-"""Which factor trains at server round t and local step k.
+"""Which slots train at server round t and local step k.
 
-Grammar of the run-config key ``lora.schedule``:
+Values of the run-config key ``lora.schedule``:
 
-    both          A and B at every step
+    both          A and B at every step, and everything else that a form trains
     B  or  A      that factor only
     step:BA       by local step: B, A, B, A, …; any pattern: step:AB, step:BBA, step:B3A2 (three B steps, two A steps)
     round:BA      by server round: B in round 1, A in round 2, …; any pattern likewise
+
+They name the factors of LoRA; slots that are no factors (a trained head) train at every step.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable
 
+from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout, Mask
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings.choices import SCHEDULES
+from lalora_flwr.wire.public import Public
 
-Factors = frozenset[str]
-BOTH: Factors = frozenset("AB")
+FACTORS = {"A": LORA_A, "B": LORA_B}
 
 
-@dataclass(frozen=True)
 class Schedule:
+    """What trains when. It looks at public things only: the layout, the counters and the server's directive.
+
+    Attributes:
+        text: its name with its argument, as keys, ledgers and summaries write it.
+        period: local steps of a round after which the masks repeat; 0 if they never do.
+    """
+
+    text: str
+    period: int = 0
+
+    def parse(self, argument: str) -> Schedule:
+        """The schedule of this kind with an argument, the text behind the colon.
+
+        Raises:
+            ConfigError: the argument is none of its own.
+        """
+        if argument:
+            raise ConfigError(f"lora.schedule = '{self.text}:{argument}': {self.text} takes nothing behind a colon")
+        return self
+
+    def fits(self, layout: Layout) -> None:
+        """Check that the form trains what the schedule names.
+
+        Raises:
+            ConfigError: if it does not.
+        """
+
+    def mask(self, layout: Layout, server_round: int, step: int, directive: Public) -> Mask:
+        """The slots that train: ``server_round`` counts from 1, ``step`` from 0 within the round. Never none."""
+        raise NotImplementedError
+
+    def ever(self, layout: Layout) -> Mask:
+        """The slots that train in some round of a long enough run; the others stay as the seed draws them."""
+        return layout.names
+
+    def accepts(self, layout: Layout, directive: Public) -> bool:
+        """Whether a directive is one that this schedule understands. A site refuses any other."""
+        return not directive
+
+    def masks(self, layout: Layout, server_round: int, local_steps: int, directive: Public) -> list[Mask]:
+        """The masks of a round's first steps, up to where they repeat."""
+        return [self.mask(layout, server_round, k, directive) for k in range(min(local_steps, self.period or local_steps))]
+
+    def trained_in(self, layout: Layout, server_round: int, local_steps: int, directive: Public) -> Mask:
+        """The slots that train at least once in the round."""
+        return frozenset().union(*self.masks(layout, server_round, local_steps, directive))
+
+
+class Pattern(Schedule):
     """A repeating pattern of trained factors, advanced by local step or by server round."""
 
-    by: Literal["step", "round"]
-    pattern: tuple[Factors, ...]
+    def __init__(self, text: str, pattern: Iterable[str], *, by_round: bool = False) -> None:
+        """
+        Args:
+            text: how it is written.
+            pattern: the letters of the factors that train together, one text per step or round.
+            by_round: whether rounds advance it, not local steps.
+        """
+        self.text, self.pattern, self._by_round = text, tuple(pattern), by_round
+        self.period = 1 if by_round else len(self.pattern)
 
-    def active(self, server_round: int, step: int) -> Factors:
-        """Factors that train: round counts from 1, step from 0 within the round."""
-        index = step if self.by == "step" else server_round - 1
-        return self.pattern[index % len(self.pattern)]
+    def fits(self, layout: Layout) -> None:
+        if self.pattern == ("AB",):
+            return
+        for letter in sorted(set("".join(self.pattern))):
+            if FACTORS[letter] not in layout.parts:
+                raise ConfigError(f"lora.schedule = {self.text!r}: the form trains no {FACTORS[letter]}; take 'both'")
 
-    def trained_in(self, server_round: int, local_steps: int) -> Factors:
-        """Factors that train at least once in the round."""
-        return frozenset().union(*(self.active(server_round, k) for k in range(min(local_steps, len(self.pattern)))))
+    def mask(self, layout: Layout, server_round: int, step: int, directive: Public) -> Mask:
+        index = server_round - 1 if self._by_round else step
+        return _with(layout, self.pattern[index % len(self.pattern)])
 
-    @property
-    def ever_trained(self) -> Factors:
-        """Factors that train at least once in a long enough run."""
-        return frozenset().union(*self.pattern)
+    def ever(self, layout: Layout) -> Mask:
+        return _with(layout, "".join(self.pattern))
 
 
-def parse_schedule(text: str) -> Schedule:
-    """Parse the grammar above.
+def _with(layout: Layout, letters: str) -> Mask:
+    still = [part for letter, part in FACTORS.items() if letter not in letters]
+    return layout.names - layout.of(*still)
+
+
+class Patterns(Schedule):
+    """``step`` or ``round`` before a pattern is named."""
+
+    def __init__(self, text: str, *, by_round: bool) -> None:
+        self.text, self._by_round = text, by_round
+
+    def parse(self, argument: str) -> Schedule:
+        if not re.fullmatch(r"(?:[AB](?:[1-9]\d{0,2})?)+", argument):
+            raise ConfigError(
+                f"lora.schedule = '{self.text}{argument and ':' + argument}': must be {self.text}:<pattern> with a pattern of "
+                "the letters A and B such as BA, BBA or B3A2"
+            )
+        letters = "".join(letter * int(count or 1) for letter, count in re.findall(r"([AB])(\d*)", argument))
+        return Pattern(f"{self.text}:{argument}", letters, by_round=self._by_round)
+
+
+BOTH = Pattern("both", ["AB"])
+ONLY_A = Pattern("A", ["A"])
+ONLY_B = Pattern("B", ["B"])
+BY_STEP = Patterns("step", by_round=False)
+BY_ROUND = Patterns("round", by_round=True)
+
+
+def schedule_of(text: str) -> Schedule:
+    """The schedule that a value of ``lora.schedule`` names.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed.
     """
-    if text == "both":
-        return Schedule("step", (BOTH,))
-    if text in ("A", "B"):
-        return Schedule("step", (frozenset(text),))
-    match = re.fullmatch(r"(step|round):((?:[AB](?:[1-9]\d{0,2})?)+)", text)
-    if match is None:
-        raise ConfigError(
-            f"lora.schedule = {text!r}: must be auto, both, B, A, step:<pattern> or round:<pattern> with a pattern of the "
-            "letters A and B such as BA, BBA or B3A2"
-        )
-    letters = "".join(letter * int(count or 1) for letter, count in re.findall(r"([AB])(\d*)", match.group(2)))
-    return Schedule("step" if match.group(1) == "step" else "round", tuple(frozenset(letter) for letter in letters))
+    name, _, argument = text.partition(":")
+    return SCHEDULES.get(name, Schedule).parse(argument)

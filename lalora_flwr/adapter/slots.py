@@ -1,0 +1,112 @@
+"""What is trained: one description of each tensor. No code asks a name what it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LORA_A, LORA_B, HEAD = "lora_A", "lora_B", "head"  # parts that this package knows; a form may have others
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One trained tensor.
+
+    Attributes:
+        name: its name in messages, checkpoints and adapter folders; PEFT's own where PEFT knows the form.
+        layer: the module it belongs to, by its name in the base model.
+        part: its role in the layer: ``lora_A``, ``lora_B``, ``head``, ``bias``, …
+        shape: of the tensor.
+        feature_axis: the axis along which neighbours are features of one kind, for filters; None if there is none.
+    """
+
+    name: str
+    layer: str
+    part: str
+    shape: tuple[int, ...]
+    feature_axis: int | None = None
+
+
+Mask = frozenset[str]  # names of slots
+
+
+class Layout(Mapping[str, Slot]):
+    """The slots of an adapter by name, in the order in which they are clipped, noised and stepped."""
+
+    def __init__(self, slots: Iterable[Slot]) -> None:
+        """
+        Raises:
+            ValueError: two slots have one name.
+        """
+        self._slots: dict[str, Slot] = {}
+        for slot in slots:
+            if slot.name in self._slots:
+                raise ValueError(f"two slots are called {slot.name}")
+            self._slots[slot.name] = slot
+
+    def __getitem__(self, name: str) -> Slot:
+        return self._slots[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and list(self.values()) == list(other.values())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._slots.values()))
+
+    @property
+    def names(self) -> Mask:
+        return frozenset(self._slots)
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The roles that there are."""
+        return frozenset(slot.part for slot in self.values())
+
+    def of(self, *parts: str) -> Mask:
+        """The slots with one of these roles."""
+        return frozenset(name for name, slot in self.items() if slot.part in parts)
+
+    def only(self, mask: Iterable[str]) -> Layout:
+        """Some of the slots, in the same order.
+
+        Raises:
+            KeyError: a name is none of the layout's.
+        """
+        wanted = frozenset(mask)
+        if unknown := sorted(wanted - self.names):
+            raise KeyError(f"not part of this adapter: {', '.join(unknown[:8])}")
+        return Layout(slot for name, slot in self.items() if name in wanted)
+
+    def resized(self, part: str, *, axis: int, size: int) -> Layout:
+        """With another size along an axis of every slot of a part: ``resized(LORA_A, axis=0, size=2)`` keeps two rows."""
+
+        def shape(slot: Slot) -> tuple[int, ...]:
+            return (*slot.shape[:axis], size, *slot.shape[axis + 1 :])
+
+        return Layout(replace(slot, shape=shape(slot)) if slot.part == part else slot for slot in self.values())
+
+
+def corner(tensor: Tensor, slot: Slot) -> Tensor:
+    """The leading corner of a tensor that has the slot's shape; the tensor itself if that is its shape."""
+    return tensor[tuple(slice(size) for size in slot.shape)]
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes: equal on two machines only if the tensors are identical."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(tensor.numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,94 @@
+"""How a layer gives per-sample gradients: rules by type of layer, registered as Opacus registers grad samplers.
+
+A rule is a subclass of the layer whose ``forward`` uses, inside of a pass, `RecordPass.view` of each parameter that requires
+a gradient instead of the parameter itself. A form that trains other layers than linear ones registers its own:
+
+    @per_sample_rule(nn.LayerNorm)
+    class PerSampleLayerNorm(PerSampleLayer, nn.LayerNorm):
+        def forward(self, x): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lalora_flwr.gradients.fused import FusedLoraLinear, can_fuse
+from lalora_flwr.gradients.records import RecordPass
+from lalora_flwr.ground.errors import ConfigError
+
+L = TypeVar("L", bound=type[nn.Module])
+
+
+class PerSampleLayer:
+    """What rules have in common: the pass that is under way, or not."""
+
+    _pass: RecordPass
+
+
+_rules: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def per_sample_rule(layer: type[nn.Module]) -> Callable[[L], L]:
+    """Make the decorated class the rule of a type of layer; exactly of this type, not of types derived from it.
+
+    Raises:
+        ValueError: the type has another rule already, or the class is not derived from it and `PerSampleLayer`.
+    """
+
+    def register(rule: L) -> L:
+        if not (issubclass(rule, layer) and issubclass(rule, PerSampleLayer)):
+            raise ValueError(f"{rule.__name__} must be derived from PerSampleLayer and {layer.__name__}")
+        if _rules.setdefault(layer, rule) is not rule:
+            raise ValueError(f"{layer.__name__} has a rule already: {_rules[layer].__name__}")
+        return rule
+
+    return register
+
+
+@per_sample_rule(nn.Linear)
+class PerSampleLinear(PerSampleLayer, nn.Linear):
+    """A linear layer that, inside of a pass, uses one view of its trained parameters for each record."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, records = x.to(self.weight.dtype), self._pass.records  # float32 factors on a low-precision base
+        if not records or not (self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)):
+            return F.linear(x, self.weight, self.bias)
+        self._pass.check(x)
+        rows = x.reshape(records, -1, x.shape[-1])  # (records, tokens, in)
+        if self.weight.requires_grad:
+            y = torch.bmm(rows, self._pass.view(self.weight).transpose(1, 2))  # (records, tokens, out)
+        else:
+            y = F.linear(rows, self.weight)
+        if self.bias is not None:
+            y = y + (self._pass.view(self.bias).unsqueeze(1) if self.bias.requires_grad else self.bias)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def follow_rules(model: nn.Module, trained: set[int], records: RecordPass) -> None:
+    """Give every layer that owns a trained parameter its rule, and let plain LoRA layers run fused with their base layer.
+
+    Args:
+        model: changed in place.
+        trained: ``id`` of all parameters that may ever train.
+        records: the state of the passes to come.
+
+    Raises:
+        ConfigError: a layer has none.
+    """
+    ruled = set(_rules.values())
+    for name, module in model.named_modules():
+        own = [n for n, p in module.named_parameters(recurse=False) if id(p) in trained]
+        if own and type(module) not in ruled:
+            if type(module) not in _rules:
+                layer = type(module).__name__
+                raise ConfigError(f"{name}.{own[0]}: no per-sample gradient for a {layer}; adapt linear layers")
+            module.__class__ = _rules[type(module)]
+        elif can_fuse(module):
+            module.__class__ = FusedLoraLinear
+        if isinstance(module, PerSampleLayer | FusedLoraLinear):
+            module._pass = records

@@ -1,0 +1,104 @@
+"""How updates reach the server: in the clear, or so that it sees their sum only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lalora_flwr.methods.updates import Update, Updates, together
+from lalora_flwr.wire.public import Public
+from lalora_flwr.wire.tensors import LARGEST, BadReply
+
+Packed = Mapping[str, NDArray[np.generic]]  # what travels, by slot
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One round's exchange as both ends know it.
+
+    Attributes:
+        server_round: from 1.
+        words: what the transport tells every site of the round.
+    """
+
+    server_round: int
+    words: Public = field(default_factory=dict)
+
+
+class Transport:
+    """Both ends of the way that updates take.
+
+    Guarantee: a transport gets tensors that are released anyway. It can hide them from the server; it cannot make anything
+    less private.
+
+    Attributes:
+        name: as summaries write it.
+        hides_updates: the server learns the sum only; then a merge must not need each update, and a site whose reply is lost
+            spoils the round.
+        dtype: of what travels.
+    """
+
+    name: str = ""
+    hides_updates: bool = False
+    dtype: type[np.generic] = np.float32
+
+    def words(self, server_round: int, sites: Sequence[int]) -> Public:
+        """What the sites of a round must know of it beforehand."""
+        return {}
+
+    def accepts(self, words: Public) -> bool:
+        """Whether words are this transport's own; a site refuses an order with any others."""
+        return not words
+
+    def pack(self, tensors: Mapping[str, NDArray[np.float32]], site: int, exchange: Exchange) -> Packed:
+        """At the site: what travels instead of its tensors.
+
+        Raises:
+            SiteRefusal: with a fixed reason, if the site does not send under these words.
+        """
+        raise NotImplementedError
+
+    def check(self, name: str, value: NDArray[np.generic]) -> None:
+        """At the server: refuse an array of the right shape and type that no honest site sends.
+
+        Raises:
+            BadReply: naming what is wrong.
+        """
+
+    def unpack(self, replies: Mapping[int, Packed], exchange: Exchange) -> Updates:
+        """At the server: the updates of the round, as far as it may know them.
+
+        Args:
+            replies: those that were accepted, by site, in the order of the sites; at least one.
+            exchange: the round.
+
+        Raises:
+            BadReply: they do not make a sum together.
+        """
+        raise NotImplementedError
+
+
+class Plain(Transport):
+    """Float32 tensors as they are; TLS and the run's own server are all that protects them on the way."""
+
+    name = "plain"
+
+    def pack(self, tensors: Mapping[str, NDArray[np.float32]], site: int, exchange: Exchange) -> Packed:
+        return tensors
+
+    def check(self, name: str, value: NDArray[np.generic]) -> None:
+        if not np.isfinite(value).all():
+            raise BadReply(f"{name} holds values that are not finite")
+        if (np.abs(value) > LARGEST).any():
+            raise BadReply(f"{name} holds values above {LARGEST:g}")
+
+    def unpack(self, replies: Mapping[int, Packed], exchange: Exchange) -> Updates:
+        return together(
+            [Update(site, {n: v.astype(np.float32, copy=False) for n, v in t.items()}) for site, t in replies.items()]
+        )
+
+
+PLAIN = Plain()

@@ -1,0 +1,67 @@
+"""What travels between the server and a site: one rule, used by both and by the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lalora_flwr.adapter.slots import Layout, Mask
+from lalora_flwr.wire.profile import Profile
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One round as the server and the site know it alike.
+
+    Attributes:
+        layout: the slots as the site holds them.
+        trained: those that train in the round.
+        ever: those that train in any round.
+    """
+
+    layout: Layout
+    trained: Mask
+    ever: Mask
+
+
+class Travel:
+    """What a site holds, gets and sends.
+
+    A slot that does not travel down must be one that every site can derive: it never trains, and the seed draws it. The site
+    checks by digest that it starts where the server means it to.
+    """
+
+    def held(self, layout: Layout, profile: Profile) -> Layout:
+        """The slots as a site of this profile holds them: all of them, each whole or a leading corner of it."""
+        return layout
+
+    def down(self, turn: Turn) -> Mask:
+        """The slots that go to the site."""
+        raise NotImplementedError
+
+    def up(self, turn: Turn) -> Mask:
+        """The slots that come back."""
+        raise NotImplementedError
+
+
+class Everything(Travel):
+    """All slots in both directions, in every round."""
+
+    def down(self, turn: Turn) -> Mask:
+        return turn.layout.names
+
+    def up(self, turn: Turn) -> Mask:
+        return turn.layout.names
+
+
+class Trained(Travel):
+    """Down what ever trains, up what trained in the round."""
+
+    def down(self, turn: Turn) -> Mask:
+        return turn.ever
+
+    def up(self, turn: Turn) -> Mask:
+        return turn.trained
+
+
+EVERYTHING = Everything()
+TRAINED = Trained()
