@@ -84,6 +84,7 @@ class Caps:
     allow_run_model: bool = _key(switch, False, cap=False)
     records_at_once: int = _key(at_least(1), 1, cap=False)
     allow_evaluation: bool = _key(switch, False, cap=False)
+    profile: str = _key(text, "", cap=False)
 
 
 READERS: dict[str, Reader] = {f.name.replace("_", "-"): f.metadata["read"] for f in fields(Caps)}
@@ -231,13 +232,8 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def check_run(caps: Caps, settings: Settings, *, is_strategys_own: bool) -> None:
+def check_run(caps: Caps, settings: Settings) -> None:
     """Refuse a run that asks for more than the owner allows. Looks at the run's settings only.
-
-    Args:
-        caps: the owner's.
-        settings: the run's.
-        is_strategys_own: the order's schedule, filter and share are the strategy's, or what the settings override.
 
     Raises:
         SiteRefusal: with a fixed reason that holds no cap's value.
@@ -245,8 +241,6 @@ def check_run(caps: Caps, settings: Settings, *, is_strategys_own: bool) -> None
     for reason, holds in RULES:
         if not holds(caps, settings):
             raise SiteRefusal(f"cap: {reason}")
-    if not is_strategys_own:
-        raise SiteRefusal("cap: the order's schedule, filter or share are not those of the run's strategy")
 
 
 def check_mechanism(caps: Caps, mechanism: Mechanism) -> None:

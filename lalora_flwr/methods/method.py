@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from lalora_flwr.adapter.slots import Layout
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.filters import NONE, Filter
 from lalora_flwr.methods.merges import MEAN, Merge
 from lalora_flwr.methods.schedules import Schedule, schedule_of
 from lalora_flwr.methods.transport import PLAIN, Transport
-from lalora_flwr.methods.travel import EVERYTHING, Travel
+from lalora_flwr.methods.travel import EVERYTHING, Travel, Turn
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.choices import FILTERS, MERGES, METHODS
+from lalora_flwr.wire.public import Public
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ class Method:
             filter=self.filter if filter == "auto" else FILTERS.get(filter, Filter),
             merge=self.merge if merge == "auto" else MERGES.get(merge, Merge),
         )
+
+    def turn(self, layout: Layout, server_round: int, local_steps: int, directive: Public) -> Turn:
+        """A training round at a site that holds ``layout``."""
+        trained = self.schedule.trained_in(layout, server_round, local_steps, directive)
+        return Turn(layout, trained, self.schedule.ever(layout))
+
+    def at_rest(self, layout: Layout) -> Turn:
+        """Between rounds, when the adapter is only looked at."""
+        ever = self.schedule.ever(layout)
+        return Turn(layout, ever, ever)
 
     def check(self, settings: Settings) -> None:
         """Refuse settings that the method cannot run with.

@@ -6,28 +6,36 @@ import dataclasses
 import logging
 
 import torch
-from flwr.app import Context, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from torch import Tensor
 
-from lalora_flwr.adapter.lora import load_adapter_state
 from lalora_flwr.data.inputs import to_device
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.data.texts import IGNORED
 from lalora_flwr.ground.errors import SiteRefusal
 from lalora_flwr.ground.seeds import derive_seed
-from lalora_flwr.ledger.caps import Caps, caps_from, check_run
+from lalora_flwr.ledger.caps import Caps, check_run
 from lalora_flwr.ledger.entries import EVALUATE
+from lalora_flwr.methods.method import method_of
 from lalora_flwr.models.text import CausalLanguageModel
 from lalora_flwr.privacy.randomness import RandomSource
-from lalora_flwr.site import round as site
+from lalora_flwr.settings import Settings
+from lalora_flwr.site.admission import ledger_for, request_for
+from lalora_flwr.site.host import Host
+from lalora_flwr.site.model import own_model, start_from
+from lalora_flwr.site.pins import own_settings
+from lalora_flwr.site.records import fingerprint, owned_records
+from lalora_flwr.site.round import Site
 from lalora_flwr.training.evaluate import evaluate
-from lalora_flwr.training.learner import Adapted
-from lalora_flwr.wire.messages import ARRAYS, CONFIG, SITE_METRICS, to_tensors
+from lalora_flwr.training.learner import Learner
+from lalora_flwr.wire.orders import ARRAYS, EvaluateOrder
+from lalora_flwr.wire.replies import SITE_METRICS
+from lalora_flwr.wire.tensors import to_tensors
 
 log = logging.getLogger("lalora_flwr.site")
 
 
-def evaluate_on_site(content: RecordDict, context: Context) -> RecordDict:
+def evaluate_on_site(host: Host, content: RecordDict, context: Context) -> RecordDict:
     """Accuracy of the server's adapter on the site's private records.
 
     Guarantee: a site with caps, as every real one, releases one number by the Gaussian mechanism with its owner's
@@ -38,56 +46,67 @@ def evaluate_on_site(content: RecordDict, context: Context) -> RecordDict:
         SiteRefusal: with a fixed reason, if the site will not evaluate.
         LedgerError: if the site's ledger cannot be used.
     """
-    settings = site.site_settings(context)
-    caps = caps_from(context.node_config, needed=not site.in_simulation())
+    site = Site.of(host, context)
+    settings, caps = site.settings, site.caps
     if not settings.evaluate_sites or (caps and not caps.allow_evaluation):
         raise SiteRefusal("evaluation: not allowed by the site's node-config (allow-evaluation)")
     torch.set_num_threads(settings.train.num_threads)
-    order, ledger = content[CONFIG], None
-    if caps:
-        check_run(caps, settings, is_strategys_own=True)
-        server_round = int(order["server-round"])  # type: ignore[arg-type]
-        asked = site.request_for(caps, settings, context.run_id, server_round, EVALUATE, clip_norm=1.0)
-        ledger = site.ledger_for(caps, asked)
-        ledger.check(caps.evaluation_noise, 1.0, 1)
-        settings = site.own_settings(caps, settings, context.node_config)
-    adapted = site.own_model(settings, context.node_config, str(order["model-digest"]), quiet=caps is not None)
-    load_adapter_state(adapted.model, {**adapted.initial, **to_tensors(content[ARRAYS])})  # type: ignore[arg-type]
-    if not (caps and ledger):
-        quality = evaluate(adapted, site.load_records(settings, context.node_config, adapted.base))
+    order = EvaluateOrder.of(content)
+    if not caps:
+        learner = _learner(site, settings, order, content)
+        quality = evaluate(learner, host.records(settings, context.node_config, learner.base))
         return RecordDict({SITE_METRICS: MetricRecord({"accuracy": quality["accuracy"], "loss": quality["loss"]})})
+    check_run(caps, settings)
+    asked = request_for(caps, settings, context.run_id, order.server_round, EVALUATE, clip_norm=1.0)
+    ledger = ledger_for(caps, asked)
+    ledger.check(caps.evaluation_noise, 1.0, 1)
+    settings = own_settings(caps, settings, context.node_config, simulated=host.simulated)
+    learner = _learner(site, settings, order, content)
     own_seed = dataclasses.replace(settings, seed=derive_seed(settings.seed, "evaluation"))  # not the draws of training
-    source = site.random_source(own_seed, int(context.node_config.get("partition-id", 0)), asked.server_round)
-    records = site.owned_records(settings, context.node_config, adapted.base)
-    ledger.identify(site.fingerprint(settings, context.node_config))
+    source = site.source(own_seed, order.server_round)
+    records = owned_records(host.records, settings, context.node_config, learner.base)
+    ledger.identify(fingerprint(settings, context.node_config))
     ledger.reserve(caps.evaluation_noise, 1.0, 1)
-    right = right_answers(adapted, records)
+    right = right_answers(learner, records)
     ledger.take_step()
     accuracy = noisy_accuracy(right, caps, source)
     ledger.commit()
     return RecordDict({SITE_METRICS: MetricRecord({"accuracy": accuracy, "noise-multiplier": caps.evaluation_noise})})
 
 
-def right_answers(adapted: Adapted, records: RecordSet) -> int:
+def _learner(site: Site, settings: Settings, order: EvaluateOrder, content: RecordDict) -> Learner:
+    """The model to evaluate: with the server's adapter, as far as a site of this profile holds it."""
+    quiet = site.caps is not None
+    learner = own_model(site.host, settings, site.node_config, order.model_digest, quiet=quiet)
+    method = method_of(settings)
+    held = method.travel.held(learner.adapter.layout, site.profile)
+    arrays = content.get(ARRAYS)
+    if not isinstance(arrays, ArrayRecord):
+        raise SiteRefusal("order: it holds no tensors")
+    start_from(learner, held, to_tensors(arrays), method.travel.down(method.at_rest(held)))
+    return learner
+
+
+def right_answers(learner: Learner, records: RecordSet) -> int:
     """How many records the model gets right; for language modelling those with every token of the response.
 
     Guarantee: adding or removing one record changes this by at most 1. Each record goes through the model alone: in a batch
     the rounding of a logit depends on the other records, and a server that sends a model full of near ties would turn one record
     more into many answers changed. A record that the model fails on is not right.
     """
-    adapted.model.eval()
+    learner.adapter.model.eval()
     with torch.inference_mode():
-        return sum(_is_right(adapted, records, torch.tensor([i])) for i in range(len(records)))
+        return sum(_is_right(learner, records, torch.tensor([i])) for i in range(len(records)))
 
 
-def _is_right(adapted: Adapted, records: RecordSet, one: Tensor) -> bool:
+def _is_right(learner: Learner, records: RecordSet, one: Tensor) -> bool:
     try:
         inputs, labels = records.batch(one)
         if not len(labels):
             return False
-        device = next(adapted.model.parameters()).device
-        guesses = adapted.base.logits(adapted.model, to_device(inputs, device)).argmax(-1).cpu()
-        if isinstance(adapted.base, CausalLanguageModel):
+        device = learner.adapter.device
+        guesses = learner.base.logits(learner.adapter.model, to_device(inputs, device)).argmax(-1).cpu()
+        if isinstance(learner.base, CausalLanguageModel):
             guesses, labels = guesses[:, :-1], labels[:, 1:]
             asked = labels != IGNORED
             return bool(asked.any() and (guesses[asked] == labels[asked]).all())

@@ -13,13 +13,13 @@ from lalora_flwr.data.records import RecordSet
 from lalora_flwr.data.texts import IGNORED, TextRecords
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.text import CausalLanguageModel
-from lalora_flwr.training.learner import Adapted
+from lalora_flwr.training.learner import Learner
 
 BATCH = 128  # records at once
 ANSWER_TOKENS = 64  # a generated response is cut there
 
 
-def evaluate(adapted: Adapted, records: RecordSet) -> dict[str, float]:
+def evaluate(learner: Learner, records: RecordSet) -> dict[str, float]:
     """Metrics of the model, with the adapter now in it, on records that may be looked at.
 
     Returns:
@@ -31,30 +31,30 @@ def evaluate(adapted: Adapted, records: RecordSet) -> dict[str, float]:
     Raises:
         ConfigError: if no image can be read.
     """
-    adapted.model.eval()
+    learner.adapter.model.eval()
     with torch.inference_mode():
-        if isinstance(adapted.base, CausalLanguageModel):
-            return _language(adapted, adapted.base, records)
-        return _classes(adapted, records)
+        if isinstance(learner.base, CausalLanguageModel):
+            return _language(learner, learner.base, records)
+        return _classes(learner, records)
 
 
-def _classes(adapted: Adapted, records: RecordSet) -> dict[str, float]:
+def _classes(learner: Learner, records: RecordSet) -> dict[str, float]:
     from sklearn.metrics import f1_score, matthews_corrcoef
 
-    device = next(adapted.model.parameters()).device
+    device = learner.adapter.device
     loss, truth, guesses = 0.0, [], []
     for part in records.parts(torch.arange(len(records)), BATCH):
         inputs, labels = records.batch(part)
         if not len(labels):
             continue
-        logits, labels = adapted.base.logits(adapted.model, to_device(inputs, device)), labels.to(device)
+        logits, labels = learner.base.logits(learner.adapter.model, to_device(inputs, device)), labels.to(device)
         loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
         truth.append(labels.cpu())
         guesses.append(logits.argmax(-1).cpu())
     if not truth:
         raise ConfigError("data.test: none of the records can be read")
     y, guess = torch.cat(truth), torch.cat(guesses)
-    average = "binary" if adapted.base.num_classes == 2 else "macro"
+    average = "binary" if learner.base.num_classes == 2 else "macro"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that all records and guesses are of one class
         f1, matthews = f1_score(y, guess, average=average, zero_division=0), matthews_corrcoef(y, guess)
@@ -66,12 +66,12 @@ def _classes(adapted: Adapted, records: RecordSet) -> dict[str, float]:
     }
 
 
-def _language(adapted: Adapted, base: CausalLanguageModel, records: RecordSet) -> dict[str, float]:
-    device = next(adapted.model.parameters()).device
+def _language(learner: Learner, base: CausalLanguageModel, records: RecordSet) -> dict[str, float]:
+    device = learner.adapter.device
     loss, right, count = 0.0, 0, 0
     for part in records.parts(torch.arange(len(records)), BATCH // 4):
         inputs, labels = records.batch(part)
-        logits = base.logits(adapted.model, to_device(inputs, device))[:, :-1]
+        logits = base.logits(learner.adapter.model, to_device(inputs, device))[:, :-1]
         targets = labels[:, 1:].to(device)
         loss += float(torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="sum"))
         counted = targets != IGNORED
@@ -79,11 +79,11 @@ def _language(adapted: Adapted, base: CausalLanguageModel, records: RecordSet) -
         count += int(counted.sum())
     metrics = {"accuracy": right / max(1, count), "loss": loss / max(1, count)}
     if base.answer and isinstance(records, TextRecords):
-        metrics["accuracy"] = metrics["exact_match"] = _exact(adapted, base, records, device)
+        metrics["accuracy"] = metrics["exact_match"] = _exact(learner, base, records, device)
     return metrics
 
 
-def _exact(adapted: Adapted, base: CausalLanguageModel, records: TextRecords, device: Any) -> float:
+def _exact(learner: Learner, base: CausalLanguageModel, records: TextRecords, device: Any) -> float:
     """Share of the responses with an answer in them whose generated counterpart holds the same answer."""
     graded = hits = 0
     for tokens, labels, reference in zip(records.tokens, records.labels, records.references, strict=True):
@@ -92,5 +92,5 @@ def _exact(adapted: Adapted, base: CausalLanguageModel, records: TextRecords, de
             continue
         prompt: Tensor = tokens[labels == IGNORED]
         graded += 1
-        hits += base.answer_in(base.generate(adapted.model, prompt.to(device), ANSWER_TOKENS)) == wanted
+        hits += base.answer_in(base.generate(learner.adapter.model, prompt.to(device), ANSWER_TOKENS)) == wanted
     return hits / max(1, graded)

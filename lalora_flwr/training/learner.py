@@ -1,4 +1,4 @@
-"""A base model with its adapter and gradient engine; the base is loaded once in a process."""
+"""A base model with its adapter and gradient engine, ready to train; base models are loaded once."""
 
 from __future__ import annotations
 
@@ -8,73 +8,122 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
-from lalora_flwr.adapter.lora import adapter_state, attach_adapter, head_modules
+from lalora_flwr.adapter.form import Adapter, AdapterForm
+from lalora_flwr.adapter.lora import head_modules
 from lalora_flwr.data.data_set import Facts, facts
 from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.gradients.self_check import self_check
 from lalora_flwr.ground.hardware import choose_device, choose_dtype
 from lalora_flwr.ground.seeds import derive_seed
+from lalora_flwr.methods.method import method_of
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings, ModelSettings, Settings
+from lalora_flwr.settings.choices import FORMS
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """``initial``: the adapter as drawn from the run's seed, the same in every process."""
+class Learner:
+    """A model that one owner trains or evaluates.
+
+    Attributes:
+        base: what the model is.
+        adapter: what is trained; its values are the owner's business, load them before use.
+        engine: gives each record's gradients.
+        initial: the adapter as drawn from the run's seed, the same in every process.
+    """
 
     base: BaseModel
-    model: PeftModel
+    adapter: Adapter
     engine: PerSampleGradients
     initial: dict[str, Tensor]
 
 
-def adapted_model(settings: Settings, device: str = "") -> Adapted:
-    """The run's model, checked and ready to train. Shared by all callers in the process: load an adapter before use.
+@dataclass(frozen=True)
+class Wanted:
+    """All that decides what a learner is."""
 
-    Args:
-        settings: the run's settings.
-        device: where to compute, as ``train.device``, which it overrides; a site's own word.
+    model: ModelSettings
+    about: Facts
+    max_tokens: int
+    answer: str
+    form: str
+    lora: LoraSettings
+    seed: int
+    checkpointing: bool
+    device: torch.device
 
-    Raises:
-        ConfigError: the model cannot be used (no target matched, BatchNorm, records that are not independent, …).
+
+class ModelStore:
+    """Base models of a process, the last one kept in memory; all learners made from it share its frozen weights.
+
+    Two owners in one process, as the server and the sites of the inline engine, each have a learner of their own, and the
+    weights are there once. The check before training runs once for all learners that are alike.
     """
-    place = choose_device(device or settings.train.device)
-    about, data = facts(settings), settings.data
-    checkpointing = settings.train.gradient_checkpointing
-    return _adapted(settings.model, about, data.max_tokens, data.answer, settings.lora, settings.seed, checkpointing, place)
+
+    def __init__(self) -> None:
+        self._base = lru_cache(maxsize=1)(_load_base)  # by everything that decides the weights, their precision and place
+        self._checked: set[Wanted] = set()
+
+    def learner(self, settings: Settings, device: str = "") -> Learner:
+        """A learner for the run, checked and with its first adapter.
+
+        Args:
+            settings: the run's settings.
+            device: where to compute, as ``train.device``, which it overrides; a site's own word.
+
+        Raises:
+            ConfigError: the model cannot be used (no target matched, BatchNorm, records that are not independent, …).
+        """
+        return self.make(wanted(settings, device))
+
+    def make(self, wanted: Wanted) -> Learner:
+        """A new learner, with modules of its own."""
+        base = sharing_weights(self._base(wanted.model, wanted.about, wanted.max_tokens, wanted.answer, wanted.device))
+        remove_dropout(base.module)  # of the frozen weights: it would only add noise to the noise, and memory; lora.dropout stays
+        if wanted.checkpointing:
+            base.checkpoint_activations()
+        adapter = FORMS.get(wanted.form, AdapterForm).attach(base, wanted.lora, derive_seed(wanted.seed, "adapter"))
+        adapter.model.to(wanted.device)
+        engine = PerSampleGradients(adapter.model, adapter.parameters)
+        if wanted not in self._checked:
+            self_check(base, adapter, engine)
+            self._checked.add(wanted)
+        return Learner(base, adapter, engine, adapter.state())
 
 
-@lru_cache(maxsize=1)
-def _base(model: ModelSettings, about: Facts, max_tokens: int, answer: str, device: torch.device) -> BaseModel:
+class LearnerCache:
+    """The last learner of one owner, so that a process which serves round after round makes it once."""
+
+    def __init__(self, models: ModelStore) -> None:
+        self._learner = lru_cache(maxsize=1)(models.make)  # by everything that decides what a learner is
+
+    def learner(self, settings: Settings, device: str = "") -> Learner:
+        """As `ModelStore.learner`, but the same object for the same settings: load an adapter before use."""
+        return self._learner(wanted(settings, device))
+
+
+def wanted(settings: Settings, device: str) -> Wanted:
+    return Wanted(
+        settings.model,
+        facts(settings),
+        settings.data.max_tokens,
+        settings.data.answer,
+        method_of(settings).form,
+        settings.lora,
+        settings.seed,
+        settings.train.gradient_checkpointing,
+        choose_device(device or settings.train.device),
+    )
+
+
+def _load_base(model: ModelSettings, about: Facts, max_tokens: int, answer: str, device: torch.device) -> BaseModel:
     base = load_base_model(model, about, max_tokens, answer)
     base.module.requires_grad_(False)
     return cast_base(base, device, choose_dtype(model.dtype, device))
-
-
-@lru_cache(maxsize=1)
-def _adapted(
-    model_settings: ModelSettings,
-    about: Facts,
-    max_tokens: int,
-    answer: str,
-    lora: LoraSettings,
-    seed: int,
-    checkpointing: bool,
-    device: torch.device,
-) -> Adapted:
-    base = sharing_weights(_base(model_settings, about, max_tokens, answer, device))
-    remove_dropout(base.module)  # of the frozen weights: it would only add noise to the noise, and memory; lora.dropout stays
-    if checkpointing:
-        base.checkpoint_activations()
-    model = attach_adapter(base, lora, derive_seed(seed, "adapter")).to(device)
-    engine = PerSampleGradients(model)
-    self_check(base, model, engine)
-    return Adapted(base, model, engine, adapter_state(model))
 
 
 def cast_base(base: BaseModel, device: torch.device, dtype: torch.dtype) -> BaseModel:

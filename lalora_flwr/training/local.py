@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lalora_flwr.adapter.lora import adapter_parameters, set_active
+from lalora_flwr.adapter.slots import Layout, Mask
 from lalora_flwr.data.inputs import Inputs, to_device
 from lalora_flwr.data.records import RecordSet
-from lalora_flwr.gradients.engine import PerSampleGradients
-from lalora_flwr.methods.filters import FILTERS
-from lalora_flwr.methods.schedules import Schedule
-from lalora_flwr.models.base import BaseModel
+from lalora_flwr.methods.filters import Filter, State
 from lalora_flwr.privacy.counting import Ledger
 from lalora_flwr.privacy.mechanism import Mechanism, PrivateSum
 from lalora_flwr.privacy.randomness import RandomSource, poisson_sample
 from lalora_flwr.settings import TrainSettings
+from lalora_flwr.training.learner import Learner
 
 log = logging.getLogger("lalora_flwr.site")  # the site's own log; the server never sees it
 
@@ -62,8 +61,12 @@ def add_part(total: PrivateSum, gradients_of: Callable[[Tensor], Gradients], par
             raise
         if len(part) <= 1:
             log.exception("a record makes the model fail and contributes nothing")
-            return len(part)
-    return sum(add_part(total, gradients_of, one, tolerant=True) for one in part.split(1))
+            return int(len(part))
+    return sum(add_part(total, gradients_of, one, tolerant=True) for one in _one_by_one(part))
+
+
+def _one_by_one(indices: Tensor) -> list[Tensor]:
+    return [indices[i : i + 1] for i in range(len(indices))]
 
 
 def _parts(records: RecordSet, batch: Tensor, most: int, *, tolerant: bool) -> list[Tensor]:
@@ -74,29 +77,50 @@ def _parts(records: RecordSet, batch: Tensor, most: int, *, tolerant: bool) -> l
         if not tolerant:
             raise
         log.exception("the drawn records cannot be grouped and are processed one by one")
-        return list(batch.split(1))
+        return _one_by_one(batch)
+
+
+@dataclass(frozen=True)
+class LocalRound:
+    """What a site does in a round, besides the constants of its noise.
+
+    Attributes:
+        server_round: from 1, for the site's log.
+        layout: the slots as the site holds them.
+        masks: the slots that train at each step; where they are fewer than the steps they repeat. None is empty.
+        filter: what happens to the noised gradient.
+        train: steps, optimizer, physical batch.
+        tolerant: no record's failure ends the round (`add_part`); a real site's word.
+    """
+
+    server_round: int
+    layout: Layout
+    masks: Sequence[Mask]
+    filter: Filter
+    train: TrainSettings
+    tolerant: bool = False
+
+
+Memory = MutableMapping[str, State]  # what the filter remembers, by slot
+MakeSum = Callable[[Mechanism, Mapping[str, torch.Size], torch.device], PrivateSum]
 
 
 def train_round(
-    base: BaseModel,
-    model: nn.Module,
-    engine: PerSampleGradients,
+    learner: Learner,
     records: RecordSet,
+    what: LocalRound,
     *,
-    server_round: int,
-    schedule: Schedule,
-    filter_name: str,
-    train: TrainSettings,
     mechanism: Mechanism,
     ledger: Ledger,
     source: RandomSource,
-    tolerant: bool = False,
+    memory: Memory,
+    make_sum: MakeSum = PrivateSum,
 ) -> int:
-    """Take the round's K local steps on the model's adapter, in place.
+    """Take the round's K local steps on the learner's adapter, in place.
 
     Guarantee: each step is one `PrivateSum.release` on a Poisson sample of the records; whatever else happens to the
-    adapter is a function of those releases. The ledger counts K steps before the first. Records may be none: the
-    releases are then noise alone. With ``tolerant`` no record's failure ends the round (`add_part`).
+    adapter, and all that a filter remembers, is a function of those releases. The ledger counts K steps before the first.
+    Records may be none: the releases are then noise alone.
 
     Returns:
         How many record gradients were not finite and counted as zero. For the site's own log: it depends on the records.
@@ -104,9 +128,10 @@ def train_round(
     Raises:
         BudgetExhausted: if the ledger refuses the round; the adapter is then untouched.
     """
+    train, base, adapter = what.train, learner.base, learner.adapter
     ledger.reserve(mechanism.noise_multiplier, mechanism.sample_rate, train.local_steps)
-    optimizer = make_optimizer(adapter_parameters(model).values(), train)
-    device = next(model.parameters()).device
+    model, device = adapter.model, adapter.device
+    optimizer = make_optimizer(adapter.parameters.values(), train)
     model.train()
     not_finite = failed = 0
     losses: list[Tensor] = []  # of each batch's records; raw, for the site's own log
@@ -122,24 +147,25 @@ def train_round(
             seen.append(value := base.losses(model, inputs, labels))
             return value
 
-        gradients = engine(len(labels), loss)
+        gradients = learner.engine(len(labels), loss)
         losses.extend(value.detach() for value in seen)
         return gradients
 
     for step in range(train.local_steps):
-        active = set_active(model, schedule.active(server_round, step))
+        active = adapter.activate(what.masks[step % len(what.masks)])
         batch = poisson_sample(source, len(records), mechanism.sample_rate)
-        total = PrivateSum(mechanism, {name: p.shape for name, p in active.items()}, device)
-        for part in _parts(records, batch, train.max_physical_batch, tolerant=tolerant):
-            failed += add_part(total, gradients_of, part, tolerant=tolerant)
+        total = make_sum(mechanism, {name: p.shape for name, p in active.items()}, device)
+        for part in _parts(records, batch, train.max_physical_batch, tolerant=what.tolerant):
+            failed += add_part(total, gradients_of, part, tolerant=what.tolerant)
         gradient = total.release(ledger, source)
         for name, parameter in active.items():
-            parameter.grad = FILTERS[filter_name](name, gradient[name])
+            parameter.grad = what.filter(what.layout[name], gradient[name], memory.setdefault(name, {}))
         optimizer.step()
         not_finite += total.not_finite
     ledger.commit()
     if failed:
-        log.error("round %d: %d drawn records made the model fail and contributed nothing", server_round, failed)
+        log.error("round %d: %d drawn records made the model fail and contributed nothing", what.server_round, failed)
     if losses:
-        log.info("round %d: mean loss %.4f over %d drawn records", server_round, torch.cat(losses).mean(), len(torch.cat(losses)))
+        mean, drawn = torch.cat(losses).mean(), len(torch.cat(losses))
+        log.info("round %d: mean loss %.4f over %d drawn records", what.server_round, mean, drawn)
     return not_finite

@@ -1,0 +1,145 @@
+"""A ClientApp: parse, call, reply. What fails on a site reaches the server only as a fixed reason."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from lalora_flwr.ground.errors import ConfigError, LedgerError, SiteRefusal
+from lalora_flwr.site.bundle import check_enforced
+from lalora_flwr.wire.replies import IDENTITY, LONGEST_WORDS, PROFILE
+
+if TYPE_CHECKING:
+    from lalora_flwr.site.host import Host
+
+log = logging.getLogger("lalora_flwr.site")
+APP_ERROR = 2  # Flower's code for an exception in a ClientApp
+
+Work = Callable[[RecordDict, Context], RecordDict]
+
+
+def leaves_at(arrived: float, now: float, every: float) -> float:
+    """When a reply that is ready ``now`` leaves: a whole number of times ``every`` seconds after its order ``arrived``.
+
+    Guarantee: how long an answer took is known only to the next multiple of ``every``, which depends on the records as little
+    as the owner makes it long. 0 lets replies leave when they are ready.
+    """
+    return arrived + every * max(1, math.ceil((now - arrived) / every)) if every > 0 else now
+
+
+def answer(
+    work: Work,
+    message: Message,
+    context: Context,
+    every: Callable[[], float],
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], None] = time.sleep,
+) -> Message:
+    """Reply with the result of ``work``, or with a fixed reason; never with an exception's text, which may quote data.
+
+    The error is returned, not raised: Flower keeps the site's state only if the handler returns, and the steps taken
+    before the failure must stay counted.
+
+    Args:
+        work: makes the reply's content.
+        message, context: Flower's.
+        every: at multiples of how many seconds the reply leaves; a real site's ``answer-seconds``.
+        clock, wait: seconds that go by, and waiting for them.
+    """
+    arrived = clock()
+    reply = _answer(work, message, context)
+    if (left := leaves_at(arrived, now := clock(), every()) - now) > 0:
+        wait(left)
+    return reply
+
+
+def _answer(work: Work, message: Message, context: Context) -> Message:
+    try:
+        return Message(work(message.content, context), reply_to=message)
+    except SiteRefusal as refusal:
+        log.warning("the site refused: %s", refusal)
+        reason = str(refusal)
+    except LedgerError:
+        log.exception("the site's ledger cannot be used")
+        reason = "ledger: the site cannot use it; its own log says why"
+    except ConfigError:
+        log.exception("the site cannot use this configuration")
+        reason = "configuration: the site cannot use it; its own log says why"
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a panic of a Rust library is no Exception; unanswered it would tell something of the records
+        log.exception("the site failed")
+        reason = "failure: the site's own log says why"
+    return Message(Error(code=APP_ERROR, reason=reason), reply_to=message)
+
+
+def make_client_app(make_host: Callable[[], Host]) -> ClientApp:
+    """The ClientApp of a process.
+
+    Args:
+        make_host: what the process hands to its sites; called once, when there is work: a site that is only asked who it is
+            needs no torch.
+    """
+    app, host = ClientApp(), cache(make_host)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        def work(content: RecordDict, context: Context) -> RecordDict:
+            from lalora_flwr.site.round import train  # a failing import is replaced by a fixed reason too
+
+            _begin(host(), context)
+            return train(host(), content, context)
+
+        return answer(work, message, context, lambda: _answer_seconds(host, context))
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        def work(content: RecordDict, context: Context) -> RecordDict:
+            from lalora_flwr.site.evaluation import evaluate_on_site
+
+            _begin(host(), context)
+            return evaluate_on_site(host(), content, context)
+
+        return answer(work, message, context, lambda: _answer_seconds(host, context))
+
+    @app.query("identity")
+    def identity(message: Message, context: Context) -> Message:
+        return Message(_identity(context), reply_to=message)
+
+    return app
+
+
+def _identity(context: Context) -> RecordDict:
+    """The virtual site's number and how many there are, -1 for a real site, which its node id identifies; and its profile."""
+    number = int(context.node_config.get("partition-id", -1))
+    count = int(context.node_config.get("num-partitions", -1))
+    told = RecordDict({IDENTITY: MetricRecord({"site": number, "sites": count})})
+    if words := str(context.node_config.get("profile", ""))[:LONGEST_WORDS]:
+        told[PROFILE] = ConfigRecord({"words": words})
+    return told
+
+
+def _begin(host: Host, context: Context) -> None:
+    """A real site's own log goes where the SuperNode's goes, and only approved code goes on."""
+    if not host.simulated:
+        log.setLevel(logging.INFO)
+        for handler in logging.getLogger("flwr").handlers:
+            log.addHandler(handler)  # once, however often it is added
+    check_enforced(context.node_config)
+
+
+def _answer_seconds(host: Callable[[], Host], context: Context) -> float:
+    """0 in a simulation, and if the package cannot even be imported: no record was read then."""
+    try:
+        from lalora_flwr.ledger.caps import answer_seconds
+
+        return 0.0 if host().simulated else answer_seconds(context.node_config)
+    except Exception:
+        return 0.0

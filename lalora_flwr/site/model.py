@@ -1,0 +1,79 @@
+"""The run's model on a site, and the adapter it starts a round from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lalora_flwr.adapter.slots import Layout, corner, digest
+from lalora_flwr.ground.errors import SiteRefusal
+from lalora_flwr.settings import Settings
+from lalora_flwr.site.host import Host
+from lalora_flwr.site.records import NodeConfig
+from lalora_flwr.training.learner import Learner
+
+log = logging.getLogger("lalora_flwr.site")
+MODEL_DIFFERS = (
+    "model: the site's base model differs from the server's or cannot be used; take the same files and package versions"
+)
+
+
+def own_model(host: Host, settings: Settings, node_config: NodeConfig, model_digest: str, *, quiet: bool) -> Learner:
+    """The run's model on this site.
+
+    Args:
+        host: of the site.
+        settings: the run's, as the site takes them.
+        node_config: the site's.
+        model_digest: of the server's model.
+        quiet: whatever is wrong has the same fixed reason. Without ``model-path`` the run names the place of the model, and
+            different reasons would say which files there are on the site's machine.
+
+    Raises:
+        SiteRefusal: it is not the server's, or cannot be used.
+        ConfigError: it cannot be used, unless ``quiet``.
+    """
+    try:
+        learner = host.learners.learner(settings, str(node_config.get("device", "")))
+    except Exception:
+        if not quiet:
+            raise
+        log.exception("the site cannot use the run's model")
+        raise SiteRefusal(MODEL_DIFFERS) from None
+    if learner.base.provenance.digest != model_digest:
+        raise SiteRefusal(MODEL_DIFFERS)
+    return learner
+
+
+def start_from(learner: Learner, held: Layout, received: Mapping[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
+    """Load the adapter that the server sent; what did not travel is as the seed draws it.
+
+    Args:
+        learner: of the site.
+        held: the slots as the site holds them.
+        received: the tensors of the order.
+        wanted: the slots that travel to the site.
+
+    Returns:
+        What was loaded.
+
+    Raises:
+        SiteRefusal: the tensors are not those of the method, or not of the shapes that the site holds.
+    """
+    if set(received) != wanted or any(received[name].shape != held[name].shape for name in wanted):
+        raise SiteRefusal("adapter: the tensors sent are not those that the run's method sends")
+    start = {name: received[name] if name in received else corner(learner.initial[name], held[name]) for name in held}
+    learner.adapter.load(start)
+    return start
+
+
+def check_start(learner: Learner, adapter_digest: str) -> None:
+    """Compare the loaded adapter with the server's.
+
+    Raises:
+        SiteRefusal: it differs.
+    """
+    if digest(learner.adapter.state()) != adapter_digest:
+        raise SiteRefusal("adapter: the site's start differs from the server's; use the same package versions")

@@ -1,0 +1,95 @@
+"""A site's records: read once, whatever state they are in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from lalora_flwr.data.data_set import data_set
+from lalora_flwr.data.own_records import own_records
+from lalora_flwr.data.partition import site_rows
+from lalora_flwr.data.records import RecordSet, no_records
+from lalora_flwr.ground.errors import ConfigError, SiteRefusal
+from lalora_flwr.ledger.fingerprint import fingerprint_of_files, fingerprint_of_share
+from lalora_flwr.models.base import BaseModel
+from lalora_flwr.settings import DataSettings, ModelSettings, Settings, flatten
+
+log = logging.getLogger("lalora_flwr.site")
+
+NodeConfig = Mapping[str, bool | int | float | str]
+ReadRecords = Callable[[Settings, NodeConfig, BaseModel], RecordSet]
+Key = tuple[str, int, int, DataSettings, ModelSettings, int]  # path, or number and count of a share; settings and seed
+
+
+class RecordStore:
+    """Encoded records of the last sites of a process, by everything that decides them."""
+
+    def __init__(self, size: int = 64) -> None:
+        """``size``: sites whose records are kept."""
+        self._size = size
+        self._kept: dict[Key, RecordSet] = {}
+
+    def __call__(self, settings: Settings, node_config: NodeConfig, base: BaseModel) -> RecordSet:
+        """The site's records: those under its own ``data-path``, or its share of the run's data set; possibly none.
+
+        Raises:
+            SiteRefusal: if the node-config names neither.
+            ConfigError: if what it names does not exist, may not be opened or lacks a column.
+        """
+        if path := str(node_config.get("data-path", "")):
+            site = sites = 0
+        elif "partition-id" in node_config and "num-partitions" in node_config:
+            site, sites = int(node_config["partition-id"]), int(node_config["num-partitions"])
+        else:
+            raise SiteRefusal("data: the site's node-config names no data-path")
+        key = path, site, sites, settings.data, settings.model, settings.seed
+        if key not in self._kept:
+            while len(self._kept) >= self._size:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = _read(settings, base, path, site, sites)
+        return self._kept[key]
+
+
+def _read(settings: Settings, base: BaseModel, path: str, site: int, sites: int) -> RecordSet:
+    if path:
+        return own_records(settings, path, base.encode, getattr(base, "vocabulary", 0), getattr(base, "segments", 0)).records
+    data = data_set(settings)
+    return data.private(site_rows(data.classes(), settings.data, settings.seed, sites, data.owners())[site], base.encode)
+
+
+def owned_records(read: ReadRecords, settings: Settings, node_config: NodeConfig, base: BaseModel) -> RecordSet:
+    """The records of a site with caps, whatever state they are in.
+
+    Guarantee: whether this refuses depends on the node-config and on the layout of the files it names (that they are there, may
+    be opened and have the columns), never on a record. Any other failure leaves no records, and the site answers with noise.
+
+    Raises:
+        SiteRefusal: with a fixed reason.
+    """
+    try:
+        records = read(settings, node_config, base)
+    except SiteRefusal:
+        raise
+    except ConfigError as fault:
+        log.error("the site's records: %s", fault)
+        raise SiteRefusal("data: the site cannot open what its node-config names; its own log says why") from None
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a panic of a Rust library is no Exception
+        log.exception("the site's records cannot be read")
+        records = no_records()
+    if not len(records):
+        log.error("THE SITE HAS NO USABLE RECORD: it answers with noise alone, which is counted; see `lalora site check`")
+    return records
+
+
+def fingerprint(settings: Settings, node_config: NodeConfig) -> str:
+    """What the ledger knows the site's records by; files that cannot be read are known by their place."""
+    if path := str(node_config.get("data-path", "")):
+        try:
+            return fingerprint_of_files(path)
+        except OSError:
+            log.exception("the site's records cannot be read for their fingerprint")
+            return fingerprint_of_share({"unreadable": path})
+    share = {"site": int(node_config["partition-id"]), "sites": int(node_config["num-partitions"])}
+    return fingerprint_of_share({**flatten(settings.data), "seed": settings.seed, **share})

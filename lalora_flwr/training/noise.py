@@ -1,0 +1,24 @@
+"""How much noise a site's steps carry: it follows from the settings and the site's number of records, which is public."""
+
+from __future__ import annotations
+
+from lalora_flwr.privacy.accounting import noise_multiplier_for
+from lalora_flwr.privacy.mechanism import Mechanism
+from lalora_flwr.settings import Settings
+
+
+def sample_rate_for(settings: Settings, records: int) -> float:
+    """q, each record's probability of joining a step."""
+    return min(1.0, settings.train.batch_size / records)
+
+
+def mechanism_for(settings: Settings, records: int, sigma: float | None = None) -> Mechanism:
+    """The constants of a site's steps.
+
+    Guarantee: σ is calibrated for the most steps the site may take in the run, without amplification by the drawing of
+    sites: the server sees who takes part. ``sigma``: the result, if it is known from before.
+    """
+    sample_rate, privacy = sample_rate_for(settings, records), settings.privacy
+    if sigma is None:
+        sigma = noise_multiplier_for(privacy.epsilon, privacy.delta, sample_rate, settings.steps_per_site, privacy.accountant)
+    return Mechanism(sigma, privacy.clip_norm, sample_rate, expected_batch=sample_rate * records)
