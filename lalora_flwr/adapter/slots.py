@@ -48,6 +48,7 @@ class Layout(Mapping[str, Slot]):
             if slot.name in self._slots:
                 raise ValueError(f"two slots are called {slot.name}")
             self._slots[slot.name] = slot
+        self._hash = hash(tuple(self._slots.values()))
 
     def __getitem__(self, name: str) -> Slot:
         return self._slots[name]
@@ -62,7 +63,7 @@ class Layout(Mapping[str, Slot]):
         return isinstance(other, Layout) and list(self.values()) == list(other.values())
 
     def __hash__(self) -> int:
-        return hash(tuple(self._slots.values()))
+        return self._hash
 
     @property
     def names(self) -> Mask:

@@ -59,7 +59,7 @@ def _show_holdings(settings: Settings, plot: Path, console: Console) -> None:
 
 def _table_of(settings: Settings, held: Holdings) -> Table:
     """One row a site: records, its own q and σ, and the records of each class, or of how many classes it has some."""
-    from lalora_flwr.site.round import mechanism_for
+    from lalora_flwr.training.noise import mechanism_for
 
     single = 1 < len(held.labels) <= CLASSES
     several = ["classes", "largest class"] if len(held.labels) > CLASSES else []

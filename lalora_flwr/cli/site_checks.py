@@ -29,8 +29,8 @@ from lalora_flwr.ledger.fingerprint import fingerprint_of_files
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.settings import Settings, settings_from
-from lalora_flwr.site.round import ledger_for, request_for
-from lalora_flwr.training.learner import adapted_model
+from lalora_flwr.site.admission import ledger_for, request_for
+from lalora_flwr.training.learner import ModelStore
 
 LEAST_FREE, ROOM = 10, 200  # MiB on the ledger's disk: none for an entry, and for a year of them
 
@@ -135,7 +135,7 @@ def _model(settings: Settings, caps: Caps) -> tuple[BaseModel | None, Finding]:
             "no model-path: a run names the model, and its tokenizer can ask the records questions; trust who sends runs",
         )
     try:
-        base = adapted_model(settings, caps.device).base
+        base = ModelStore().learner(settings, caps.device).base
     except Exception as error:  # whatever a library makes of a folder
         return None, Finding(FAULT, "model", str(error) or type(error).__name__)
     return base, Finding(OK, "model", f"loads, and a record's gradient is its own; digest {base.provenance.digest[:16]}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.settings import KEYS, Value, _flatten_toml, check_values, parse_override, read_toml
+from lalora_flwr.settings import KEYS, Value, check_values, flatten_toml, parse_override, read_toml
 
 VARIANT, SEED, EPSILON, LR = "variant", "seed", "privacy.epsilon", "train.lr"
 RESERVED = ("output-dir", "run-name")  # the comparison names its folders itself
@@ -95,7 +95,7 @@ def _table(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     table = content.get(name, {})
     if not isinstance(table, dict):
         raise ConfigError(f"{name} = {table!r}: must be a table of run-config keys")
-    return _flatten_toml(table)
+    return flatten_toml(table)
 
 
 def _checked(name: str, value: Any) -> Value:
@@ -127,7 +127,7 @@ def label_of(value: Value) -> str:
 def _variant(value: Any) -> Option:
     if not isinstance(value, dict) or not isinstance(value.get("label"), str) or not value["label"].strip():
         raise ConfigError(f"variant = {value!r}: must be a table with a label and the keys it sets")
-    flat = _flatten_toml({name: part for name, part in value.items() if name != "label"})
+    flat = flatten_toml({name: part for name, part in value.items() if name != "label"})
     return Option(value["label"].strip(), {name: _checked(name, part) for name, part in flat.items()})
 
 

@@ -15,11 +15,12 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from lalora_flwr.client_app import app as client_app
 from lalora_flwr.server.folder import LOG
 from lalora_flwr.server.run import named, run_federation
 from lalora_flwr.settings import Settings, flatten
-from lalora_flwr.site import round as site
+from lalora_flwr.site.app import make_client_app
+from lalora_flwr.site.host import Host
+from lalora_flwr.training.learner import LearnerCache, ModelStore
 
 FIRST_NODE = 100  # node ids are not partition ids, as in a real federation
 
@@ -72,20 +73,32 @@ class InlineGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def run_inline(settings: Settings, on_round: Callable[[dict[str, Any]], None] | None = None, app: ClientApp = client_app) -> Path:
+def simulated_app(models: ModelStore) -> ClientApp:
+    """The ClientApp of virtual sites in this process, which share one frozen model with whoever holds the store."""
+    return make_client_app(lambda: Host(simulated=True, learners=LearnerCache(models)))
+
+
+def run_inline(
+    settings: Settings,
+    on_round: Callable[[dict[str, Any]], None] | None = None,
+    app: ClientApp | None = None,
+    models: ModelStore | None = None,
+) -> Path:
     """Run a whole federation in this process and return its run folder.
+
+    Args:
+        settings: the run.
+        on_round: gets each line of metrics.
+        app: of the sites; default: `simulated_app`.
+        models: where the frozen model comes from; default: a store of its own.
 
     Raises:
         ConfigError, RunFailed: as `run_federation`.
     """
-    settings = named(settings)
-    grid = InlineGrid(app, settings.num_supernodes, dict(flatten(settings)))
-    site._inline_simulation = True
-    try:
-        with _logs_in(Path(settings.output_dir).absolute() / settings.run_name / LOG):
-            return run_federation(settings, grid, on_round)
-    finally:
-        site._inline_simulation = False
+    settings, models = named(settings), models or ModelStore()
+    grid = InlineGrid(app or simulated_app(models), settings.num_supernodes, dict(flatten(settings)))
+    with _logs_in(Path(settings.output_dir).absolute() / settings.run_name / LOG):
+        return run_federation(settings, grid, on_round, models=models)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from typing import Any
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.privacy.accounting import Segment, epsilon_spent, noise_multiplier_for
 from lalora_flwr.settings import Settings
-from lalora_flwr.wire.messages import BadReply, Counters, SiteMetrics
+from lalora_flwr.wire.replies import Counters, SiteMetrics
+from lalora_flwr.wire.tensors import BadReply
 
 SIGMA_RANGE = (0.99, 1.02)  # of the σ that the run prescribes; calibration hits ε to 1 % from below, so σ from above
 MOST_RECORDS = 10**9  # of one site

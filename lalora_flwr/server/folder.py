@@ -7,8 +7,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ ASKED = "checkpoint/asked.json"
 LOCK = ".lock"
 WORKER_DIED = "worker-died"  # kind of a failure
 CHECKPOINT = "checkpoint/adapter.safetensors"
+MORE = "more/"  # what names of tensors begin with that are no adapter's
 LOG = "flower.log"
 
 
@@ -139,6 +140,7 @@ class Checkpoint:
     server_round: int
     adapter: dict[str, Tensor]
     state: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -189,7 +191,8 @@ class RunFolder:
         """Everything in one file, so that adapter and state are always of the same round."""
         (self.path / CHECKPOINT).parent.mkdir(exist_ok=True)
         about = {"round": str(checkpoint.server_round), "state": json.dumps(checkpoint.state)}  # Python's JSON keeps inf
-        write_whole(self.path / CHECKPOINT, save(checkpoint.adapter, metadata=about))
+        more = {MORE + name: value for name, value in checkpoint.tensors.items()}
+        write_whole(self.path / CHECKPOINT, save({**checkpoint.adapter, **more}, metadata=about))
 
     def save_asked(self, asked: Mapping[str, Mapping[str, int]]) -> None:
         """How often each real site was asked for what, before it is asked: what it sends counts even if the server dies."""
@@ -221,17 +224,18 @@ class RunFolder:
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata()
-                adapter = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-            return Checkpoint(int(about["round"]), adapter, json.loads(about["state"]))
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            adapter = {name: value for name, value in found.items() if not name.startswith(MORE)}
+            more = {name.removeprefix(MORE): value for name, value in found.items() if name.startswith(MORE)}
+            return Checkpoint(int(about["round"]), adapter, json.loads(about["state"]), more)
         except Exception as error:  # safetensors and JSON raise their own
             raise RunFailed(f"{path} is damaged ({type(error).__name__}); the run cannot go on from it") from None
 
-    def save_adapter(self, model: Any) -> None:
-        """The model's adapter as a folder that ``PeftModel.from_pretrained`` loads."""
+    def save_adapter(self, save: Callable[[Path], None]) -> None:
+        """The adapter's folder; ``save`` writes it."""
         part, folder = self.path / ".adapter.part", self.path / "adapter"
         shutil.rmtree(part, ignore_errors=True)
-        model.save_pretrained(part, save_embedding_layers=False)
-        (part / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form to fill in
+        save(part)
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that died after it; the checkpoint holds the same
         part.replace(folder)
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from peft import get_peft_model_state_dict
+import numpy as np
 
-from lalora_flwr.adapter.lora import attach_adapter, select
+from lalora_flwr.adapter.form import AdapterForm
+from lalora_flwr.adapter.slots import Mask
 from lalora_flwr.data.data_set import facts, private_records
 from lalora_flwr.data.partition import equal_share
 from lalora_flwr.gradients.engine import PerSampleGradients
-from lalora_flwr.methods import METHODS
-from lalora_flwr.methods.schedules import BOTH, parse_schedule
+from lalora_flwr.methods.method import method_of
 from lalora_flwr.models import load_base_model
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.mechanism import Mechanism
-from lalora_flwr.server.strategy import resolved_choices
 from lalora_flwr.settings import Settings
-from lalora_flwr.site.round import mechanism_for
-from lalora_flwr.wire.messages import ARRAY_HEADER
+from lalora_flwr.settings.choices import FORMS
+from lalora_flwr.training.noise import mechanism_for
+from lalora_flwr.wire.tensors import ARRAY_HEADER
 
 
 @dataclass(frozen=True)
@@ -63,29 +64,28 @@ def make_plan(settings: Settings) -> Plan:
     sites = settings.num_supernodes
     records = equal_share(private_records(settings), sites, sites - 1)
     base = load_base_model(settings.model, facts(settings), settings.data.max_tokens, weights=False)
-    model = attach_adapter(base, settings.lora, seed=0)
-    PerSampleGradients(model)  # refuses layers without a per-sample rule
-    adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
-    schedule_text, filter_name = resolved_choices(settings)
-    schedule = parse_schedule(schedule_text)
-    partly = METHODS[settings.strategy].share == "trained"
+    method = method_of(settings)
+    adapter = FORMS.get(method.form, AdapterForm).attach(base, settings.lora, seed=0)
+    PerSampleGradients(adapter.model, adapter.parameters)  # refuses layers without a per-sample rule
+    layout = adapter.layout
+    method.schedule.fits(layout)
+    directive = method.merge.start(layout)
+    itemsize = np.dtype(method.transport.dtype).itemsize
 
-    def travelling(factors: frozenset[str]) -> int:
-        return sum(4 * adapter[name].numel() + ARRAY_HEADER for name in select(adapter, factors))
+    def size(names: Mask, itemsize: int = 4) -> int:
+        return sum(itemsize * math.prod(slot.shape) + ARRAY_HEADER for slot in layout.only(names).values())
 
-    def up(server_round: int) -> int:
-        return travelling(schedule.trained_in(server_round, settings.train.local_steps) if partly else BOTH)
-
-    trainable = sum(adapter[name].numel() for name in select(adapter, schedule.ever_trained))
-    total = sum(p.numel() for p in model.parameters())
+    turns = [method.turn(layout, server_round, settings.train.local_steps, directive) for server_round in (1, 2)]
+    trainable = sum(math.prod(slot.shape) for slot in layout.only(method.schedule.ever(layout)).values())
+    total = sum(p.numel() for p in adapter.model.parameters())
     return Plan(
-        schedule=schedule_text,
-        filter=filter_name,
+        schedule=method.schedule.text,
+        filter=method.filter.name,
         records=records,
         mechanism=mechanism_for(settings, records),
         steps=settings.steps_per_site,
         trainable=trainable,
         frozen=total - trainable,
-        bytes_down=travelling(schedule.ever_trained if partly else BOTH),
-        bytes_up=(up(1), up(2)),
+        bytes_down=size(method.travel.down(turns[0])),
+        bytes_up=(size(method.travel.up(turns[0]), itemsize), size(method.travel.up(turns[1]), itemsize)),
     )

@@ -16,18 +16,19 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.supercore.run import RunNotRunningException
 
-from lalora_flwr.adapter.lora import load_adapter_state
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.ground.errors import LaloraError, NoSiteLeft, RunFailed, WorkerDied
 from lalora_flwr.server.ending import STOPPED, last_word
+from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder, versions
 from lalora_flwr.server.plots import accuracy_figure
-from lalora_flwr.server.strategy import FederatedLora, RoundReport
+from lalora_flwr.server.roster import Roster
+from lalora_flwr.server.strategy import FederatedStrategy
 from lalora_flwr.server.watched import WatchedGrid, watched
 from lalora_flwr.settings import Settings
 from lalora_flwr.training.evaluate import evaluate
-from lalora_flwr.training.learner import Adapted, adapted_model
-from lalora_flwr.wire.messages import to_arrays, to_tensors
+from lalora_flwr.training.learner import Learner, ModelStore
+from lalora_flwr.wire.tensors import to_arrays, to_tensors
 
 METRIC_NAMES = ("accuracy", "loss", "f1", "matthews", "exact_match", "site_accuracy")
 SITE_ACCURACY_LEAK = "site_accuracy: exact accuracy on the sites' private records, which no epsilon covers"
@@ -54,6 +55,7 @@ def run_federation(
     grid: Grid,
     on_round: Callable[[dict[str, Any]], None] | None = None,
     at_exit: Callable[[Callable[[], None]], None] = lambda handler: None,
+    models: ModelStore | None = None,
 ) -> Path:
     """Run all rounds, or with ``resume`` those after the last checkpoint, and write the run folder.
 
@@ -62,6 +64,7 @@ def run_federation(
         grid: reaches the sites.
         on_round: gets each line of metrics as it is written.
         at_exit: takes a function that the process calls when it is told to end; the run's folder then says so.
+        models: where the frozen model comes from; default: a store of its own.
 
     Returns:
         The run folder.
@@ -72,12 +75,12 @@ def run_federation(
     """
     settings = named(settings)
     torch.set_num_threads(settings.train.num_threads)  # the same arithmetic in every engine
-    adapted = adapted_model(settings)
+    learner = (models or ModelStore()).learner(settings)
     with RunFolder(settings) as folder, last_word(folder, at_exit):
         try:
             grid = watched(grid)
-            run = _Run(settings, adapted, folder, on_round, real=isinstance(grid, WatchedGrid))
-            start = run.restore() if settings.resume else adapted.initial
+            run = _Run(settings, learner, folder, on_round, Roster(settings, real=isinstance(grid, WatchedGrid)))
+            start = run.restore() if settings.resume else learner.initial
             run.finish(ended_early=run.serve(grid, start))
         except RunNotRunningException:
             folder.fail(STOPPED)
@@ -97,20 +100,21 @@ class _Run:
     def __init__(
         self,
         settings: Settings,
-        adapted: Adapted,
+        learner: Learner,
         folder: RunFolder,
         on_round: Callable[[dict[str, Any]], None] | None,
-        real: bool,
+        roster: Roster,
     ) -> None:
-        self._settings, self._adapted, self._folder = settings, adapted, folder
-        self._test = data_set(settings).public(adapted.base.encode)
+        self._settings, self._learner, self._folder = settings, learner, folder
+        self._test = data_set(settings).public(learner.base.encode)
         self._on_round = on_round
         self._metrics: list[dict[str, Any]] = []
         self._frozen_accuracy = math.nan
         self._report = RoundReport(0)
         self._begun = self._round_begun = time.monotonic()
         self._seconds_before = 0.0
-        self.strategy = FederatedLora(settings, self._keep, adapted.base.provenance.digest, folder.save_asked, real)
+        digest = learner.base.provenance.digest
+        self.strategy = FederatedStrategy(settings, learner.adapter.layout, self._keep, digest, folder.save_asked, roster)
 
     def _keep(self, report: RoundReport) -> None:
         self._report = report
@@ -130,13 +134,13 @@ class _Run:
         """Go on after the last checkpoint, if there is one; the adapter to go on with."""
         checkpoint, asked = self._folder.load_checkpoint(), self._folder.load_asked()
         if checkpoint is None:
-            self.strategy.restore(0, {}, asked)
-            return self._adapted.initial
+            self.strategy.restore(0, {}, {}, asked)
+            return self._learner.initial
         state = checkpoint.state
         self._metrics, self._frozen_accuracy = list(state["metrics"]), state["frozen_accuracy"]
         self._seconds_before = state["seconds"]
         self._folder.add_metrics(*self._metrics)
-        self.strategy.restore(checkpoint.server_round, state["strategy"], asked)
+        self.strategy.restore(checkpoint.server_round, state["strategy"], checkpoint.tensors, asked)
         return checkpoint.adapter
 
     def _seconds(self) -> float:
@@ -150,18 +154,18 @@ class _Run:
             "seconds": self._seconds(),
             "strategy": self.strategy.state(),
         }
-        return Checkpoint(server_round, adapter, state)
+        return Checkpoint(server_round, adapter, state, self.strategy.tensors())
 
     def after_round(self, round_of_attempt: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate, write the checkpoint and the round's line. Round 0 is the frozen model."""
         server_round = self.strategy.done + round_of_attempt
         state = to_tensors(arrays)
-        load_adapter_state(self._adapted.model, state)
+        self._learner.adapter.load(state)
         if server_round and not round_of_attempt:  # resumed: evaluated before
             self._round_begun = time.monotonic()
             return MetricRecord()
         due = self._settings.evaluates_after(server_round)
-        quality: dict[str, Any] = evaluate(self._adapted, self._test) if due else {"accuracy": None, "loss": None}
+        quality: dict[str, Any] = evaluate(self._learner, self._test) if due else {"accuracy": None, "loss": None}
         if server_round == 0:
             self._frozen_accuracy = quality["accuracy"]
         else:
@@ -197,16 +201,16 @@ class _Run:
     def finish(self, ended_early: str = "") -> None:
         """Adapter, plot, and last the summary."""
         settings, counts = self._settings, self.strategy.counts
-        self._folder.save_adapter(self._adapted.model)
+        self._folder.save_adapter(self._learner.adapter.save)
         self._folder.save_plot("accuracy", accuracy_figure(settings, self._frozen_accuracy, self._metrics))
         headline = counts.of(counts.most())
         self._folder.finish(
             {
                 "strategy": settings.strategy,
                 "model": settings.model.name,
-                "model_revision": self._adapted.base.provenance.revision,
-                "model_files": self._adapted.base.provenance.files,
-                "model_digest": self._adapted.base.provenance.digest,
+                "model_revision": self._learner.base.provenance.revision,
+                "model_files": self._learner.base.provenance.files,
+                "model_digest": self._learner.base.provenance.digest,
                 "data": settings.data.name,
                 "seed": settings.seed,
                 "rounds": self._metrics[-1]["round"],

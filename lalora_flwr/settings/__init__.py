@@ -11,7 +11,7 @@ from lalora_flwr.settings.schema import (
     Settings,
     TrainSettings,
 )
-from lalora_flwr.settings.text import parse_override, read_toml
+from lalora_flwr.settings.text import flatten_toml, parse_override, read_toml
 
 __all__ = [
     "KEYS",
@@ -27,6 +27,7 @@ __all__ = [
     "Value",
     "check_values",
     "flatten",
+    "flatten_toml",
     "parse_override",
     "read_toml",
     "settings_from",

@@ -36,4 +36,4 @@ def check_together(settings: Settings) -> None:
             f"privacy.max-rounds = {settings.privacy.max_rounds}: too few for {settings.num_rounds} rounds of "
             f"{settings.sites_per_round} of {settings.num_supernodes} sites; raise it or lower fraction-train"
         )
-    METHODS.get(settings.strategy, ChecksSettings).check(settings)
+    METHODS.get(settings.strategy, ChecksSettings).check(settings)  # type: ignore[type-abstract]

@@ -66,7 +66,7 @@ class LoraSettings:
     )
     schedule: str = named(
         "auto",
-        "which factor trains when: auto (the strategy's own); step:BA, step:BBA, step:B3A2, … by local step; round:BA, … by round",
+        "which factor trains when: auto (the strategy's own); step:BA, step:BBA, step:B3A2, … by step; round:BA, … by round",
         SCHEDULES,
         "auto",
     )

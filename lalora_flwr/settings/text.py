@@ -11,10 +11,10 @@ from typing import Any
 from lalora_flwr.ground.errors import ConfigError
 
 
-def _flatten_toml(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_toml(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in table.items():
-        flat.update(_flatten_toml(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+        flat.update(flatten_toml(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
     return flat
 
 
@@ -25,7 +25,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: if the file is missing or is not TOML.
     """
     try:
-        return _flatten_toml(tomllib.loads(path.read_text(encoding="utf-8")))
+        return flatten_toml(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror or 'cannot be read'}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -61,7 +61,7 @@ def add_part(total: PrivateSum, gradients_of: Callable[[Tensor], Gradients], par
             raise
         if len(part) <= 1:
             log.exception("a record makes the model fail and contributes nothing")
-            return int(len(part))
+            return len(part)
     return sum(add_part(total, gradients_of, one, tolerant=True) for one in _one_by_one(part))
 
 

@@ -1,0 +1,162 @@
+"""One round's messages: what each site is sent, and what it has to send back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lalora_flwr.adapter.slots import Layout, Mask, corner, digest
+from lalora_flwr.methods.method import Method
+from lalora_flwr.methods.transport import Exchange, Packed
+from lalora_flwr.settings import Settings
+from lalora_flwr.wire.orders import ARRAYS, CONFIG, MEMORY, EvaluateOrder, TrainOrder
+from lalora_flwr.wire.profile import Profile
+from lalora_flwr.wire.public import Public
+from lalora_flwr.wire.replies import read_arrays
+from lalora_flwr.wire.tensors import BadReply, num_bytes, to_arrays
+
+log = logging.getLogger("lalora_flwr.server")
+LONGEST_REASON = 300  # letters of a site's reason that the server repeats
+
+
+@dataclass
+class RoundReport:
+    """What the server knows of one round's exchange; everything in it is public."""
+
+    server_round: int
+    served: list[int] = field(default_factory=list)  # sites whose reply was merged
+    failed: dict[int, str] = field(default_factory=dict)  # site -> fixed reason
+    left: set[int] = field(default_factory=set)  # sites without budget, that are not asked again
+    evaluated: dict[int, float] = field(default_factory=dict)  # site -> accuracy on its records (evaluate-sites)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+def content_of(reply: Message) -> RecordDict:
+    """What a site sent.
+
+    Raises:
+        BadReply: with its reason, in one line of bounded length, if it sent an error.
+    """
+    if reply.has_error():
+        raise BadReply(" ".join(str(reply.error.reason).split())[:LONGEST_REASON] or "no reason given")
+    return reply.content
+
+
+@dataclass(frozen=True)
+class _View:
+    """The round as the sites see it that hold the adapter in one way.
+
+    Attributes:
+        held: the slots, of their shapes.
+        start: all that the sites start from.
+        sent: what travels to them.
+        digest: of the start.
+        trained: the slots that train in the round.
+        up: shapes of the arrays that come back.
+    """
+
+    held: Layout
+    start: Mapping[str, Tensor]
+    sent: ArrayRecord
+    digest: str
+    trained: Mask
+    up: Mapping[str, tuple[int, ...]]
+
+
+class Conversation:
+    """Orders and replies of one round."""
+
+    def __init__(
+        self,
+        method: Method,
+        settings: Settings,
+        layout: Layout,
+        server_round: int,
+        adapter: Mapping[str, Tensor],
+        directive: Public,
+        words: Public,
+        model_digest: str,
+    ) -> None:
+        """
+        Args:
+            method: of the run.
+            settings: the run's.
+            layout: the slots as the server holds them.
+            server_round: from 1.
+            adapter: the round's start, all slots.
+            directive: how the round is steered.
+            words: what the transport tells the sites.
+            model_digest: of the frozen weights.
+        """
+        self.directive, self.exchange = directive, Exchange(server_round, words)
+        self._method, self._settings, self._layout = method, settings, layout
+        self._adapter, self._model_digest = adapter, model_digest
+        self._views: dict[Layout, _View] = {}
+
+    def _view(self, profile: Profile) -> _View:
+        held = self._method.travel.held(self._layout, profile)
+        if held not in self._views:
+            steps = self._settings.train.local_steps
+            turn = self._method.turn(held, self.exchange.server_round, steps, self.directive)
+            start = {name: corner(self._adapter[name], slot) for name, slot in held.items()}
+            sent = to_arrays({name: start[name] for name in self._method.travel.down(turn)})
+            up = {name: held[name].shape for name in self._method.travel.up(turn)}
+            self._views[held] = _View(held, start, sent, digest(start), turn.trained, up)
+        return self._views[held]
+
+    def order(self, node: int, profile: Profile, counted_steps: int, memory: ArrayRecord | None) -> tuple[Message, int]:
+        """The training message of a site, and the bytes of the adapter in it."""
+        view = self._view(profile)
+        order = TrainOrder(
+            self.exchange.server_round, view.digest, self._model_digest, counted_steps, self.directive, self.exchange.words
+        )
+        content = RecordDict({ARRAYS: view.sent, CONFIG: order.to_record()})
+        if memory is not None:
+            content[MEMORY] = memory
+        return Message(content, dst_node_id=node, message_type=MessageType.TRAIN), num_bytes(view.sent)
+
+    def read(self, content: RecordDict, profile: Profile, *, memory: bool) -> Packed:
+        """The arrays of a reply, if they are what the site had to send.
+
+        Raises:
+            BadReply: naming what is wrong.
+        """
+        view, transport = self._view(profile), self._method.transport
+        packed = read_arrays(content, view.up, transport.dtype, transport.check, memory=memory)
+        if not transport.hides_updates:
+            self._check_moves(view, packed)
+        return packed
+
+    def sent(self, profile: Profile) -> Mapping[str, NDArray[np.float32]]:
+        """What a site of this profile started from."""
+        return {name: value.numpy() for name, value in self._view(profile).start.items()}
+
+    def _check_moves(self, view: _View, packed: Packed) -> None:
+        """Did the adapter move, and only where it should have? Losses can fall while saved factors never change.
+
+        Raises:
+            BadReply: a slot that was frozen in the round moved, or one that got noise did not.
+        """
+        for name, value in packed.items():
+            moved = not np.array_equal(value, view.start[name].numpy())
+            if moved and name not in view.trained:
+                raise BadReply(f"{name} moved in a round in which it is frozen")
+            if not moved and name in view.trained and self._settings.private:
+                raise BadReply(f"{name} did not move in a round in which it is trained")
+
+
+def evaluation(
+    method: Method, layout: Layout, adapter: Mapping[str, Tensor], order: EvaluateOrder, node: int, profile: Profile
+) -> tuple[Message, int]:
+    """The evaluation message of a site, and the bytes of the adapter in it."""
+    held = method.travel.held(layout, profile)
+    sent = to_arrays({name: corner(adapter[name], held[name]) for name in method.travel.down(method.at_rest(held))})
+    content = RecordDict({ARRAYS: sent, CONFIG: order.to_record()})
+    return Message(content, dst_node_id=node, message_type=MessageType.EVALUATE), num_bytes(sent)

@@ -1,0 +1,54 @@
+"""When a run stops: too many sites failed, too few are left, or a process that simulates them died."""
+
+from __future__ import annotations
+
+import logging
+
+from lalora_flwr.ground.errors import NoSiteLeft, RunFailed, WorkerDied
+from lalora_flwr.server.exchange import RoundReport
+from lalora_flwr.settings import Settings
+
+log = logging.getLogger("lalora_flwr.server")
+RAY_DEATHS = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "OutOfMemoryError")
+
+
+def stop_on_dead_worker(report: RoundReport) -> None:
+    """Flower puts a dead Ray actor back into its pool, where it fails message after message. Only for virtual sites.
+
+    Raises:
+        WorkerDied: if a reply says that one died.
+    """
+    for site, reason in report.failed.items():
+        if any(error in reason for error in RAY_DEATHS):
+            raise WorkerDied(
+                f"round {report.server_round}: the Ray worker that served site {site} died, perhaps for lack of memory; "
+                "lalora run --resume goes on after the last finished round, with fewer --num-actors if it recurs"
+            )
+
+
+def stop_on_failures(report: RoundReport, asked: int, settings: Settings) -> None:
+    """
+    Args:
+        report: of the round, before anything is merged.
+        asked: how many sites were asked.
+        settings: the run's.
+
+    Raises:
+        RunFailed: fewer sites served the round than ``min-sites``, or more failed than ``max-failures``.
+    """
+    for site, reason in report.failed.items():
+        log.error("round %d: site %d failed (%s)", report.server_round, site, reason)
+    allowed, least = settings.max_failures, settings.min_sites
+    if len(report.served) >= least and len(report.failed) <= allowed:
+        return
+    if not asked:
+        raise NoSiteLeft(
+            f"round {report.server_round}: no site may serve another round; see privacy.max-rounds and the sites' budgets"
+        )
+    who = "; ".join(f"site {site}: {reason}" for site, reason in report.failed.items())
+    limit = f"max-failures = {allowed}" if len(report.failed) > allowed else f"min-sites = {least}"
+    if not report.served:
+        limit = "no site is left"
+    gone = f" and {len(report.left)} left for lack of budget" if report.left else ""
+    failed = f"{len(report.failed)} of {asked} sites failed{gone}"
+    raise RunFailed(f"round {report.server_round}: {failed}, {limit}" + (f" ({who})" if who else ""))
