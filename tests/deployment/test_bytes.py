@@ -27,7 +27,8 @@ from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from lalora_flwr.wire.messages import ARRAYS, COUNTERS, IDENTITY
+from lalora_flwr.wire.orders import ARRAYS
+from lalora_flwr.wire.replies import COUNTERS, IDENTITY
 from tests.conftest import strict_json
 from tests.deployment.federation import LOOPBACK, Federation, text_run
 
