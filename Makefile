@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slow test-faults test-attacks lint bench clean
+.PHONY: run test test-slow test-nightly test-faults test-attacks lint bench clean
 
 run: $(VENV)/installed  ## fine-tune the embedded model across four sites; results in runs/
 	$(BIN)/lalora run
@@ -11,7 +11,10 @@ test: $(VENV)/installed lint  ## style, types and the fast tests
 	$(BIN)/pytest -m "not slow and not faults"
 
 test-slow: $(VENV)/installed  ## the tests that start real Flower simulations
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not nightly"
+
+test-nightly: $(VENV)/installed  ## what test-slow only samples: every extension of tests/probes under Ray
+	$(BIN)/pytest -m nightly
 
 test-faults: $(VENV)/installed  ## kill -9 of sites, servers and simulations at random moments; about 15 minutes
 	$(BIN)/pytest -m faults

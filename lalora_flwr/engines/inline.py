@@ -75,7 +75,8 @@ class InlineGrid(Grid):
 
 def simulated_app(models: ModelStore) -> ClientApp:
     """The ClientApp of virtual sites in this process, which share one frozen model with whoever holds the store."""
-    return make_client_app(lambda: Host(simulated=True, learners=LearnerCache(models)))
+    host = Host(simulated=True, learners=LearnerCache(models))
+    return make_client_app(lambda: host)
 
 
 def run_inline(

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -80,14 +79,15 @@ def _answer(work: Work, message: Message, context: Context) -> Message:
     return Message(Error(code=APP_ERROR, reason=reason), reply_to=message)
 
 
-def make_client_app(make_host: Callable[[], Host]) -> ClientApp:
+def make_client_app(host: Callable[[], Host]) -> ClientApp:
     """The ClientApp of a process.
 
     Args:
-        make_host: what the process hands to its sites; called once, when there is work: a site that is only asked who it is
-            needs no torch.
+        host: gives what the process hands to its sites, each time the same object; called when there is work, since a site
+            that is only asked who it is needs no torch. Under Ray it must be a function of a module, with ``functools.cache``:
+            Flower sends the ClientApp itself to its workers, message by message, and what the app held would be lost.
     """
-    app, host = ClientApp(), cache(make_host)
+    app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -45,4 +47,9 @@ class CanaryStore:
         return WithCanary(records) if node_config.get("partition-id") == 0 else records
 
 
-app = make_client_app(lambda: Host(simulated=True, records=CanaryStore()))
+@cache
+def host() -> Host:
+    return Host(simulated=True, records=CanaryStore())
+
+
+app = make_client_app(host)
