@@ -277,7 +277,7 @@ WRONG: list[tuple[Callable[[Path], Path], str]] = [
     (garbled(".tsv", "text\tlabel\na\tb\nc\td\te\n", "too_many_tabs"), "a.tsv: line 3: 3 fields under 2 names"),
     (garbled(".csv", "text,text\na,b\n", "twice"), "a column is there twice"),
     (garbled(".jsonl", '{"text": "a"}\n{"text": \n', "cut_json"), "a.jsonl: line 2: "),
-    (garbled(".jsonl", '"a"\n', "no_object"), "must hold one JSON object a line"),
+    (garbled(".jsonl", '"a"\n', "no_object"), "must hold one JSON object per line"),
     (cut_short, "cannot be read: "),
 ]
 
