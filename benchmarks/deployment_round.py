@@ -99,7 +99,8 @@ def measure(folder: Path, sites: int, rounds: int) -> tuple[list[float], list[Ti
     """Seconds of each round, and the times of each message; without the first round, which unpacks the app."""
     from lalora_flwr.engines.simulation import _write_app
     from lalora_flwr.settings import settings_from
-    from tests.deployment.federation import ROOT, Federation, save_texts, text_run
+    from tests.deployment.federation import ROOT, Federation
+    from tests.deployment.texts import save_texts, text_run
 
     (folder / "times").mkdir()
     os.environ |= {TIMES: str(folder / "times"), "PYTHONPATH": str(ROOT)}

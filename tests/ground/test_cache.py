@@ -15,7 +15,11 @@ def test_a_value_is_made_once_until_others_were_used_since() -> None:
     cache: Cache[str, str] = Cache(2)
 
     def get(key: str) -> str:
-        return cache.get(key, lambda: (made.append(key), key.upper())[1])
+        def make() -> str:
+            made.append(key)
+            return key.upper()
+
+        return cache.get(key, make)
 
     assert [get(key) for key in ("a", "b", "a", "c", "a", "b")] == ["A", "B", "A", "C", "A", "B"]
     assert made == ["a", "b", "c", "b"] and len(cache) == 2
