@@ -16,11 +16,11 @@ from hypothesis import settings as hypothesis_settings
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lalora_flwr.adapter.lora import factor_of
-from lalora_flwr.client_app import app as client_app
-from lalora_flwr.engines.inline import run_inline
+from lalora_flwr.engines.inline import run_inline, simulated_app
 from lalora_flwr.settings import Settings, settings_from
-from lalora_flwr.wire.messages import ARRAYS
+from lalora_flwr.training.learner import ModelStore
+from lalora_flwr.wire.orders import ARRAYS
+from tests.adapters import factor_of
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without Ctrl-C
 hypothesis_settings.register_profile("shared-machine", deadline=None)
@@ -52,6 +52,8 @@ SMALL: dict[str, Any] = {  # every key that shapes a result, so that no test dep
     "filter.name": "auto",
 }
 
+MODELS = ModelStore()  # one frozen model for all small runs of a test process
+SITES = simulated_app(MODELS)
 AppCall = Callable[[Message, Context], Message]
 
 
@@ -93,7 +95,7 @@ class Spy:
     contexts: dict[int, Context] = field(default_factory=dict)
 
     def __call__(self, message: Message, context: Context) -> Message:
-        reply = self.behaviour(message, context, client_app)
+        reply = self.behaviour(message, context, SITES)
         self.exchange.append((message, reply))
         self.contexts[int(context.node_config["partition-id"])] = context
         return reply
@@ -131,7 +133,7 @@ class Finished:
 def run_spied(settings: Settings, spy: Spy) -> Path:
     """The inline engine with a spy for a ClientApp."""
     app: Any = spy  # the engine only calls it
-    return run_inline(settings, app=app)
+    return run_inline(settings, app=app, models=MODELS)
 
 
 def arrays_of(message: Message) -> dict[str, Tensor]:

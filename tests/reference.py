@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
 
-from lalora_flwr.adapter.lora import adapter_parameters, attach_adapter, factor_of
+from lalora_flwr.adapter.lora import LORA, LoraAdapter
 from lalora_flwr.data.records import Records
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.ground.errors import BudgetExhausted
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings
+from lalora_flwr.training.learner import Learner
+from tests.adapters import adapter_parameters, factor_of
 
 torch.set_num_threads(1)
 CLASSES = 3
@@ -87,8 +89,12 @@ def move_off_zero(model: nn.Module, seed: int = 1) -> None:
                 p.copy_(torch.randn(p.shape, generator=draw) * 0.3)
 
 
+def adapter(base: BaseModel, seed: int = 0, **lora: Any) -> LoraAdapter:
+    return LORA.attach(base, LoraSettings(**{"rank": 2, "alpha": 3.0, **lora}), seed)
+
+
 def adapted(base: BaseModel, seed: int = 0, **lora: Any) -> PeftModel:
-    return attach_adapter(base, LoraSettings(**{"rank": 2, "alpha": 3.0, **lora}), seed)
+    return adapter(base, seed, **lora).model
 
 
 def records_for(base: BaseModel, count: int, seed: int = 0) -> Records:
@@ -101,20 +107,27 @@ def records_for(base: BaseModel, count: int, seed: int = 0) -> Records:
 class Bench:
     """A small model, ready for `train_round`."""
 
-    base: BaseModel
-    model: PeftModel
-    engine: PerSampleGradients
+    learner: Learner
     records: Records
 
+    @property
+    def base(self) -> BaseModel:
+        return self.learner.base
+
+    @property
+    def model(self) -> nn.Module:
+        return self.learner.adapter.model
+
     def state(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in adapter_parameters(self.model).items()}
+        return {name: p.detach().clone() for name, p in self.learner.adapter.parameters.items()}
 
 
 def bench(kind: str = "mlp", records: int = 12, **lora: Any) -> Bench:
     base = BASES[kind]()
-    model = adapted(base, **lora)
-    move_off_zero(model)
-    return Bench(base, model, PerSampleGradients(model), records_for(base, records))
+    on_it = adapter(base, **lora)
+    move_off_zero(on_it.model)
+    engine = PerSampleGradients(on_it.model, on_it.parameters)
+    return Bench(Learner(base, on_it, engine, on_it.state()), records_for(base, records))
 
 
 def one_by_one(model: nn.Module, losses: Callable[[nn.Module, int], Tensor], records: int) -> dict[str, Tensor]:

@@ -78,10 +78,13 @@ def follow_rules(model: nn.Module, trained: set[int], records: RecordPass) -> No
         records: the state of the passes to come.
 
     Raises:
-        ConfigError: a layer has none.
+        ConfigError: a layer has none, or a parameter that is not to be trained is not frozen.
     """
     ruled = set(_rules.values())
     for name, module in model.named_modules():
+        for own_name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in trained:
+                raise ConfigError(f"{name}.{own_name}: not frozen, and none of what is trained")
         own = [n for n, p in module.named_parameters(recurse=False) if id(p) in trained]
         if own and type(module) not in ruled:
             if type(module) not in _rules:

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lalora_flwr.adapter.lora import adapter_state, attach_adapter, digest, factor_of
+from lalora_flwr.adapter.slots import digest
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings, ModelSettings
-from lalora_flwr.training.learner import adapted_model, cast_base
+from lalora_flwr.training.learner import ModelStore, cast_base
+from tests.adapters import adapter_state, attach_adapter, factor_of
 from tests.conftest import small
 from tests.models.folders import save_hf, save_timm
 from tests.reference import BASES, adapted
 
-WHOLE = frozenset({"A", "B", "head"})
 CPU = torch.device("cpu")
 
 
@@ -52,7 +52,7 @@ def test_a_low_precision_base_starts_with_the_same_bits(
     tmp_path: Path, load: Callable[[Path, int], BaseModel], classes: int, head: str
 ) -> None:
     full, low = (initial(load(tmp_path, classes), dtype, head) for dtype in (torch.float32, torch.bfloat16))
-    assert digest(full, WHOLE) == digest(low, WHOLE)
+    assert digest(full) == digest(low)
     assert all(t.dtype == torch.float32 for t in low.values())
 
 
@@ -80,13 +80,13 @@ def test_a_is_kaiming_uniform_and_in_full_precision() -> None:
 def test_a_gpu_starts_with_the_same_bits(tmp_path: Path, dtype: torch.dtype) -> None:
     there = cast_base(text(tmp_path, 5), torch.device("cuda"), dtype)
     model = attach_adapter(there, LoraSettings(rank=3, head="trained"), seed=2**63 + 5)
-    assert digest(adapter_state(model), WHOLE) == digest(initial(text(tmp_path, 5), torch.float32, "trained"), WHOLE)
+    assert digest(adapter_state(model)) == digest(initial(text(tmp_path, 5), torch.float32, "trained"))
 
 
 @pytest.mark.parametrize("strategy", ["ffa-lora", "la-lora"])
 def test_a_run_sends_one_start_to_sites_of_either_precision(tmp_path: Path, strategy: str) -> None:
     def start(dtype: str) -> str:
         settings = small(tmp_path, strategy=strategy, model__dtype=dtype, lora__head="trained")
-        return digest(adapted_model(settings).initial, WHOLE)
+        return digest(ModelStore().learner(settings).initial)
 
     assert start("float32") == start("bfloat16")

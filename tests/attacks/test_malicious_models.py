@@ -10,12 +10,11 @@ import torch
 import transformers
 from torch import nn
 
-from lalora_flwr.gradients.engine import PerSampleGradients
-from lalora_flwr.gradients.self_check import self_check
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import settings_from
 from lalora_flwr.training.learner import adapted_model
+from tests.adapters import check
 from tests.attacks.attacker import RUN, Site, order, problems, table
 from tests.models.folders import CONFIGS, save_hf, save_tokenizer
 from tests.reference import adapted
@@ -92,7 +91,7 @@ def test_gradients_of_nothing_prove_nothing(loud: float) -> None:
         base = BaseModel("test/silent", Silent(True, loud).eval(), "head", ("first",), (7,), 3)
     model = adapted(base)
     with pytest.raises(ConfigError):
-        self_check(base, model, PerSampleGradients(model))
+        check(base, model)
 
 
 def test_half_precision_hides_no_mixing() -> None:
@@ -108,7 +107,7 @@ def test_half_precision_hides_no_mixing() -> None:
         base = BaseModel("test/leaky", Leaky(True, 1.0).eval().to(torch.bfloat16), "head", ("first",), (7,), 3)
     model = adapted(base)
     with pytest.raises(ConfigError):
-        self_check(base, model, PerSampleGradients(model))
+        check(base, model)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "gpt2", "llama"])

@@ -13,7 +13,6 @@ import torch
 from flwr.app import Context
 from torch import Tensor, nn
 
-from lalora_flwr.adapter.lora import adapter_parameters
 from lalora_flwr.client_app import app
 from lalora_flwr.data import digits
 from lalora_flwr.data.inputs import Inputs
@@ -25,6 +24,7 @@ from lalora_flwr.settings import Settings, TrainSettings, settings_from
 from lalora_flwr.site import round as site
 from lalora_flwr.training.learner import Adapted, adapted_model
 from lalora_flwr.training.local import train_round
+from tests.adapters import adapter_parameters
 from tests.attacks.attacker import _stamp
 from tests.conftest import small
 from tests.ledger.site_ledgers import owned

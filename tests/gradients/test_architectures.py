@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.architectures import ARCHITECTURES, SMALL_ONLY, build
-from lalora_flwr.adapter.lora import attach_adapter, set_active
 from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.gradients.engine import PerSampleGradients
-from lalora_flwr.gradients.self_check import self_check
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.targets import CAUSAL, TRANSFORMERS_TARGETS
 from lalora_flwr.models.text import CausalLanguageModel
 from lalora_flwr.privacy.mechanism import clip
 from lalora_flwr.settings import LoraSettings
+from tests.adapters import attach_adapter, check, engine_for, set_active
 
 FLOAT32_SOFTMAX = ("bloom", "gemma2")  # whatever the weights
 LANGUAGE_MODELS = ("gpt2", "llama")  # no classification head to train
@@ -61,7 +60,7 @@ def assert_exact(
 ) -> None:
     reference = alone(*prepared(name, head, targets), factors)
     base, model = prepared(name, head, targets)
-    engine = PerSampleGradients(model)
+    engine = engine_for(model)
     set_active(model, frozenset(factors))
     inputs, labels = batch(base)
     together = engine(len(labels), lambda: base.losses(model, inputs, labels))
@@ -131,7 +130,7 @@ def gemma2(dtype: torch.dtype) -> tuple[BaseModel, torch.nn.Module]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gemma2_keeps_records_apart_in_the_precisions_that_a_run_can_have(dtype: torch.dtype) -> None:
     base, model = gemma2(dtype)
-    self_check(base, model, PerSampleGradients(model))
+    check(base, model)
     inputs, labels = batch(base)
     assert base.losses(model, inputs, labels).isfinite().all()
 
@@ -140,7 +139,7 @@ def test_gemma2_in_float64_is_not_a_number_and_refused() -> None:
     """Its mask holds the least float64, which its float32 softmax takes for minus infinity: NaN wherever all is masked."""
     base, model = gemma2(torch.float64)
     with pytest.raises(ConfigError):
-        self_check(base, model, PerSampleGradients(model))
+        check(base, model)
 
 
 @pytest.mark.parametrize("name", ["swin-tiny", "vit-base", "roberta-base", "llama", "modernbert", "swinv2-tiny"])
@@ -165,4 +164,4 @@ def test_under_gradient_checkpointing(name: str) -> None:
 )
 def test_the_check_before_training_passes(name: str, head: str) -> None:
     base, model = prepared(name, head, dtype=torch.float32)
-    self_check(base, model, PerSampleGradients(model))
+    check(base, model)

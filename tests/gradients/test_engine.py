@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lalora_flwr.adapter.lora import adapter_parameters, set_active
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
+from tests.adapters import adapter_parameters, engine_for, set_active
 from tests.reference import (
     BASES,
     adapted,
@@ -35,7 +35,7 @@ def compare(model: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor], input
     """Check the engine on a float64 model against the loop; ``loss`` maps (n, …) inputs to (n,) losses."""
     model, plain = double_pair(model)
     inputs = inputs.double()
-    fast = PerSampleGradients(model)(len(inputs), lambda: loss(model, inputs))
+    fast = engine_for(model)(len(inputs), lambda: loss(model, inputs))
     slow = one_by_one(plain, lambda m, j: loss(m, inputs[j : j + 1]).sum(), len(inputs))
     assert_same_gradients(fast, slow)
     return fast
@@ -50,7 +50,7 @@ def test_adapter_gradients_are_those_of_single_records(kind: str, factors: str, 
     move_off_zero(model)
     data = records_for(base, RECORDS)
     model, plain = double_pair(model)
-    engine = PerSampleGradients(model)
+    engine = engine_for(model)
     active = set_active(model, frozenset(factors))
     set_active(plain, frozenset(factors))
     inputs = data.inputs.double()
@@ -70,7 +70,7 @@ def test_one_engine_follows_the_active_factors() -> None:
     move_off_zero(model)
     data = records_for(base, RECORDS)
     model, plain = double_pair(model)
-    engine = PerSampleGradients(model)
+    engine = engine_for(model)
     inputs = data.inputs.double()
     for factors in ("B", "A", "AB", "B"):
         set_active(model, frozenset(factors))
@@ -195,7 +195,7 @@ def test_dropout_is_drawn_in_training_mode_and_not_in_evaluation_mode() -> None:
     base = BASES["mlp"]()
     model = adapted(base, dropout=0.5)
     move_off_zero(model)
-    engine = PerSampleGradients(model)
+    engine = engine_for(model)
     data = records_for(base, RECORDS)
 
     def gradients() -> list[Tensor]:
@@ -257,7 +257,7 @@ def test_a_low_precision_base_gives_float32_gradients_near_the_exact_ones(factor
     data = records_for(base, RECORDS)
     inputs = data.inputs.bfloat16()
 
-    fast = PerSampleGradients(model)(RECORDS, lambda: base.losses(model, inputs, data.labels).float())
+    fast = engine_for(model)(RECORDS, lambda: base.losses(model, inputs, data.labels).float())
     wide = inputs.double()
     slow = one_by_one(plain, lambda m, j: base.losses(m, wide[j : j + 1], data.labels[j : j + 1]).sum(), RECORDS)
     assert all(g.dtype == torch.float32 for g in fast.values())
@@ -267,7 +267,7 @@ def test_a_low_precision_base_gives_float32_gradients_near_the_exact_ones(factor
 def test_a_parameter_that_no_loss_depends_on_has_zero_gradients() -> None:
     model = nn.Sequential(nn.Linear(3, 3))
     other = torch.ones(1).requires_grad_()
-    gradients = PerSampleGradients(model)(2, lambda: (model(torch.ones(2, 3)).detach() + other)[:, 0])
+    gradients = engine_for(model)(2, lambda: (model(torch.ones(2, 3)).detach() + other)[:, 0])
     assert [tuple(g.shape) for g in gradients.values()] == [(2, 3, 3), (2, 3)]
     assert not any(g.any() for g in gradients.values())
 
@@ -278,7 +278,7 @@ def test_a_call_leaves_no_gradient_and_the_model_as_it_was() -> None:
     move_off_zero(model)
     plain = copy.deepcopy(model)
     data = records_for(base, RECORDS)
-    engine = PerSampleGradients(model)
+    engine = engine_for(model)
     engine(RECORDS, lambda: base.losses(model, data.inputs, data.labels))
 
     assert all(p.grad is None for p in model.parameters())
@@ -294,14 +294,14 @@ def test_a_call_leaves_no_gradient_and_the_model_as_it_was() -> None:
 def test_a_failed_call_leaves_the_ordinary_forward() -> None:
     model = nn.Sequential(nn.Linear(3, 3))
     with pytest.raises(RuntimeError):
-        PerSampleGradients(model)(2, lambda: model(torch.ones(2, 3)).sum())
+        engine_for(model)(2, lambda: model(torch.ones(2, 3)).sum())
     assert model(torch.ones(5, 3)).requires_grad
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_values_changed_between_calls_are_seen() -> None:
     model = nn.Sequential(nn.Linear(3, 1, bias=False)).double()
-    engine = PerSampleGradients(model)
+    engine = engine_for(model)
     x = torch.randn(2, 3, generator=generator()).double()
     for scale in (1.0, 2.0):
         with torch.no_grad():
@@ -316,7 +316,7 @@ def test_of_two_engines_on_one_model_the_newer_works_and_the_older_refuses() -> 
     move_off_zero(model)
     data = records_for(base, RECORDS)
     model, plain = double_pair(model)
-    older, newer = PerSampleGradients(model), PerSampleGradients(model)
+    older, newer = engine_for(model), engine_for(model)
     inputs = data.inputs.double()
     slow = one_by_one(plain, lambda m, j: base.losses(m, inputs[j : j + 1], data.labels[j : j + 1]).sum(), RECORDS)
     assert_same_gradients(newer(RECORDS, lambda: base.losses(model, inputs, data.labels)), slow)
@@ -336,36 +336,34 @@ class Unused(nn.Module):
 def test_a_trainable_parameter_outside_the_forward_pass_is_refused_by_name() -> None:
     model = Unused()
     with pytest.raises(RuntimeError, match=r"spare\.weight"):
-        PerSampleGradients(model)(2, lambda: model(torch.ones(2, 3)).sum(1))
+        engine_for(model)(2, lambda: model(torch.ones(2, 3)).sum(1))
 
 
-def test_a_layer_that_appears_after_the_engine_was_made_is_refused() -> None:
-    model = nn.Sequential(nn.Linear(3, 3))
-    engine = PerSampleGradients(model)
-    model.append(nn.Linear(3, 3))
-    with pytest.raises(RuntimeError, match=r"1\.weight"):
-        engine(2, lambda: model(torch.ones(2, 3)).sum(1))
+def test_a_parameter_that_is_neither_frozen_nor_trained_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    with pytest.raises(ConfigError, match=r"1\.weight: not frozen"):
+        PerSampleGradients(model, dict(model[0].named_parameters()))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (1,), (2, 1), (2, 3)])
 def test_losses_that_are_not_one_a_record_are_refused(shape: tuple[int, ...]) -> None:
     model = nn.Sequential(nn.Linear(3, 3))
     with pytest.raises(RuntimeError, match="for 2 records"):
-        PerSampleGradients(model)(2, lambda: model(torch.ones(2, 3)).sum() * torch.ones(shape))
+        engine_for(model)(2, lambda: model(torch.ones(2, 3)).sum() * torch.ones(shape))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5])
 def test_a_first_axis_of_an_adapted_layer_that_is_no_multiple_of_the_records_is_refused(rows: int) -> None:
     model = adapted(BASES["mlp"]())
     with pytest.raises(RuntimeError, match=f"{rows} rows for 2 records"):
-        PerSampleGradients(model)(2, lambda: model(torch.ones(rows, 7)).sum().expand(2))
+        engine_for(model)(2, lambda: model(torch.ones(rows, 7)).sum().expand(2))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5])
 def test_a_first_axis_that_is_no_multiple_of_the_records_is_refused(rows: int) -> None:
     model = nn.Sequential(nn.Linear(3, 3))
     with pytest.raises(RuntimeError, match=f"{rows} rows for 2 records"):
-        PerSampleGradients(model)(2, lambda: model(torch.ones(rows, 3)).sum().expand(2))
+        engine_for(model)(2, lambda: model(torch.ones(rows, 3)).sum().expand(2))
 
 
 class OwnLinear(nn.Linear):

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lalora_flwr.adapter.lora import attach_adapter, set_active
-from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.settings import LoraSettings
+from tests.adapters import attach_adapter, engine_for, set_active
 from tests.reference import vit_base
 
 RECORDS = 4
@@ -19,7 +18,7 @@ def kept(targets: str, factors: str) -> dict[int, Tensor]:
     """Tensors kept for the backward pass by storage, parameters aside."""
     base = vit_base()
     model = attach_adapter(base, LoraSettings(rank=RANK, targets=targets), seed=0)
-    engine = PerSampleGradients(model)
+    engine = engine_for(model)
     set_active(model, frozenset(factors))
     inputs, labels = base.synthetic_batch(RECORDS, torch.Generator().manual_seed(0))
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lalora_flwr.gradients import fused
 from lalora_flwr.gradients.engine import PerSampleGradients
-from lalora_flwr.gradients.self_check import self_check
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.privacy import mechanism
-from tests.lora import test_architectures as exactness
+from tests.adapters import check
+from tests.gradients import test_architectures as exactness
 
 Patch = pytest.MonkeyPatch
 
@@ -81,8 +81,8 @@ def stale_factor(patch: Patch) -> None:
 
     def with_stale(self: PerSampleGradients, records: int, losses: Callable[[], Tensor]) -> dict[str, Tensor]:
         gradients = honest(self, records, losses)
-        frozen = next(n for n, p in self._model.named_parameters() if "lora_" in n and not p.requires_grad)
-        return {**gradients, frozen: torch.ones(records, *self._model.get_parameter(frozen).shape)}
+        frozen = next(n for n, p in self._parameters.items() if "lora_" in n and not p.requires_grad)
+        return {**gradients, frozen: torch.ones(records, *self._parameters[frozen].shape)}
 
     patch.setattr(PerSampleGradients, "__call__", with_stale)
 
@@ -99,16 +99,16 @@ def exact(factors: str) -> Callable[[], None]:
 
 def checked() -> None:
     base, model = exactness.prepared("swin-tiny", "frozen", dtype=torch.float32)
-    self_check(base, model, PerSampleGradients(model))
+    check(base, model)
 
 
-@pytest.mark.parametrize("check", [exact("A"), exact("B"), exact("AB"), sensitivity_holds, checked])
-def test_without_a_mutation_every_check_passes(check: Callable[[], None]) -> None:
-    check()
+@pytest.mark.parametrize("holds", [exact("A"), exact("B"), exact("AB"), sensitivity_holds, checked])
+def test_without_a_mutation_every_check_passes(holds: Callable[[], None]) -> None:
+    holds()
 
 
 @pytest.mark.parametrize(
-    ("mutate", "check"),
+    ("mutate", "holds"),
     [
         (batch_level_clip, exact("AB")),
         (batch_level_clip, sensitivity_holds),
@@ -122,7 +122,7 @@ def test_without_a_mutation_every_check_passes(check: Callable[[], None]) -> Non
         (double_count, checked),
     ],
 )
-def test_a_mutation_is_caught(mutate: Callable[[Patch], None], check: Callable[[], None], monkeypatch: Patch) -> None:
+def test_a_mutation_is_caught(mutate: Callable[[Patch], None], holds: Callable[[], None], monkeypatch: Patch) -> None:
     mutate(monkeypatch)
     with pytest.raises((AssertionError, ConfigError)):
-        check()
+        holds()

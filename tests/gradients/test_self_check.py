@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from lalora_flwr.adapter.lora import adapter_parameters
 from lalora_flwr.data.inputs import Inputs, rows
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.gradients.precision import full_precision
@@ -23,6 +22,8 @@ from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.made_up import telling_lengths
 from lalora_flwr.models.targets import TRANSFORMERS_TARGETS
 from lalora_flwr.models.text import SequenceClassifier
+from tests.adapters import adapter_parameters, lora_of
+from tests.adapters import check as check_model
 from tests.reference import BASES, CLASSES, adapted, generator
 
 
@@ -48,7 +49,7 @@ def mixing(mix: Callable[[nn.Module, Tensor], Tensor], tokens: int = 6) -> BaseM
 def check(base: BaseModel, training: bool = False, **lora: object) -> nn.Module:
     model = adapted(base, **lora)
     model.train(training)
-    self_check(base, model, PerSampleGradients(model))
+    check_model(base, model)
     return model
 
 
@@ -200,7 +201,7 @@ def test_an_engine_that_confuses_records_is_refused() -> None:
     base = BASES["vit"]()
     model = adapted(base)
     with pytest.raises(ConfigError, match="mixes records"):
-        self_check(base, model, Broken(model))
+        check_model(base, model, Broken)
 
 
 class Slight(PerSampleGradients):
@@ -219,18 +220,19 @@ def test_an_error_in_a_is_found_although_b_starts_at_zero(dtype: torch.dtype, er
     base = BASES["vit"]()
     base.module.to(dtype)
     model = adapted(base)
-    engine = Slight(model)
+    whole = lora_of(model)
+    engine = Slight(model, whole.parameters)
     engine.error = error
     with pytest.raises(ConfigError, match="lora_A"):
-        self_check(base, model, engine)
+        self_check(base, whole, engine)
 
 
-@pytest.mark.parametrize("outcome", ["good", "mixes", "cannot be told"])
+@pytest.mark.parametrize("outcome", ["good", "mixes", "cannot be determined"])
 def test_parameters_modes_and_the_global_generator_are_as_before(outcome: str) -> None:
     base = {
         "good": mixing(keep),
         "mixes": mixing(mean_over_batch),
-        "cannot be told": BaseModel("test/axis", TokensFirst(), "head", ("first", "second"), (4, 4), CLASSES),
+        "cannot be determined": BaseModel("test/axis", TokensFirst(), "head", ("first", "second"), (4, 4), CLASSES),
     }[outcome]
     model = adapted(base, head="trained", dropout=0.1)
     for i, module in enumerate(model.modules()):
@@ -238,15 +240,16 @@ def test_parameters_modes_and_the_global_generator_are_as_before(outcome: str) -
     with torch.no_grad():
         for p in adapter_parameters(model).values():
             p.copy_(torch.randn(p.shape, generator=generator()))
-    engine = PerSampleGradients(model)
+    whole = lora_of(model)
+    engine = PerSampleGradients(model, whole.parameters)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     rng = torch.get_rng_state()
     if outcome == "good":
-        self_check(base, model, engine)
+        self_check(base, whole, engine)
     else:
         with pytest.raises(ConfigError, match=outcome):
-            self_check(base, model, engine)
+            self_check(base, whole, engine)
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -269,10 +272,11 @@ class OnlySometimes(PerSampleGradients):
 def test_an_engine_that_mixes_in_batches_of_five_or_fewer_is_refused(fewest: int, found: bool) -> None:
     base = BASES["vit"]()
     model = adapted(base)
-    engine = OnlySometimes(model)
+    whole = lora_of(model)
+    engine = OnlySometimes(model, whole.parameters)
     engine.fewest = fewest
     with pytest.raises(ConfigError, match="mixes records") if found else nullcontext():
-        self_check(base, model, engine)
+        self_check(base, whole, engine)
 
 
 def text_base(longest: int, name: str = "llama", dtype: torch.dtype = torch.float32, **config: Any) -> BaseModel:
@@ -435,7 +439,7 @@ def test_the_runs_alpha_does_not_decide_what_the_check_sees() -> None:
     for alpha in (0.1, 3.0, 1024.0):
         base = BASES["vit"]()
         model = adapted(base, alpha=alpha, rank=2)
-        self_check(base, model, Seeing(model))
+        check_model(base, model, Seeing)
     assert shares[0].any() and all(torch.allclose(share, shares[0], rtol=1e-5) for share in shares)
 
 

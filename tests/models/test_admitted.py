@@ -13,15 +13,13 @@ import transformers
 from timm.models import save_for_hf
 
 from benchmarks.architectures import ARCHITECTURES, SMALL_ONLY, build
-from lalora_flwr.adapter.lora import adapter_state, attach_adapter, set_active
 from lalora_flwr.data.data_set import Facts
-from lalora_flwr.gradients.engine import PerSampleGradients
-from lalora_flwr.gradients.self_check import self_check
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.text import CausalLanguageModel
 from lalora_flwr.settings import LoraSettings, ModelSettings
+from tests.adapters import adapter_state, attach_adapter, check, engine_for, set_active
 from tests.conftest import Finished, Spy, run_spied, small
 from tests.models.files import save_rows, sums, texts
 from tests.models.folders import save_hf, save_tokenizer
@@ -56,7 +54,7 @@ def test_a_folder_of_each_is_loaded_and_passes_the_check(tmp_path: Path, name: s
     assert want.keys() == got.keys() and all(torch.equal(want[key], got[key]) for key in want)
     assert not base.fresh_head and base.head == BUILT[name].head and base.max_tokens == 24 and base.vocabulary == 60
     model = attach_adapter(base, LoraSettings(rank=2), seed=0)
-    self_check(base, model, PerSampleGradients(model))
+    check(base, model)
     if isinstance(base, CausalLanguageModel):
         base.generate(model.eval(), torch.tensor([4, 5, 6]), 2)
 
@@ -66,7 +64,7 @@ def test_with_mean_pooling_no_adapter_is_idle(tmp_path: Path, name: str) -> None
     """A pooler that the mean has no use for would get an adapter without a gradient."""
     base = load(*saved(tmp_path, name), pooling="mean")
     model = attach_adapter(base, LoraSettings(rank=2, head="trained"), seed=0)
-    self_check(base, model, PerSampleGradients(model))
+    check(base, model)
 
 
 def test_a_chunk_size_changes_nothing_and_fails_at_no_length(tmp_path: Path) -> None:
@@ -94,7 +92,7 @@ def test_experts_run_one_after_the_other_and_their_balance_is_no_loss(tmp_path: 
     base = load(folder, facts)
     assert base.module.config._experts_implementation == "eager"
     model = attach_adapter(base, LoraSettings(rank=2), seed=0)
-    self_check(base, model, PerSampleGradients(model))
+    check(base, model)
     plain = BUILT[name]
     inputs, labels = plain.synthetic_batch(4, torch.Generator().manual_seed(0))
     assert torch.allclose(base.losses(model.eval(), inputs, labels), plain.losses(plain.module.eval(), inputs, labels), atol=1e-6)
@@ -113,7 +111,7 @@ def test_long_rope_is_taken_for_texts_up_to_its_threshold(tmp_path: Path, family
     if tokens <= 16:
         base = load(tmp_path, max_tokens=tokens)
         model = attach_adapter(base, LoraSettings(rank=2), seed=0)
-        self_check(base, model, PerSampleGradients(model))
+        check(base, model)
     else:
         with pytest.raises(ConfigError, match=r"set data\.max-tokens to at most 16") as refusal:
             load(tmp_path, max_tokens=tokens)
@@ -129,7 +127,7 @@ def test_texts_stay_within_the_positions_of_each_kind(tmp_path: Path) -> None:
         base = load(tmp_path / name, max_tokens=64, pretrained=False)
         longest[name] = base.max_tokens
         model = attach_adapter(base, LoraSettings(rank=2), seed=0)
-        self_check(base, model, PerSampleGradients(model))  # with texts as long as that
+        check(base, model)  # with texts as long as that
     assert longest == {"xlm-roberta": 18, "opt-classifier": 20, "bloom-classifier": 64, "falcon-classifier": 20, "albert": 20}
 
 
@@ -156,7 +154,7 @@ def test_a_two_part_head_is_trained_whole_and_is_no_target(tmp_path: Path) -> No
     assert {name.split(".")[-2] for name in adapter_state(trained) if "lora" not in name} == {"pre_classifier", "classifier"}
     base = load(tmp_path)
     model = attach_adapter(base, LoraSettings(targets="q_lin,pre_classifier"), seed=0)
-    self_check(base, model, PerSampleGradients(model))
+    check(base, model)
 
 
 def test_a_language_model_has_no_head_to_train(tmp_path: Path) -> None:
@@ -198,8 +196,8 @@ def test_attention_that_reads_a_layers_weight_gives_the_adapter_its_part(
     inputs, labels = base.synthetic_batch(3, torch.Generator().manual_seed(0))
     assert torch.allclose(base.logits(base.module.eval(), inputs), module.eval()(inputs), atol=1e-6)
     model = attach_adapter(base, LoraSettings(rank=2), seed=0)
-    engine = PerSampleGradients(model)
-    self_check(base, model, engine)
+    check(base, model)
+    engine = engine_for(model)
     set_active(model, BOTH)
     gradients = engine(3, lambda: base.losses(model, inputs, labels))
     assert all(g.any() for key, g in gradients.items() if ".lora_B." in key)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lalora_flwr.adapter.lora import attach_adapter
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings, ModelSettings
+from tests.adapters import attach_adapter
 from tests.models.folders import CLS, CONFIGS, PAD, SEP, save_hf, save_tokenizer
 
 LANGUAGE = Facts("language", ())

@@ -9,18 +9,17 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lalora_flwr.adapter.lora import attach_adapter, set_active
 from lalora_flwr.data.cleaning import Rows
 from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.data.own_records import _known_tokens
 from lalora_flwr.data.texts import IGNORED
 from lalora_flwr.gradients.dropout import remove_dropout
-from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.models import load_base_model
 from lalora_flwr.privacy.mechanism import clip
 from lalora_flwr.settings import LoraSettings, ModelSettings
+from tests.adapters import attach_adapter, engine_for, set_active
 from tests.models.folders import CLS, SEP, save_hf
 
 TEXTS = ["good", "the film is very good", "bad plot and poor actor", "a long film", "unheard words here"]
@@ -148,7 +147,7 @@ def test_one_example_of_a_language_model_is_one_record(tmp_path: Path, family: s
     for i in range(len(records)):
         inputs, labels = records.batch(torch.tensor([i]))
         alone.append(torch.autograd.grad(base.losses(model, inputs, labels).sum(), list(active.values())))
-    engine = PerSampleGradients(model)
+    engine = engine_for(model)
     set_active(model, frozenset(factors))
     inputs, labels = records.batch(torch.arange(len(records)))
     together = engine(len(records), lambda: base.losses(model, inputs, labels))
@@ -194,7 +193,7 @@ def test_a_response_stays_within_the_models_positions(tmp_path: Path) -> None:
 def test_all_of_the_adapter_trains_on_pairs(tmp_path: Path) -> None:
     base = base_of(tmp_path, "bert")
     model = attach_adapter(base, LoraSettings(rank=2, head="trained"), seed=0)
-    engine = PerSampleGradients(model)
+    engine = engine_for(model)
     set_active(model, BOTH)
     inputs, labels = base.encode(rows(PAIRED)).batch(torch.arange(4))
     gradients = engine(4, lambda: base.losses(model, inputs, labels))

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.data.records import Records, no_records
-from lalora_flwr.methods.schedules import parse_schedule
+from lalora_flwr.methods.filters import NONE
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import TrainSettings
-from lalora_flwr.training.local import train_round
+from lalora_flwr.training.local import LocalRound, train_round
 from tests.reference import Bench, Everyone, OpenLedger, Replay, bench, joint_norm
 
 RECORDS, MARK = 9, 1e6
@@ -53,28 +53,30 @@ class Ungroupable(Records):
         raise ValueError("no order")
 
 
+def everything(b: Bench, train: TrainSettings, *, tolerant: bool = False) -> LocalRound:
+    """All slots train at every step."""
+    layout = b.learner.adapter.layout
+    return LocalRound(1, layout, [layout.names], NONE, train, tolerant)
+
+
 def release(keep: list[int], marked: set[int], *, physical: int, kind: str, source: Any = None, tolerant: bool = True) -> Bench:
     """One step with the same noise, whatever the records are; lr / expected batch times the noised sum moves B."""
     b = bench(records=RECORDS)
     b.records.inputs[sorted(marked), 0] = MARK  # type: ignore[index]
-    base = b.base
+    learner = b.learner
     if kind == "model":
         base = Touchy(**{f.name: getattr(b.base, f.name) for f in fields(b.base)})
+        learner = replace(learner, base=base)
     made: dict[str, Callable[..., Records]] = {"model": Records, "records": Unreadable, "parts": Ungroupable}
     records = made[kind](b.records.inputs[keep], b.records.labels[keep])  # type: ignore[index]
     train_round(
-        base,
-        b.model,
-        b.engine,
+        learner,
         records,
-        server_round=1,
-        schedule=parse_schedule("both"),
-        filter_name="none",
-        train=replace(STEP, max_physical_batch=physical),
+        everything(b, replace(STEP, max_physical_batch=physical), tolerant=tolerant),
         mechanism=MECHANISM,
         ledger=OpenLedger(),
         source=source or Everyone(),
-        tolerant=tolerant,
+        memory={},
     )
     return b
 
@@ -131,8 +133,8 @@ def test_the_owner_is_told_and_nobody_else(caplog: pytest.LogCaptureFixture) -> 
 def test_no_records_are_a_set_like_any_other(physical: int) -> None:
     b, ledger = bench(records=RECORDS), OpenLedger()
     train = replace(STEP, local_steps=3, max_physical_batch=physical)
-    arguments: dict[str, Any] = {"server_round": 1, "schedule": parse_schedule("both"), "filter_name": "none", "train": train}
     before = b.state()
     for source in (Everyone(), Replay()):
-        train_round(b.base, b.model, b.engine, no_records(), mechanism=MECHANISM, ledger=ledger, source=source, **arguments)
+        what = everything(b, train)
+        train_round(b.learner, no_records(), what, mechanism=MECHANISM, ledger=ledger, source=source, memory={})
     assert ledger.taken == 6 and not any(torch.equal(t, before[n]) for n, t in b.state().items())

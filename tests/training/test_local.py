@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lalora_flwr.adapter.lora import adapter_parameters, factor_of
 from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.data.records import Records
 from lalora_flwr.ground.errors import BudgetExhausted
-from lalora_flwr.methods.schedules import parse_schedule
+from lalora_flwr.methods.filters import Filter
+from lalora_flwr.methods.schedules import schedule_of
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import TrainSettings
-from lalora_flwr.training.local import train_round
+from lalora_flwr.settings.choices import FILTERS
+from lalora_flwr.training.local import LocalRound, train_round
+from tests.adapters import adapter_parameters, factor_of
 from tests.reference import (
     Algorithm1,
     Bench,
@@ -37,18 +39,17 @@ STEPS = TrainSettings(local_steps=5, lr=0.3)
 
 def serve(b: Bench, mechanism: Mechanism = PRIVATE, train: TrainSettings = STEPS, **choices: Any) -> int:
     """One round of LA-LoRA with fixed draws, unless told otherwise."""
+    layout, server_round = b.learner.adapter.layout, choices.get("server_round", 1)
+    masks = schedule_of(choices.get("schedule", "step:BA")).masks(layout, server_round, train.local_steps, {})
+    gradient_filter = FILTERS.get(choices.get("filter_name", "gauss5"), Filter)
     return train_round(
-        b.base,
-        b.model,
-        b.engine,
+        b.learner,
         choices.get("records", b.records),
-        server_round=choices.get("server_round", 1),
-        schedule=parse_schedule(choices.get("schedule", "step:BA")),
-        filter_name=choices.get("filter_name", "gauss5"),
-        train=train,
+        LocalRound(server_round, layout, masks, gradient_filter, train),
         mechanism=mechanism,
         ledger=choices.get("ledger") or OpenLedger(),
         source=choices.get("source") or Replay(),
+        memory={},
     )
 
 
@@ -174,9 +175,9 @@ def test_each_step_moves_the_active_factor_and_nothing_else(
     states = snapshots(b, mechanism, train, schedule=schedule, source=Everyone())
     assert len(states) == 7
     for step in range(6):
-        active = {*parse_schedule(schedule).active(1, step), "head"}
+        trained = schedule_of(schedule).mask(b.learner.adapter.layout, 1, step, {})
         for name, before in states[step].items():
-            assert torch.equal(before, states[step + 1][name]) == (factor_of(name) not in active), (step, name)
+            assert torch.equal(before, states[step + 1][name]) == (name not in trained), (step, name)
 
 
 @BY_OPTIMIZER
@@ -220,7 +221,7 @@ class Named(BaseModel):
 @pytest.mark.parametrize("physical", [0, 2])
 def test_named_inputs_are_cut_into_the_same_batches(physical: int) -> None:
     plain, named = bench(), bench()
-    named.base = Named(**vars(named.base))
+    named.learner = replace(named.learner, base=Named(**vars(named.base)))
     whole = named.records.inputs
     records = Records({"half": whole / 2, "rest": whole - whole / 2}, named.records.labels)
     serve(plain)
