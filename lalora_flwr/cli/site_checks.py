@@ -146,8 +146,8 @@ def _records(settings: Settings, caps: Caps, model: BaseModel | None) -> Iterato
         yield Finding(FAULT, "records", "no data-path: the site has no records of its own")
         return
     try:
-        known = getattr(model, "vocabulary", 0), getattr(model, "segments", 0)
-        own = own_records(settings, caps.data_path, model.encode if model else _as_they_are, *known)
+        known = (model.encode, model.vocabulary, model.segments) if model else (_as_they_are, 0, 0)
+        own = own_records(settings, caps.data_path, *known)
     except Exception as error:
         yield Finding(FAULT, "records", str(error) or type(error).__name__)
         return

@@ -55,7 +55,7 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     return F.grid_sample(images - BACKGROUND, grid, align_corners=False) + BACKGROUND
 
 
-def _tilted(images: Tensor) -> Tensor:
+def tilted(images: Tensor) -> Tensor:
     """The images (n, 1, 8, 8) turned clockwise about their centre by 45 degrees."""
     angle = math.radians(_TILT_DEGREES)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -76,13 +76,13 @@ def public_part() -> tuple[Tensor, Tensor]:
 def private_part() -> tuple[Tensor, Tensor]:
     """Tilted private training records: images float32 (1100, 1, 8, 8) in [-1, 1], labels int64 (1100,)."""
     images, labels = upright(PUBLIC_RECORDS, PRIVATE_RECORDS)
-    return _tilted(images), labels
+    return tilted(images), labels
 
 
 def test_part() -> tuple[Tensor, Tensor]:
     """Tilted test records: images float32 (297, 1, 8, 8) in [-1, 1], labels int64 (297,)."""
     images, labels = upright(PUBLIC_RECORDS + PRIVATE_RECORDS, TEST_RECORDS)
-    return _tilted(images), labels
+    return tilted(images), labels
 
 
 DIGITS = NamedDataSet(

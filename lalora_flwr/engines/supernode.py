@@ -191,7 +191,7 @@ def main(arguments: list[str]) -> None:
         if not __version__.startswith(FLOWER) or not hasattr(supernode, "http_request_response"):
             raise LaloraError(_UNKNOWN_FLOWER)
         approval = Approval(approved, get_project_dir)
-        supernode.http_request_response = approval.guard(supernode.http_request_response)  # type: ignore[assignment]
+        supernode.http_request_response = approval.guard(supernode.http_request_response)
         trusted = own / "trusted.yaml"  # JSON is YAML
         trusted.write_text(json.dumps(approval.trusted_entities()))
         arguments = [*arguments, "--trusted-entities", str(trusted)]
