@@ -15,9 +15,9 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from lalora_flwr.client_app import answer
 from lalora_flwr.client_app import app as real
-from lalora_flwr.training import learner as adapted
+from lalora_flwr.site.app import answer
+from lalora_flwr.training import learner
 
 SECRET = "patient 17 has blood group AB"
 NOTES = "LALORA_TEST_NOTES"  # environment variable: the folder for the notes
@@ -34,7 +34,7 @@ def fail(message: Message, context: Context) -> Message:
     def explode(content: RecordDict, context: Context) -> RecordDict:
         raise RuntimeError(SECRET)
 
-    return answer(explode, message, context)
+    return answer(explode, message, context, lambda: 0.0)
 
 
 @spying.train()
@@ -74,5 +74,5 @@ def counted(name: str, load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if NOTES in os.environ:
-    adapted.load_base_model = counted("model", adapted.load_base_model)
+    learner.load_base_model = counted("model", learner.load_base_model)
     sklearn.datasets.load_digits = counted("data", sklearn.datasets.load_digits)

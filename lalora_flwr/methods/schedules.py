@@ -38,10 +38,10 @@ class Schedule:
         """The schedule of this kind with an argument, the text behind the colon.
 
         Raises:
-            ConfigError: the argument is none of its own.
+            ValueError: the argument is none of its own; with what the key "must be".
         """
         if argument:
-            raise ConfigError(f"lora.schedule = '{self.text}:{argument}': {self.text} takes nothing behind a colon")
+            raise ValueError(f"{self.text}, with nothing behind a colon")
         return self
 
     def fits(self, layout: Layout) -> None:
@@ -113,10 +113,7 @@ class Patterns(Schedule):
 
     def parse(self, argument: str) -> Schedule:
         if not re.fullmatch(r"(?:[AB](?:[1-9]\d{0,2})?)+", argument):
-            raise ConfigError(
-                f"lora.schedule = '{self.text}{argument and ':' + argument}': must be {self.text}:<pattern> with a pattern of "
-                "the letters A and B such as BA, BBA or B3A2"
-            )
+            raise ValueError(f"{self.text}:<pattern> with a pattern of the letters A and B such as BA, BBA or B3A2")
         letters = "".join(letter * int(count or 1) for letter, count in re.findall(r"([AB])(\d*)", argument))
         return Pattern(f"{self.text}:{argument}", letters, by_round=self._by_round)
 
@@ -135,4 +132,12 @@ def schedule_of(text: str) -> Schedule:
         ConfigError: naming the key, the value and what is allowed.
     """
     name, _, argument = text.partition(":")
-    return SCHEDULES.get(name, Schedule).parse(argument)
+    wanted = f"auto or one of {', '.join(SCHEDULES.names())}, step and round as step:<pattern>"
+    if name in SCHEDULES:
+        try:
+            schedule = SCHEDULES.get(name, Schedule).parse(argument)
+            if schedule.text == text:
+                return schedule
+        except ValueError as problem:
+            wanted = str(problem)
+    raise ConfigError(f"lora.schedule = {text!r}: must be {wanted}")

@@ -56,8 +56,10 @@ class Key:
         """What a value of the right type must be instead; empty if it is allowed."""
         if self.registry is None:  # NaN fails every comparison, and so every check
             return "" if self.check(value) else self.takes
-        name = str(value).partition(":")[0] if self.registry.arguments else str(value)
-        if any(_is_word(str(value), word) for word in self.words) or name in self.registry:
+        if self.registry.arguments:
+            return ""  # a name with an argument is judged by what it names, in `lalora_flwr.settings.rules`
+        name = str(value)
+        if any(_is_word(name, word) for word in self.words) or name in self.registry:
             return ""
         return "one of " + self.registry.suggest(name, *self.words)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,7 @@ def make_client_app(make_host: Callable[[], Host]) -> ClientApp:
             _begin(host(), context)
             return train(host(), content, context)
 
-        return answer(work, message, context, lambda: _answer_seconds(host, context))
+        return answer(work, message, context, lambda: _every(host, context))
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -107,7 +107,7 @@ def make_client_app(make_host: Callable[[], Host]) -> ClientApp:
             _begin(host(), context)
             return evaluate_on_site(host(), content, context)
 
-        return answer(work, message, context, lambda: _answer_seconds(host, context))
+        return answer(work, message, context, lambda: _every(host, context))
 
     @app.query("identity")
     def identity(message: Message, context: Context) -> Message:
@@ -135,11 +135,15 @@ def _begin(host: Host, context: Context) -> None:
     check_enforced(context.node_config)
 
 
-def _answer_seconds(host: Callable[[], Host], context: Context) -> float:
-    """0 in a simulation, and if the package cannot even be imported: no record was read then."""
+def _every(host: Callable[[], Host], context: Context) -> float:
     try:
-        from lalora_flwr.ledger.caps import answer_seconds
-
-        return 0.0 if host().simulated else answer_seconds(context.node_config)
-    except Exception:
+        return seconds_between(host().simulated, context.node_config)
+    except Exception:  # the package cannot even be imported: no record was read
         return 0.0
+
+
+def seconds_between(simulated: bool, node_config: Mapping[str, bool | int | float | str]) -> float:
+    """At multiples of how many seconds after its order a reply leaves; 0 in a simulation: at once."""
+    from lalora_flwr.ledger.caps import answer_seconds
+
+    return 0.0 if simulated else answer_seconds(node_config)

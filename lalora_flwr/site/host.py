@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 
 from lalora_flwr.privacy.mechanism import PrivateSum
 from lalora_flwr.privacy.randomness import RandomSource, SystemRandom
@@ -36,7 +37,10 @@ class Host:
     make_sum: MakeSum = PrivateSum
 
 
-def in_ray_worker() -> bool:
-    """Whether Flower's simulation runtime made this process: Ray is at work in it, as it never is on a SuperNode."""
-    ray = sys.modules.get("ray")
+def in_ray_worker(modules: Mapping[str, ModuleType] = sys.modules) -> bool:
+    """Whether Flower's simulation runtime made this process: Ray is at work in it, as it never is on a SuperNode.
+
+    ``modules``: those that the process has imported.
+    """
+    ray = modules.get("ray")
     return bool(ray is not None and ray.is_initialized())

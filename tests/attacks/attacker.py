@@ -1,11 +1,11 @@
 """Tools of the attacks: a real site that an attacker may order about, and what it lets out.
 
-The site is driven as a SuperNode drives it: `lalora_flwr.client_app.app` with a message and a context, no simulation, a
+The site is driven as a SuperNode drives it: a real site's ClientApp with a message and a context, a
 ledger file and an owner's node-config. Its records are a file that an attacker of record-level privacy knows but for one
 record: `Site.serve` is called on the file with the record and on the file without it.
 
-Two seams are used, both by replacing a name while a message is served: `site.SystemRandom`, so that both files meet the
-same draws, and `training.PrivateSum`, so that every step's sum is seen with and without noise. `Watched` gives the second
+Two values are handed to the site's host: the source of its draws, so that both files meet the same ones, and what makes
+its sums, so that every step's sum is seen with and without noise. `Watched` gives the second
 file the releases of the first: from the same history onwards, all that may differ between the two is one record's
 clipped gradient in each sum, and the replies must be equal to the last bit.
 """
@@ -21,30 +21,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lalora_flwr.adapter.lora import digest
-from lalora_flwr.client_app import app
+from lalora_flwr.adapter.slots import digest
 from lalora_flwr.ground.errors import LaloraError, LedgerError
 from lalora_flwr.ledger.entries import Reserve
 from lalora_flwr.ledger.file import LedgerFile, create
-from lalora_flwr.methods import METHODS
-from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.privacy.mechanism import PrivateSum
 from lalora_flwr.privacy.randomness import SystemRandom
-from lalora_flwr.server.strategy import resolved_choices
 from lalora_flwr.settings import Settings, settings_from
-from lalora_flwr.site import round as site
-from lalora_flwr.training import local as training
-from lalora_flwr.training.learner import Adapted, adapted_model
-from lalora_flwr.wire.messages import ARRAYS, CONFIG, COUNTERS, TrainOrder, to_arrays
+from lalora_flwr.training.learner import Learner
+from lalora_flwr.wire.orders import ARRAYS, CONFIG, TrainOrder
+from lalora_flwr.wire.replies import COUNTERS
+from lalora_flwr.wire.tensors import to_arrays
 from tests.models.folders import save_hf
 from tests.reference import OpenLedger
+from tests.sites import SERVER, real_app, stamp
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where ledgers of thousands of attacks need no disk
 LABELS = "bad,good"
@@ -206,6 +201,8 @@ class Site:
     data: Path | str
     model: Path | str
     node_config: dict[str, Any] = field(default_factory=dict)
+    entropy: Callable[[], Any] | None = None  # makes its source of draws; none: the operating system's
+    handed: dict[str, Any] = field(default_factory=dict)  # what else its host gets
 
     def owner(self, ledger: Path) -> dict[str, Any]:
         """The node-config of a careful owner."""
@@ -246,23 +243,20 @@ class Site:
             watch: whether to look at every step.
             run_id: Flower's.
         """
-        _stamp()
+        stamp()
         steps: list[Step] = []
-        with tempfile.TemporaryDirectory(dir=MEMORY) as scratch, pytest.MonkeyPatch.context() as patch:
+        handed: dict[str, Any] = {"make_sum": watched(steps, script, [])} if watch else {}
+        if draws is not None:
+            handed["entropy"] = lambda: draws
+        elif self.entropy:
+            handed["entropy"] = self.entropy
+        with tempfile.TemporaryDirectory(dir=MEMORY) as scratch:
             if ledger is None:
                 create(ledger := Path(scratch) / "ledger")
             before = len(_counted(ledger))
-            if draws is not None:
-                patch.setattr(site, "SystemRandom", lambda: draws)
-            if watch:
-                patch.setattr(training, "PrivateSum", watched(steps, script, []))
             context = Context(run_id, 7, self.owner(ledger), RecordDict(), dict(run))
-            reply = app(message, context)
+            reply = real_app(**{**handed, **self.handed})(message, context)
             return Served(reply, _counted(ledger)[before:], steps, draws)
-
-
-def _stamp() -> None:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # Flower stamps messages with them
 
 
 def reserved_in(ledger: Path) -> list[Reserve]:
@@ -285,10 +279,10 @@ def settings_or_none(run: Mapping[str, Any]) -> Settings | None:
         return None
 
 
-def adapted_or_none(settings: Settings) -> Adapted | None:
+def learner_or_none(settings: Settings) -> Learner | None:
     """The server's own model; None if this version refuses it, as then the site must."""
     try:
-        return adapted_model(settings, "cpu")
+        return SERVER.learner(settings, "cpu")
     except LaloraError:
         return None
 
@@ -313,19 +307,15 @@ def order(
     family = str(run.get("model.name", "hf/")).partition("/")[0]
     honest = {**RUN, "model.name": f"hf/{model}"}
     settings = settings_or_none({**run, "model.name": f"{family}/{model}"}) or settings_from(honest)
-    adapted = adapted_or_none(settings) or adapted_or_none(settings := settings_from(honest))
-    state = change(dict(adapted.initial)) if adapted else {}
-    schedule, filter_name = resolved_choices(settings)
+    learner = learner_or_none(settings) or learner_or_none(settings_from(honest))
+    state = change(dict(learner.initial)) if learner else {}
     values: dict[str, Any] = {
         "server_round": 1,
-        "schedule": schedule,
-        "filter": filter_name,
-        "share": METHODS[settings.strategy].share,
-        "adapter_digest": digest(state, BOTH | {"head"}),
-        "model_digest": adapted.base.provenance.digest if adapted else "",
+        "adapter_digest": digest(state),
+        "model_digest": learner.base.provenance.digest if learner else "",
         **fields,
     }
-    _stamp()
+    stamp()
     content = RecordDict(
         {ARRAYS: to_arrays({n: t for n, t in state.items() if sent(n)}), CONFIG: TrainOrder(**values).to_record()}
     )

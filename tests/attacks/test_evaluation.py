@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from lalora_flwr.adapter.lora import digest
-from lalora_flwr.client_app import app
 from lalora_flwr.ledger.file import create
-from lalora_flwr.methods.schedules import BOTH
-from lalora_flwr.wire.messages import ARRAYS, CONFIG, SITE_METRICS
+from lalora_flwr.wire.orders import ARRAYS, CONFIG
+from lalora_flwr.wire.replies import SITE_METRICS
 from tests.attacks.attacker import RECORDS, RUN, Site, order, reserved_in, table, text_model
+from tests.sites import REAL
 
 EVALUATING = {**RUN, "evaluate-sites": True}
 OPEN = {"allow-evaluation": True, "evaluation-noise": 2.0, "max-epsilon": 3.0}
@@ -32,12 +32,14 @@ class Asked:
         if not ledger.exists():
             create(ledger)
 
-    def evaluate(self, run_id: int = 1, server_round: int = 1, **fields: Any) -> Message:
-        train = order(self.run, Path(self.site.model), server_round=server_round)
+    def evaluate(
+        self, run_id: int = 1, server_round: int = 1, change: Callable[[Any], Any] = lambda state: state, **fields: Any
+    ) -> Message:
+        train = order(self.run, Path(self.site.model), change, server_round=server_round)
         said = {"server-round": server_round, "model-digest": train.content[CONFIG]["model-digest"], **fields}
         content = RecordDict({ARRAYS: train.content[ARRAYS], CONFIG: ConfigRecord(said)})
         message = Message(content, dst_node_id=7, message_type="evaluate")
-        return app(message, Context(run_id, 7, self.site.owner(self.ledger), RecordDict(), dict(self.run)))
+        return REAL(message, Context(run_id, 7, self.site.owner(self.ledger), RecordDict(), dict(self.run)))
 
 
 def own(folder: Path, model: Path, name: str = "records", **node_config: Any) -> Site:
@@ -114,10 +116,11 @@ def test_a_site_that_does_not_allow_it_counts_nothing(model: Path, tmp_path: Pat
 
 def test_any_adapter_may_be_asked_about_and_costs_the_same(model: Path, tmp_path: Path) -> None:
     """Hole 9: a server that chooses the adapter asks what it likes; the charge does not depend on what it asks."""
-    assert digest({}, BOTH)  # the order of an evaluation names no start, so any will do
     asked = Asked(own(tmp_path, model), tmp_path / "ledger")
     first = asked.evaluate(1)
-    second = asked.evaluate(1, 2, **{"adapter-digest": "0" * 64})
+    second = asked.evaluate(1, 2, change=lambda state: {name: 1e4 * tensor + 1 for name, tensor in state.items()})
+    assert not second.has_error()
+    assert asked.evaluate(1, 3, **{"adapter-digest": "0" * 64}).error.reason == "order: its values are not the declared ones"
     counted = reserved_in(asked.ledger)
     assert len(counted) == (not first.has_error()) + (not second.has_error())
     assert len({(entry.sigma, entry.q, entry.steps) for entry in counted}) == 1

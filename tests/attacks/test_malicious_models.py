@@ -13,9 +13,9 @@ from torch import nn
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import settings_from
-from lalora_flwr.training.learner import adapted_model
 from tests.adapters import check
 from tests.attacks.attacker import RUN, Site, order, problems, table
+from tests.conftest import MODELS
 from tests.models.folders import CONFIGS, save_hf, save_tokenizer
 from tests.reference import adapted
 
@@ -135,7 +135,7 @@ def test_a_model_that_mixes_is_refused_by_the_site(tmp_path: Path) -> None:
     settings = settings_from({**RUN, "model.name": f"hf/{model}", "lora.targets": "q_proj", "data.max-tokens": 64})
     run = {**RUN, "lora.targets": "q_proj", "data.max-tokens": 64}
     try:
-        adapted_model(settings, "cpu")
+        MODELS.learner(settings, "cpu")
     except ConfigError:
         served = Site(table(tmp_path / "records.csv", SHORT), model).serve(order(run, model), run)
         assert served.reason and not served.reserved

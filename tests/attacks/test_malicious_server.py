@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lalora_flwr.adapter.lora import factor_of
 from lalora_flwr.settings import KEYS
+from tests.adapters import factor_of
 from tests.attacks.attacker import RECORDS, RUN, Draws, Site, order, problems, table, text_model
 from tests.reference import generator
 
@@ -234,9 +234,8 @@ def wild(name: str) -> st.SearchStrategy[Any]:
 def attacks(draw: st.DrawFn) -> Attack:
     fields = {
         "server_round": st.sampled_from([1, 2, 0, -1, 10**18]),
-        "schedule": st.sampled_from(["both", "A", "B", "step:BA", "round:BA", "step:", "", "both\n"]),
-        "filter": st.sampled_from(["none", "gauss5", "gauss5-permuted", "", "identity"]),
-        "share": st.sampled_from(["both", "trained", "", "everything"]),
+        "directive": st.sampled_from([{}, {"mask": []}, {"schedule": "A"}, {"lr": 1e30}, {"": None}]),
+        "exchange": st.sampled_from([{}, {"sites": []}, {"share": 0.0}, {"": {}}]),
         "counted_steps": st.sampled_from([0, 1, -1, -(10**18), 10**18]),
         "adapter_digest": st.sampled_from(["", "0" * 64]),
         "model_digest": st.sampled_from(["", "0" * 64]),

@@ -13,7 +13,9 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from torch import Tensor
 
 from lalora_flwr.ground.errors import LaloraError
-from lalora_flwr.wire.messages import ARRAYS, COUNTERS, SITE_METRICS, to_arrays
+from lalora_flwr.wire.orders import ARRAYS
+from lalora_flwr.wire.replies import COUNTERS, SITE_METRICS
+from lalora_flwr.wire.tensors import to_arrays
 from tests.conftest import AppCall, Finished, Spy, arrays_of, run_spied, small
 
 LIAR = 1  # the site that lies; the two others are honest

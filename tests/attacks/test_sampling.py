@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from scipy.stats import binom
 from torch import Tensor
 
 from lalora_flwr.privacy.randomness import SystemRandom
-from lalora_flwr.site import round as site_module
 from tests.attacks.attacker import RECORDS, RUN, Draws, Site, order, table, text_model
 
 FLUKE = 1e-6
@@ -41,10 +41,10 @@ class Noted(SystemRandom):
         return drawn
 
 
-def test_each_record_joins_each_step_by_itself_with_the_counted_rate(own: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_record_joins_each_step_by_itself_with_the_counted_rate(own: Site) -> None:
     """Hole 7: what the accountant assumes is what a real site does: Bernoulli(q), no memory between steps and rounds."""
     uniforms: list[Tensor] = []
-    monkeypatch.setattr(site_module, "SystemRandom", lambda: Noted(uniforms, []))
+    own = dataclasses.replace(own, entropy=lambda: Noted(uniforms, []))
     run = {**RUN, "train.local-steps": STEPS, "num-rounds": ROUNDS, "train.batch-size": 2, "privacy.accountant": "rdp"}
     sizes, rates = [], set()
     for server_round in range(1, ROUNDS + 1):
@@ -93,10 +93,10 @@ def test_noise_is_never_repeated_whatever_the_run_says(name: str, own: Site) -> 
     assert moved and all((seen[0][n] != seen[1][n]).mean() > 0.99 for n in moved)
 
 
-def test_no_two_tensors_steps_or_rounds_share_a_draw(own: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_two_tensors_steps_or_rounds_share_a_draw(own: Site) -> None:
     """Hole 8: equal noise in two places is subtracted by whoever holds both."""
     normals: list[Tensor] = []
-    monkeypatch.setattr(site_module, "SystemRandom", lambda: Noted([], normals))
+    own = dataclasses.replace(own, entropy=lambda: Noted([], normals))
     run = {**RUN, "strategy": "dp-lora", "train.local-steps": 3, "num-rounds": 4}
     for server_round in range(1, 5):
         assert not own.serve(order(run, Path(own.model), server_round=server_round), run, watch=False).reason

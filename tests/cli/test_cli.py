@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, Message, RecordDict
 
 from lalora_flwr.cli import main as cli
 from lalora_flwr.cli import run as cli_run
 from lalora_flwr.data import digits
+from lalora_flwr.engines import inline
 from lalora_flwr.ground.errors import SiteRefusal
 from lalora_flwr.server import run as federation
 from lalora_flwr.server.plan import make_plan
 from lalora_flwr.settings import KEYS
-from lalora_flwr.site import round as site
-from tests.conftest import SMALL, files_in, small, strict_json
+from lalora_flwr.site.app import answer
+from tests.conftest import SMALL, AppCall, Spy, files_in, small, strict_json
 
 LALORA = Path(sys.executable).with_name("lalora")
 Outcome = tuple[int, str, str]
@@ -237,11 +239,28 @@ def test_a_second_run_of_the_same_name_is_one_line_and_touches_nothing(lalora: L
     assert files_in(tmp_path) == before
 
 
-def test_a_run_that_fails_ends_with_one_line_and_code_1(lalora: Lalora, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def train(*_: Any) -> Any:
+@pytest.fixture
+def at_sites(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[RecordDict, Context], RecordDict]], None]:
+    """What the virtual sites of an inline run do instead of training; returns None to let them train."""
+
+    def install(work: Callable[[RecordDict, Context], Any]) -> None:
+        def behaviour(message: Message, context: Context, app: AppCall) -> Message:
+            if message.metadata.message_type == "train":
+                reply = answer(work, message, context, lambda: 0.0)
+                if reply.has_error():
+                    return reply
+            return app(message, context)
+
+        monkeypatch.setattr(inline, "simulated_app", lambda models: Spy(behaviour))
+
+    return install
+
+
+def test_a_run_that_fails_ends_with_one_line_and_code_1(lalora: Lalora, at_sites: Any, tmp_path: Path) -> None:
+    def work(*_: Any) -> Any:
         raise SiteRefusal("model: differs")
 
-    monkeypatch.setattr(site, "train", train)
+    at_sites(work)
     outcome = lalora("run", "--engine", "inline", "-c", pairs(output_dir="out", run_name="mine", **NO_NOISE))
     assert_one_line(outcome, "round 1: 2 of 2 sites failed", "model: differs", code=1)
     assert not (tmp_path / "out" / "mine" / "summary.json").exists()
@@ -251,15 +270,13 @@ def test_a_run_that_fails_ends_with_one_line_and_code_1(lalora: Lalora, monkeypa
     ("reason", "said"),
     [("model: differs", "site 1 failed: model: differs"), ("budget: spent", "site 1 leaves the run: its budget is spent")],
 )
-def test_a_failing_site_is_named_on_the_console(reason: str, said: str, lalora: Lalora, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = site.train
-
-    def train(content: Any, context: Any) -> Any:
+def test_a_failing_site_is_named_on_the_console(reason: str, said: str, lalora: Lalora, at_sites: Any) -> None:
+    def work(content: Any, context: Any) -> Any:
         if context.node_config["partition-id"] == 1:
             raise SiteRefusal(reason)
-        return real(content, context)
+        return RecordDict()
 
-    monkeypatch.setattr(site, "train", train)
+    at_sites(work)
     code, out, _ = lalora("run", "--engine", "inline", "-c", pairs(output_dir="out", **NO_NOISE))
     assert code == 0 and said in out
 
@@ -274,13 +291,11 @@ def test_a_librarys_many_lines_become_one(lalora: Lalora, monkeypatch: pytest.Mo
     assert outcome[2] == "lalora: first second third\n"
 
 
-def test_an_interrupted_run_says_so_in_one_line_and_ends_with_130(
-    lalora: Lalora, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_interrupted_run_says_so_in_one_line_and_ends_with_130(lalora: Lalora, at_sites: Any, tmp_path: Path) -> None:
     def interrupt(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(site, "train", interrupt)
+    at_sites(interrupt)
     outcome = lalora("run", "--engine", "inline", "-c", pairs(output_dir="out", run_name="mine", **NO_NOISE))
     assert_one_line(outcome, "interrupted", code=130)
     assert not (tmp_path / "out" / "mine" / "summary.json").exists()

@@ -12,9 +12,9 @@ import pytest
 from flwr.app import ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.proto import fleet_pb2, message_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+
 from lalora_flwr.wire.orders import ARRAYS
 from lalora_flwr.wire.replies import COUNTERS, IDENTITY
-
 from tests.conftest import strict_json
 from tests.deployment.recorder import Recorded, Recorder, Sent
 from tests.deployment.texts import text_run

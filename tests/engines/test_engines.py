@@ -24,12 +24,11 @@ from lalora_flwr.engines import simulation
 from lalora_flwr.engines.inline import run_inline
 from lalora_flwr.ground.errors import LaloraError, RunFailed, WorkerDied
 from lalora_flwr.settings import flatten, settings_from
-from lalora_flwr.site import round as site
 from tests.cli.test_cli import pairs, real_lalora
-from tests.conftest import Finished, Spy, files_in, rounded, run_spied, small, strict_json
+from tests.conftest import Finished, files_in, rounded, small, strict_json
 from tests.faulty_client import NOTES, SECRET
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REASON = "failure: the site's own log says why"
 
 
@@ -84,25 +83,8 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Marked]:
 # the inline engine
 
 
-def test_the_simulation_flag_is_set_only_while_an_inline_run_lasts(tmp_path: Path) -> None:
-    seen: list[bool] = []
-
-    def look(message: Any, context: Any, app: Any) -> Any:
-        seen.append(site.in_simulation())
-        if len(seen) == 3:
-            raise MemoryError
-        return app(message, context)
-
-    assert not site.in_simulation()
-    with pytest.raises(MemoryError):
-        run_spied(small(tmp_path), Spy(look))
-    assert seen == [True] * 3 and not site.in_simulation()
-    run_spied(small(tmp_path, run_name="good", num_rounds=1, privacy__epsilon=float("inf")), Spy())
-    assert not site.in_simulation()
-
-
 def test_loggers_are_as_before_after_an_inline_run(tmp_path: Path) -> None:
-    names = ("flwr", "lalora_flwr", "lalora_flwr.site.round")
+    names = ("flwr", "lalora_flwr", "lalora_flwr.site")
     before = [(logger.handlers[:], logger.propagate, logger.level) for logger in map(logging.getLogger, names)]
     path = run_inline(small(tmp_path, num_rounds=1, privacy__epsilon=float("inf")))
     assert [(logger.handlers, logger.propagate, logger.level) for logger in map(logging.getLogger, names)] == before

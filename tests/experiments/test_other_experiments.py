@@ -11,7 +11,7 @@ from lalora_flwr.compare.grid import read_grid
 from lalora_flwr.settings import read_toml, settings_from
 from tests.experiments.test_paper_experiments import cells
 
-FOLDER = Path(__file__).parent.parent / "experiments"
+FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = sorted(path for part in ("real", "ablations") for path in (FOLDER / part).glob("*.toml"))
 GRIDS = [path for path in FILES if "over" in tomllib.loads(path.read_text())]
 

@@ -22,7 +22,7 @@ from tests.conftest import strict_json
 from tests.models.files import pairs, save_rows, sums, texts
 from tests.models.folders import save_hf, save_timm
 
-PAPER = Path(__file__).parent.parent / "experiments" / "paper"
+PAPER = Path(__file__).parents[2] / "experiments" / "paper"
 
 
 def _names(pattern: str) -> list[str]:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from benchmarks.architectures import ARCHITECTURES, SMALL_ONLY, build
 from lalora_flwr.gradients.dropout import remove_dropout
-from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.targets import CAUSAL, TRANSFORMERS_TARGETS
@@ -153,7 +152,7 @@ def test_under_gradient_checkpointing(name: str) -> None:
         set_active(model, frozenset("AB"))
         inputs, labels = batch(base)
         remove_dropout(model)
-        found.append(PerSampleGradients(model)(len(labels), lambda: base.losses(model, inputs, labels)))  # noqa: B023
+        found.append(engine_for(model)(len(labels), lambda: base.losses(model, inputs, labels)))  # noqa: B023
     for key, gradient in found[1].items():
         assert torch.allclose(gradient, found[0][key], rtol=1e-9, atol=1e-12), key
 

@@ -378,7 +378,7 @@ class OwnLinear(nn.Linear):
 )
 def test_a_trainable_layer_without_a_rule_is_refused_by_name(layer: nn.Module) -> None:
     with pytest.raises(ConfigError, match=rf"1\.weight.*{type(layer).__name__}"):
-        PerSampleGradients(nn.Sequential(nn.Linear(3, 3), layer))
+        engine_for(nn.Sequential(nn.Linear(3, 3), layer))
 
 
 def test_a_frozen_layer_of_any_kind_is_fine() -> None:

@@ -10,7 +10,7 @@ from lalora_flwr.ground import hardware
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.hardware import choose_device, choose_dtype
 from lalora_flwr.settings import settings_from
-from lalora_flwr.training.learner import adapted_model
+from lalora_flwr.training.learner import ModelStore
 
 
 @pytest.fixture
@@ -68,5 +68,5 @@ def test_a_device_that_is_none_is_refused(machine: pytest.MonkeyPatch) -> None:
 
 def test_a_sites_own_word_on_the_device_wins(machine: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="cuda"):
-        adapted_model(settings_from({}), "cuda")
-    assert next(adapted_model(settings_from({"train.device": "cuda"}), "cpu").model.parameters()).device.type == "cpu"
+        ModelStore().learner(settings_from({}), "cuda")
+    assert ModelStore().learner(settings_from({"train.device": "cuda"}), "cpu").adapter.device.type == "cpu"

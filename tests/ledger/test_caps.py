@@ -67,6 +67,7 @@ SAID: dict[str, tuple[Any, Any]] = {  # of every key: a value as Flower parses i
     "model-path": ("m", "m"),
     "device": ("cuda", "cuda"),
     "allow-evaluation": (True, True),
+    "profile": ("rank=2", "rank=2"),
 }
 
 
@@ -235,20 +236,15 @@ CAPS = replace(
 )
 def test_a_run_that_asks_for_more_is_refused(asked: dict[str, Any], says: str, tmp_path: Path) -> None:
     within: dict[str, Any] = {"privacy__epsilon": 3.0, "train__local_steps": 5}
-    check_run(CAPS, small(tmp_path, **within), is_strategys_own=True)
+    check_run(CAPS, small(tmp_path, **within))
     with pytest.raises(SiteRefusal, match=f"^cap: .*{says}"):
-        check_run(CAPS, small(tmp_path, **{**within, **asked}), is_strategys_own=True)
+        check_run(CAPS, small(tmp_path, **{**within, **asked}))
 
 
 def test_records_go_through_the_model_alone_unless_the_owner_says_otherwise(tmp_path: Path) -> None:
     for owners, runs, together in ((1, 0, 1), (1, 40, 1), (10, 0, 10), (10, 3, 3), (10, 40, 10)):
         assert at_once(replace(LEAST, records_at_once=owners), small(tmp_path, train__max_physical_batch=runs)) == together
     assert LEAST.records_at_once == 1
-
-
-def test_an_order_that_is_not_the_strategys_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SiteRefusal, match=r"^cap: the order's schedule"):
-        check_run(CAPS, small(tmp_path, privacy__epsilon=3.0), is_strategys_own=False)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.99])

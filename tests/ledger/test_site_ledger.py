@@ -20,7 +20,7 @@ from lalora_flwr.ledger.entries import EVALUATE, Reserve
 from lalora_flwr.ledger.file import LedgerFile, create
 from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.ledger.verify import verify
-from lalora_flwr.methods.schedules import parse_schedule
+from lalora_flwr.methods.schedules import schedule_of
 from lalora_flwr.privacy.accounting import HEADLINE, Segment, epsilon_spent
 from tests.ledger.site_ledgers import DELTA, compose, new_ledger, request, serve, session
 
@@ -354,7 +354,7 @@ def test_the_noise_of_an_evaluation_is_never_that_of_training(path: Path) -> Non
 
 def test_no_training_order_can_call_itself_an_evaluation() -> None:
     with pytest.raises(ConfigError):
-        parse_schedule(EVALUATE)
+        schedule_of(EVALUATE)
 
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)

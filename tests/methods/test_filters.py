@@ -7,11 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lalora_flwr.methods.filters import FILTERS, gauss5, gauss5_permuted
+from lalora_flwr.adapter.slots import HEAD, LORA_A, LORA_B, Slot
+from lalora_flwr.methods.filters import GAUSS5, GAUSS5_PERMUTED, NONE, Filter
+from lalora_flwr.settings.choices import FILTERS
 from tests.reference import generator, smooth
 
-A, B = "m.lora_A.default.weight", "m.lora_B.default.weight"
-HEADS = ["head.modules_to_save.default.weight", "base_model.model.head.bias"]
+A, B = Slot("a", "m", LORA_A, (), 1), Slot("b", "m", LORA_B, (), 0)
+HEADS = [Slot("weight", "head", HEAD, ()), Slot("bias", "head", HEAD, ())]
+
+
+def gauss5(slot: Slot, gradient: Tensor) -> Tensor:
+    return GAUSS5(slot, gradient, {})
+
+
+def gauss5_permuted(slot: Slot, gradient: Tensor) -> Tensor:
+    return GAUSS5_PERMUTED(slot, gradient, {})
 
 
 def padded_convolution(x: np.ndarray) -> np.ndarray:
@@ -89,14 +99,14 @@ def test_the_control_smooths_in_another_order_of_the_features(features: int) -> 
     assert all(torch.equal(gauss5_permuted(name, x), x) for name in HEADS)
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_a_head_keeps_its_gradient(name: str) -> None:
+@pytest.mark.parametrize("name", HEADS, ids=lambda slot: slot.name)
+def test_a_head_keeps_its_gradient(name: Slot) -> None:
     for x in (random(3, 9), random(9)):
         assert torch.equal(gauss5(name, x), x)
 
 
-@pytest.mark.parametrize("name", [A, B])
-def test_shape_type_and_input_are_kept(name: str) -> None:
+@pytest.mark.parametrize("name", [A, B], ids=lambda slot: slot.name)
+def test_shape_type_and_input_are_kept(name: Slot) -> None:
     x = torch.randn(4, 6, generator=generator())
     before = x.clone()
     y = gauss5(name, x)
@@ -106,5 +116,7 @@ def test_shape_type_and_input_are_kept(name: str) -> None:
 
 def test_filter_none_changes_nothing_and_gauss5_is_registered() -> None:
     x = random(3, 5)
-    assert all(torch.equal(FILTERS["none"](name, x), x) for name in (A, B, *HEADS))
-    assert FILTERS["gauss5"] is gauss5 and FILTERS["gauss5-permuted"] is gauss5_permuted
+    assert all(torch.equal(NONE(slot, x, {}), x) for slot in (A, B, *HEADS))
+    found = {name: FILTERS.get(name, Filter) for name in FILTERS.names()}
+    assert found == {"none": NONE, "gauss5": GAUSS5, "gauss5-permuted": GAUSS5_PERMUTED}
+    assert all(own.name == name and not own.remembers for name, own in found.items())

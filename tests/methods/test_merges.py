@@ -13,9 +13,35 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lalora_flwr.methods import METHODS
-from lalora_flwr.methods.merges import MERGES, Tensors, bounded, mean, median, num_cut, trimmed_mean
-from lalora_flwr.methods.method import least_replies
+from lalora_flwr.adapter.slots import Layout
+from lalora_flwr.methods.merges import MEAN, MEDIAN, TRIMMED_MEAN, Memory, Merge, Now, bounded, num_cut
+from lalora_flwr.methods.method import Method
+from lalora_flwr.methods.updates import SumOnly, Tensors, Update, Updates, together
+from lalora_flwr.settings import MergeSettings
+from lalora_flwr.settings.choices import MERGES, METHODS
+
+
+def merged_by(merge: Merge, replies: Sequence[Tensors], trim: float = 0.2) -> dict[str, NDArray[np.float32]]:
+    updates = together([Update(site, tensors) for site, tensors in enumerate(replies)])
+    made = merge({}, updates, Memory(), Now(1, Layout([]), MergeSettings(trim=trim), {}))
+    assert made.memory == Memory() and not made.directive
+    return dict(made.tensors)
+
+
+def mean(replies: Sequence[Tensors]) -> dict[str, NDArray[np.float32]]:
+    return merged_by(MEAN, replies)
+
+
+def median(replies: Sequence[Tensors]) -> dict[str, NDArray[np.float32]]:
+    return merged_by(MEDIAN, replies)
+
+
+def trimmed_mean(replies: Sequence[Tensors], trim: float) -> dict[str, NDArray[np.float32]]:
+    return merged_by(TRIMMED_MEAN, replies, trim)
+
+
+def least_replies(merge: Merge, trim: float) -> int:
+    return merge.least_updates(MergeSettings(trim=trim))
 
 
 def replies(sites: int, shapes: dict[str, tuple[int, ...]], seed: int = 0) -> list[dict[str, NDArray[np.float32]]]:
@@ -94,9 +120,20 @@ def test_float64_reference_by_torch() -> None:
     assert torch.equal(torch.from_numpy(mean(sent)["x"]), want)
 
 
-def test_every_method_names_a_merge_that_exists() -> None:
-    assert all(method.merge in MERGES for method in METHODS.values())
-    assert {"mean": mean, "median": median, "trimmed-mean": trimmed_mean} == MERGES
+def test_merges_are_registered_under_their_names() -> None:
+    found = {name: MERGES.get(name, Merge) for name in MERGES.names()}
+    assert found == {"mean": MEAN, "median": MEDIAN, "trimmed-mean": TRIMMED_MEAN}
+    assert all(merge.name == name for name, merge in found.items())
+    assert all(METHODS.get(name, Method).merge is MEAN for name in METHODS.names())
+
+
+def test_the_mean_needs_no_single_update_and_the_others_say_that_they_do() -> None:
+    hidden = Updates({"x": np.array([3.0, 9.0])}, 3)
+    now = Now(1, Layout([]), MergeSettings(), {})
+    assert not MEAN.needs_each and MEDIAN.needs_each and TRIMMED_MEAN.needs_each
+    np.testing.assert_array_equal(MEAN({}, hidden, Memory(), now).tensors["x"], np.array([1.0, 3.0], np.float32))
+    with pytest.raises(SumOnly):
+        MEDIAN({}, hidden, Memory(), now)
 
 
 # robust merges and the bound on an update
@@ -163,10 +200,10 @@ def test_a_few_liars_leave_a_robust_merge_between_the_honest_replies(
 
 @given(trim=st.floats(0.001, 0.5, exclude_max=True))
 def test_the_fewest_replies_for_a_merge_are_those_that_cut_one_at_each_end(trim: float) -> None:
-    needed = least_replies("trimmed-mean", trim)
+    needed = least_replies(TRIMMED_MEAN, trim)
     assert num_cut(needed, trim) >= 1 and needed > 2 * num_cut(needed, trim)
     assert num_cut(needed - 1, trim) == 0
-    assert (least_replies("mean", trim), least_replies("median", trim)) == (1, 3)
+    assert (least_replies(MEAN, trim), least_replies(MEDIAN, trim)) == (1, 3)
 
 
 @pytest.mark.parametrize(

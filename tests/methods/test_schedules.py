@@ -4,10 +4,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lalora_flwr.adapter.slots import HEAD, LORA_A, LORA_B, Layout, Slot
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.methods.schedules import parse_schedule
+from lalora_flwr.methods.schedules import Schedule, schedule_of
 
 A, B, AB = frozenset("A"), frozenset("B"), frozenset("AB")
+PARTS = {"A": LORA_A, "B": LORA_B, "head": HEAD}
+LAYOUT = Layout(Slot(f"{layer}.{letter}", layer, part, (2, 2)) for layer in "xy" for letter, part in PARTS.items())
+FACTORS = Layout(slot for slot in LAYOUT.values() if slot.part != HEAD)
+
+
+def letters_of(mask: frozenset[str]) -> frozenset[str]:
+    """The factors of a mask, in which a trained head always is, and which says the same of every layer."""
+    assert LAYOUT.of(HEAD) <= mask
+    found = frozenset(letter for letter, part in PARTS.items() if letter != "head" and LAYOUT.of(part) <= mask)
+    assert mask == LAYOUT.of(HEAD, *(PARTS[letter] for letter in found))
+    return found
+
+
+def active(schedule: Schedule, server_round: int, step: int) -> frozenset[str]:
+    mask = schedule.mask(LAYOUT, server_round, step, {})
+    assert schedule.mask(FACTORS, server_round, step, {}) == mask - LAYOUT.of(HEAD)
+    return letters_of(mask)
+
+
+def trained(schedule: Schedule, server_round: int, steps: int) -> frozenset[str]:
+    return letters_of(trained(schedule, LAYOUT, server_round, steps, {}))
+
+
 RUNS = st.lists(st.tuples(st.sampled_from("AB"), st.integers(1, 12), st.booleans()), min_size=1, max_size=5)
 
 
@@ -25,7 +49,7 @@ def test_step_pattern_is_its_letters_in_turn_whatever_the_round(
     runs: list[tuple[str, int, bool]], step: int, server_round: int
 ) -> None:
     text, letters = spelled(runs)
-    assert parse_schedule(f"step:{text}").active(server_round, step) == {letters[step % len(letters)]}
+    assert active(schedule_of(f"step:{text}"), server_round, step) == {letters[step % len(letters)]}
 
 
 @given(RUNS, st.integers(0, 200), st.integers(1, 200))
@@ -33,16 +57,16 @@ def test_round_pattern_follows_the_server_round_whatever_the_step(
     runs: list[tuple[str, int, bool]], step: int, server_round: int
 ) -> None:
     text, letters = spelled(runs)
-    assert parse_schedule(f"round:{text}").active(server_round, step) == {letters[(server_round - 1) % len(letters)]}
+    assert active(schedule_of(f"round:{text}"), server_round, step) == {letters[(server_round - 1) % len(letters)]}
 
 
 @given(RUNS, st.sampled_from(["step", "round"]), st.integers(1, 30), st.integers(1, 40))
 def test_trained_in_a_round_is_the_union_of_its_steps(
     runs: list[tuple[str, int, bool]], by: str, server_round: int, local_steps: int
 ) -> None:
-    schedule = parse_schedule(f"{by}:{spelled(runs)[0]}")
-    union = frozenset().union(*(schedule.active(server_round, k) for k in range(local_steps)))
-    assert schedule.trained_in(server_round, local_steps) == union
+    schedule = schedule_of(f"{by}:{spelled(runs)[0]}")
+    union = frozenset().union(*(active(schedule, server_round, k) for k in range(local_steps)))
+    assert trained(schedule, server_round, local_steps) == union
 
 
 @pytest.mark.parametrize(
@@ -59,16 +83,16 @@ def test_trained_in_a_round_is_the_union_of_its_steps(
     ],
 )
 def test_named_patterns_by_step(text: str, steps: list[frozenset[str]]) -> None:
-    assert [parse_schedule(text).active(1, k) for k in range(len(steps))] == steps
+    assert [active(schedule_of(text), 1, k) for k in range(len(steps))] == steps
 
 
 def test_first_round_of_round_ba_trains_b_and_the_second_a() -> None:
-    schedule = parse_schedule("round:BA")
-    assert [schedule.active(t, 0) for t in (1, 2, 3, 4)] == [B, A, B, A]
+    schedule = schedule_of("round:BA")
+    assert [active(schedule, t, 0) for t in (1, 2, 3, 4)] == [B, A, B, A]
 
 
 @pytest.mark.parametrize(
-    ("text", "steps", "trained"),
+    ("text", "steps", "expected"),
     [
         ("step:BA", 1, B),
         ("step:BA", 2, AB),
@@ -78,8 +102,8 @@ def test_first_round_of_round_ba_trains_b_and_the_second_a() -> None:
         ("round:BA", 9, B),
     ],
 )
-def test_trained_in_the_first_round(text: str, steps: int, trained: frozenset[str]) -> None:
-    assert parse_schedule(text).trained_in(1, steps) == trained
+def test_trained_in_the_first_round(text: str, steps: int, expected: frozenset[str]) -> None:
+    assert trained(schedule_of(text), 1, steps) == expected
 
 
 @pytest.mark.parametrize(
@@ -87,7 +111,7 @@ def test_trained_in_the_first_round(text: str, steps: int, trained: frozenset[st
     [("both", AB), ("A", A), ("B", B), ("step:BBA", AB), ("round:BA", AB), ("step:BB", B), ("round:A2", A)],
 )
 def test_ever_trained(text: str, ever: frozenset[str]) -> None:
-    assert parse_schedule(text).ever_trained == ever
+    assert letters_of(schedule_of(text).ever(LAYOUT)) == ever
 
 
 @pytest.mark.parametrize(
@@ -123,7 +147,21 @@ def test_ever_trained(text: str, ever: frozenset[str]) -> None:
 )
 def test_other_text_is_refused_with_key_value_and_what_is_allowed(text: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        parse_schedule(text)
+        schedule_of(text)
     assert "lora.schedule" in str(refusal.value)
     assert repr(text) in str(refusal.value)
     assert "step:<pattern>" in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["B", "A", "step:BA", "round:AB"])
+def test_a_schedule_of_factors_does_not_fit_a_form_without_them(text: str) -> None:
+    biases = Layout([Slot("x.bias", "x", "bias", (3,), 0)])
+    with pytest.raises(ConfigError, match=r"lora\.schedule = .*: the form trains no lora_"):
+        schedule_of(text).fits(biases)
+    schedule_of("both").fits(biases)
+    assert schedule_of("both").mask(biases, 1, 0, {}) == {"x.bias"}
+
+
+def test_a_shipped_schedule_takes_no_directive() -> None:
+    assert schedule_of("step:BA").accepts(LAYOUT, {})
+    assert not schedule_of("step:BA").accepts(LAYOUT, {"mask": ["x.A"]})

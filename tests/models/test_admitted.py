@@ -15,11 +15,10 @@ from timm.models import save_for_hf
 from benchmarks.architectures import ARCHITECTURES, SMALL_ONLY, build
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.text import CausalLanguageModel
 from lalora_flwr.settings import LoraSettings, ModelSettings
-from tests.adapters import adapter_state, attach_adapter, check, engine_for, set_active
+from tests.adapters import BOTH, adapter_state, attach_adapter, check, engine_for, set_active
 from tests.conftest import Finished, Spy, run_spied, small
 from tests.models.files import save_rows, sums, texts
 from tests.models.folders import save_hf, save_tokenizer

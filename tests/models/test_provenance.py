@@ -11,22 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.app import Context, Message
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lalora_flwr.adapter.lora import digest
 from lalora_flwr.data.data_set import Facts
-from lalora_flwr.ground.errors import SiteRefusal
-from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.provenance import Provenance, commit_of, weights_digest
 from lalora_flwr.settings import ModelSettings, Settings
-from lalora_flwr.site import round as site
-from lalora_flwr.training.learner import adapted_model
-from lalora_flwr.wire.messages import ARRAYS, CONFIG, COUNTERS, TrainOrder, to_arrays
 from tests.conftest import small
 from tests.models.folders import save_hf, save_timm
+from tests.sites import VIRTUAL, train_order
 
 
 def of_text(folder: Path) -> Provenance:
@@ -145,11 +140,6 @@ def test_the_commit_is_that_of_the_hubs_cache(path: str, commit: str) -> None:
     assert commit_of(Path(path)) == commit
 
 
-@pytest.fixture
-def _simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(site, "_inline_simulation", True)  # sites without a ledger of their own
-
-
 def text_settings(tmp_path: Path) -> Settings:
     save_text(tmp_path / "model")
     lines = ["text\tlabel", *(f"{word} film\t{word}" for word in ("good", "bad") * 30)]
@@ -164,40 +154,29 @@ def text_settings(tmp_path: Path) -> Settings:
     )
 
 
-def serve(settings: Settings, context: Context, model_path: Path | None) -> RecordDict:
+def serve(settings: Settings, context: Context, model_path: Path | None, **changed: Any) -> Message:
     """One order, as the server with its own model gives it, to a site that may have its model elsewhere."""
-    adapted = adapted_model(settings)
-    order = TrainOrder(1, "both", "none", "both", digest(adapted.initial, BOTH | {"head"}), adapted.base.provenance.digest)
-    content = RecordDict({ARRAYS: to_arrays(adapted.initial), CONFIG: order.to_record()})
     if model_path:
         context.node_config["model-path"] = str(model_path)
-    return site.train(content, context)
+    return VIRTUAL(train_order(settings, **changed), context)
 
 
-@pytest.mark.usefixtures("_simulated")
 @pytest.mark.parametrize("case", ["one bit of a text model", "its words", "its activation"])
 def test_a_site_with_another_model_refuses(tmp_path: Path, context: Callable[[Settings], Context], case: str) -> None:
     settings = text_settings(tmp_path)
     shutil.copytree(tmp_path / "model", tmp_path / "other")
     CHANGES[case][2](tmp_path / "other")
     held = context(settings)
-    with pytest.raises(SiteRefusal, match="model: the site's base model differs"):
-        serve(settings, held, tmp_path / "other")
+    assert serve(settings, held, tmp_path / "other").error.reason.startswith("model: the site's base model differs")
     assert not held.state  # nothing was counted, as no record was read
 
 
-@pytest.mark.usefixtures("_simulated")
 def test_a_site_with_the_same_model_in_another_place_serves(tmp_path: Path, context: Callable[[Settings], Context]) -> None:
     settings = text_settings(tmp_path)
     shutil.copytree(tmp_path / "model", tmp_path / "other")
-    assert COUNTERS in serve(settings, context(settings), tmp_path / "other")
+    assert not serve(settings, context(settings), tmp_path / "other").has_error()
 
 
-@pytest.mark.usefixtures("_simulated")
 def test_an_order_is_for_one_model(tmp_path: Path, context: Callable[[Settings], Context]) -> None:
     settings = text_settings(tmp_path)
-    adapted = adapted_model(settings)
-    order = TrainOrder(1, "both", "none", "both", digest(adapted.initial, BOTH | {"head"}), "0" * 64)
-    record: ConfigRecord = order.to_record()
-    with pytest.raises(SiteRefusal, match="model: "):
-        site.train(RecordDict({ARRAYS: to_arrays(adapted.initial), CONFIG: record}), context(settings))
+    assert serve(settings, context(settings), None, model_digest="0" * 64).error.reason.startswith("model: ")

@@ -15,11 +15,10 @@ from lalora_flwr.data.data_set import Facts
 from lalora_flwr.data.own_records import _known_tokens
 from lalora_flwr.data.texts import IGNORED
 from lalora_flwr.gradients.dropout import remove_dropout
-from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.models import load_base_model
 from lalora_flwr.privacy.mechanism import clip
 from lalora_flwr.settings import LoraSettings, ModelSettings
-from tests.adapters import attach_adapter, engine_for, set_active
+from tests.adapters import BOTH, attach_adapter, engine_for, set_active
 from tests.models.folders import CLS, SEP, save_hf
 
 TEXTS = ["good", "the film is very good", "bad plot and poor actor", "a long film", "unheard words here"]

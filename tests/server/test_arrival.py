@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Context, Error, Message
 
 from lalora_flwr.engines.inline import InlineGrid
 from lalora_flwr.ground.errors import RunFailed
-from lalora_flwr.methods import server
-from lalora_flwr.server.strategy import IDENTITY_TRIES
+from lalora_flwr.server.roster import IDENTITY_TRIES, Roster
+from lalora_flwr.settings import flatten
 from tests.conftest import AppCall, Finished, Spy, run_spied, small
 
 
@@ -48,20 +49,25 @@ def test_a_site_that_never_says_its_number_stops_the_run_before_training(tmp_pat
     assert not spy.training(1) and len(asked(spy)) == 2 + IDENTITY_TRIES
 
 
-def test_while_a_run_waits_for_more_sites_each_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STARTUP_PATIENCE", 0.0)
-    spy, looks, all_nodes = failing(1), 0, InlineGrid.get_node_ids
-    waiting: list[int] = []
+class FewAtFirst(InlineGrid):
+    """Of three sites, two are there from the start."""
 
-    def few_at_first(self: InlineGrid) -> list[int]:
-        nonlocal looks
-        looks += 1
-        if looks < 6:
-            waiting[:] = asked(spy)
-        return all_nodes(self)[: 2 if looks < 6 else 3]
+    looks = 0
 
-    monkeypatch.setattr(InlineGrid, "get_node_ids", few_at_first)
-    run_spied(small(tmp_path), spy)
+    def get_node_ids(self) -> list[int]:
+        self.looks += 1
+        return super().get_node_ids()[: 2 if self.looks < 6 else 3]
+
+
+def test_while_a_run_waits_for_more_sites_each_is_asked_once(tmp_path: Path) -> None:
+    spy: Any = failing(1)
+    settings, waiting = small(tmp_path), []
+    grid = FewAtFirst(spy, 3, dict(flatten(settings)))
+
+    def sleep(seconds: float) -> None:
+        waiting[:] = asked(spy)
+
+    Roster(settings, real=False, patience=-1.0, sleep=sleep).start_from(grid)
     assert len(waiting) == len(set(waiting)) == 2
     again = asked(spy)[2:]
     assert len(again) == 2 and waiting[1] in again and waiting[0] not in again  # the silent one, and the late one

@@ -18,7 +18,6 @@ from lalora_flwr.server.ending import ORPHANED, STOPPED, last_word
 from lalora_flwr.server.folder import RunFolder
 from lalora_flwr.server.run import run_federation
 from lalora_flwr.settings import flatten
-from lalora_flwr.site import round as site
 from tests.conftest import AppCall, Spy, small, strict_json
 
 
@@ -26,10 +25,7 @@ def said(folder: Path) -> str:
     return str(strict_json((folder / "run" / "failure.json").read_text())["error"])
 
 
-def test_a_process_that_is_told_to_end_in_a_round_says_so_and_then_the_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(site, "_inline_simulation", True)
+def test_a_process_that_is_told_to_end_in_a_round_says_so_and_then_the_run_goes_on(tmp_path: Path) -> None:
     handlers: list[Callable[[], None]] = []
 
     def ends_in_round_2(message: Message, context: Context, app: AppCall) -> Message:

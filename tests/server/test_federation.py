@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,21 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lalora_flwr.client_app import app as client_app
 from lalora_flwr.data.digits import test_part as public_test_part
 from lalora_flwr.engines.inline import FIRST_NODE, InlineGrid
 from lalora_flwr.ground.errors import ConfigError, RunFailed
-from lalora_flwr.methods import METHODS, server
+from lalora_flwr.methods.merges import Memory, Merge, Merged, Now
+from lalora_flwr.methods.updates import Tensors, Updates
 from lalora_flwr.models.embedded import build_vit_digits
+from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.run import run_federation
+from lalora_flwr.server.strategy import FederatedStrategy
 from lalora_flwr.settings import flatten
-from lalora_flwr.site import round as site
-from lalora_flwr.training.learner import adapted_model
-from lalora_flwr.wire.messages import to_arrays
+from lalora_flwr.settings.choices import MERGES, METHODS
+from lalora_flwr.wire.tensors import to_arrays
 from tests.conftest import (
+    MODELS,
+    SITES,
     AppCall,
     Finished,
     Spy,
@@ -42,6 +44,7 @@ from tests.conftest import (
     small,
     strict_json,
 )
+from tests.sites import servers_learner
 
 Behaviour = Callable[[Message, Context, AppCall], Message]
 REASON = "failure: the site's own log says why"
@@ -108,7 +111,7 @@ def stopped(settings: Any, spy: Spy) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("strategy", METHODS)
+@pytest.mark.parametrize("strategy", METHODS.names())
 def test_the_next_rounds_adapter_is_the_mean_of_the_replies(strategy: str, finished: Callable[..., Finished]) -> None:
     run = finished(strategy=strategy)
     first, second = run.spy.training(1), run.spy.training(2)
@@ -131,7 +134,7 @@ def test_each_strategy_moves_the_factors_it_should(
     strategy: str, round_1: set[str], round_2: set[str], finished: Callable[..., Finished]
 ) -> None:
     one, two = finished(strategy=strategy, num_rounds=1), finished(strategy=strategy)
-    initial = adapted_model(two.settings).initial
+    initial = servers_learner(two.settings).initial
     assert changed(initial, one.checkpoint) == round_1
     middle = {**initial, **arrays_of(two.spy.training(2)[0][0])}
     assert changed(initial, middle) == round_1 and changed(middle, two.checkpoint) == round_2
@@ -139,7 +142,7 @@ def test_each_strategy_moves_the_factors_it_should(
 
 def test_a_trained_head_moves_and_a_frozen_one_is_not_there(finished: Callable[..., Finished]) -> None:
     trained, frozen = finished(lora__head="trained"), finished()
-    assert "head" in changed(adapted_model(trained.settings).initial, trained.checkpoint)
+    assert "head" in changed(servers_learner(trained.settings).initial, trained.checkpoint)
     assert "head" not in factors_of(frozen.checkpoint)
 
 
@@ -236,7 +239,7 @@ def test_a_reply_that_breaks_the_contract_is_rejected_and_the_others_are_average
 @pytest.mark.parametrize(("factor", "problem"), [("A", "moved in a round in which it is frozen"), ("B", "did not move")])
 def test_a_site_that_trained_other_factors_than_asked_is_rejected(factor: str, problem: str, tmp_path: Path) -> None:
     settings = small(tmp_path, num_rounds=1, lora__schedule="B")
-    initial = to_arrays(adapted_model(settings).initial)
+    initial = to_arrays(servers_learner(settings).initial)
 
     def mistrain(content: RecordDict) -> None:
         arrays: Any = content["arrays"]
@@ -247,7 +250,7 @@ def test_a_site_that_trained_other_factors_than_asked_is_rejected(factor: str, p
     run = Finished(run_spied(settings, spy := Spy(lying(1, mistrain))), settings, spy)
     (line,) = run.metrics
     assert list(line["failed_sites"]) == ["1"] and problem in line["failed_sites"]["1"]
-    assert changed(adapted_model(settings).initial, run.checkpoint) == {"B"}
+    assert changed(servers_learner(settings).initial, run.checkpoint) == {"B"}
 
 
 def test_a_liar_too_many_stops_the_run(tmp_path: Path) -> None:
@@ -310,57 +313,73 @@ class ShuffledGrid(InlineGrid):
         return super().send_and_receive(messages, timeout=timeout)[::-1]
 
 
-def on_grid(kind: type[InlineGrid], settings: Any, monkeypatch: pytest.MonkeyPatch, sites: int = 3) -> Finished:
+def on_grid(kind: type[InlineGrid], settings: Any, sites: int = 3) -> Finished:
     """A run on a grid with its own mind, as the inline engine would run it."""
-    monkeypatch.setattr(site, "_inline_simulation", True)
     spy: Any = Spy()
-    return Finished(run_federation(settings, kind(spy, sites, dict(flatten(settings)))), settings, spy)
+    return Finished(run_federation(settings, kind(spy, sites, dict(flatten(settings))), models=MODELS), settings, spy)
 
 
-def test_a_site_that_never_answers_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = on_grid(SilentGrid, small(tmp_path), monkeypatch)
+def test_a_site_that_never_answers_counts_as_failed(tmp_path: Path) -> None:
+    run = on_grid(SilentGrid, small(tmp_path))
     assert [line["failed_sites"] for line in run.metrics] == [{"2": "no reply"}] * 2
     assert run.summary["failures"] == 2
     with pytest.raises(RunFailed, match="site 2: no reply"):
-        on_grid(SilentGrid, small(tmp_path, run_name="strict", max_failures=0), monkeypatch)
+        on_grid(SilentGrid, small(tmp_path, run_name="strict", max_failures=0))
 
 
-def test_replies_are_merged_in_order_of_site_whatever_order_they_arrive_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    merged: list[list[bytes]] = []
+class First(Merge):
+    """Takes the first update, and notes all."""
 
-    def first(replies: Any) -> Any:
-        merged.append([b"".join(reply[name].tobytes() for name in sorted(reply)) for reply in replies])
-        return dict(replies[0])
+    name = "first"
 
-    monkeypatch.setitem(server.MERGES, "mean", first)
-    for name, kind in (("in-order", InlineGrid), ("shuffled", ShuffledGrid)):
-        on_grid(kind, small(tmp_path, run_name=name, num_rounds=1, privacy__epsilon=math.inf), monkeypatch)
-    assert merged[0] == merged[1] and len(set(merged[0])) == 3
+    def __init__(self) -> None:
+        self.seen: list[list[bytes]] = []
 
-
-def test_another_number_of_sites_than_the_simulations_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count()  # a second passes whenever the server looks at it
-    naps: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        naps.append(seconds)
-        assert len(naps) < 100, "the server waits for sites that will never come"
-
-    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: float(next(clock)), sleep=sleep))
-    for sites in (2, 4):
-        with pytest.raises(RunFailed, match=f"num-supernodes = 3, but the simulation has {sites} sites"):
-            on_grid(InlineGrid, small(tmp_path, run_name=f"with-{sites}"), monkeypatch, sites)
+    def __call__(self, current: Tensors, updates: Updates, memory: Memory, now: Now) -> Merged:
+        each = [update.tensors for update in updates.each]
+        self.seen.append([b"".join(tensors[name].tobytes() for name in sorted(tensors)) for tensors in each])
+        return Merged({name: value.astype(np.float32) for name, value in each[0].items()})
 
 
-def test_a_bug_stops_the_run_and_the_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> Any:
+class Broken(Merge):
+    name = "broken"
+
+    def __call__(self, *_: Any) -> Merged:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setitem(server.MERGES, "mean", broken)
+
+FIRST = First()
+MERGES.register("test-first", FIRST)
+MERGES.register("test-broken", Broken())
+
+
+def test_replies_are_merged_in_order_of_site_whatever_order_they_arrive_in(tmp_path: Path) -> None:
+    FIRST.seen.clear()
+    for name, kind in (("in-order", InlineGrid), ("shuffled", ShuffledGrid)):
+        on_grid(kind, small(tmp_path, run_name=name, num_rounds=1, privacy__epsilon=math.inf, merge__name="test-first"))
+    one, two = FIRST.seen
+    assert one == two and len(set(one)) == 3
+
+
+def test_another_number_of_sites_than_the_simulations_is_refused(tmp_path: Path) -> None:
+    for sites in (2, 4):
+        clock = itertools.count()  # a second passes whenever the server looks at it
+        naps: list[float] = []
+
+        def sleep(seconds: float, naps: list[float] = naps) -> None:
+            naps.append(seconds)
+            assert len(naps) < 100, "the server waits for sites that will never come"
+
+        settings = small(tmp_path)
+        grid = InlineGrid(SITES, sites, dict(flatten(settings)))
+        roster = Roster(settings, real=False, clock=lambda clock=clock: float(next(clock)), sleep=sleep)
+        with pytest.raises(RunFailed, match=f"num-supernodes = 3, but the simulation has {sites} sites"):
+            roster.start_from(grid)
+
+
+def test_a_bug_stops_the_run_and_the_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        run_spied(small(tmp_path), Spy())
+        run_spied(small(tmp_path, merge__name="test-broken"), Spy())
     assert strict_json((tmp_path / "run" / "failure.json").read_text()) == {"error": "unexpected ZeroDivisionError: oops"}
 
 
@@ -395,14 +414,24 @@ def flatten_overrides(settings: Any) -> dict[str, Any]:
     return {name.replace(".", "__").replace("-", "_"): value for name, value in flatten(settings).items()}
 
 
+class Choosy(InlineGrid):
+    """A grid of which some nodes may be gone."""
+
+    here: list[int] | None = None
+
+    def get_node_ids(self) -> list[int]:
+        return super().get_node_ids() if self.here is None else self.here
+
+
 class Draws:
     """The server's choice of sites, without any training."""
 
     def __init__(self, folder: Path, **overrides: Any) -> None:
         self.settings = small(folder, **overrides)
-        self.grid = InlineGrid(client_app, self.settings.num_supernodes, dict(flatten(self.settings)))
-        self.strategy = server.FederatedLora(self.settings, lambda report: None)
-        self.arrays = to_arrays(adapted_model(small(folder)).initial)
+        self.grid = Choosy(SITES, self.settings.num_supernodes, dict(flatten(self.settings)))
+        learner = servers_learner(small(folder))
+        self.strategy = FederatedStrategy(self.settings, learner.adapter.layout, lambda report: None)
+        self.arrays = to_arrays(learner.initial)
 
     def in_round(self, server_round: int) -> list[int]:
         """The numbers of the sites asked."""
@@ -422,12 +451,10 @@ def test_sites_take_turns_so_that_the_fewest_rounds_each_suffice(sites: int, sha
     assert max(times) <= fewest and max(times) - min(times) <= 1
 
 
-def test_a_site_that_served_its_rounds_is_not_asked_again_though_the_others_are_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_site_that_served_its_rounds_is_not_asked_again_though_the_others_are_gone(tmp_path: Path) -> None:
     draws = Draws(tmp_path, num_supernodes=3, num_rounds=3, fraction_train=0.34, privacy__max_rounds=1)
     (served,) = draws.in_round(1)
-    monkeypatch.setattr(draws.grid, "get_node_ids", lambda: [FIRST_NODE + served])
+    draws.grid.here = [FIRST_NODE + served]
     assert draws.in_round(2) == []
     with pytest.raises(RunFailed, match="no site may serve another round"):
         draws.strategy.aggregate_train(2, [])
@@ -607,12 +634,12 @@ def test_peft_loads_the_adapter_of_a_run_and_gets_its_accuracy(
     with torch.inference_mode():
         frozen = base(images)
         loaded = PeftModel.from_pretrained(base, str(run.path / "adapter")).eval()(images)
-    adapted = adapted_model(run.settings)
-    values = {name: run.checkpoint.get(plain(name)) for name, _ in adapted.model.named_parameters()}
+    model = servers_learner(run.settings).adapter.model
+    values = {name: run.checkpoint.get(plain(name)) for name, _ in model.named_parameters()}
     assert len(run.checkpoint) == sum(value is not None for value in values.values())
-    adapted.model.load_state_dict({name: value for name, value in values.items() if value is not None}, strict=False)
+    model.load_state_dict({name: value for name, value in values.items() if value is not None}, strict=False)
     with torch.inference_mode():
-        checkpointed = adapted.model.eval()(images)
+        checkpointed = model.eval()(images)
     torch.testing.assert_close(loaded, checkpointed, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(loaded, frozen, atol=1e-2)
     right = int((loaded.argmax(-1) == labels).sum())

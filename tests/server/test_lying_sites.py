@@ -16,16 +16,18 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lalora_flwr.client_app import app as client_app
 from lalora_flwr.engines.inline import FIRST_NODE, InlineGrid
 from lalora_flwr.ground.errors import RunFailed
 from lalora_flwr.privacy.accounting import epsilon_spent, noise_multiplier_for
 from lalora_flwr.server.counts import SiteCounts
-from lalora_flwr.server.strategy import FederatedLora
+from lalora_flwr.server.roster import Roster
+from lalora_flwr.server.strategy import FederatedStrategy
 from lalora_flwr.settings import Settings, flatten
-from lalora_flwr.training.learner import adapted_model
-from lalora_flwr.wire.messages import ARRAYS, COUNTERS, SITE_METRICS, BadReply, Counters, SiteMetrics, to_arrays
-from tests.conftest import AppCall, Finished, Spy, arrays_of, run_spied, small, strict_json
+from lalora_flwr.wire.orders import ARRAYS
+from lalora_flwr.wire.replies import COUNTERS, SITE_METRICS, Counters, SiteMetrics
+from lalora_flwr.wire.tensors import BadReply, to_arrays
+from tests.conftest import SITES, AppCall, Finished, Spy, arrays_of, run_spied, small, strict_json
+from tests.sites import servers_learner
 
 LIAR = 1  # the site that lies
 ROUNDS, STEPS = 2, 2
@@ -254,10 +256,11 @@ def test_a_sites_reason_is_kept_to_one_short_line(tmp_path: Path) -> None:
 
 def test_a_real_site_is_its_node_whatever_number_it_claims(tmp_path: Path) -> None:
     settings = small(tmp_path)
-    grid = InlineGrid(client_app, 3, dict(flatten(settings)))  # whose sites say the numbers 0, 1 and 2
+    grid = InlineGrid(SITES, 3, dict(flatten(settings)))  # whose sites say the numbers 0, 1 and 2
     asked: list[dict[str, dict[str, int]]] = []
-    strategy = FederatedLora(settings, lambda report: None, before_asking=asked.append, real=True)
-    strategy.configure_train(1, to_arrays(adapted_model(settings).initial), ConfigRecord(), grid)
+    learner, roster = servers_learner(settings), Roster(settings, real=True)
+    strategy = FederatedStrategy(settings, learner.adapter.layout, lambda report: None, before_asking=asked.append, roster=roster)
+    strategy.configure_train(1, to_arrays(learner.initial), ConfigRecord(), grid)
     assert asked == [{str(FIRST_NODE + i): {"rounds": 1, "evaluations": 0} for i in range(3)}]
 
 

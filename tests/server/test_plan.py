@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lalora_flwr.adapter.lora import adapter_state
 from lalora_flwr.data import digits
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.server.plan import make_plan
 from tests.conftest import Finished, small
+from tests.sites import servers_learner
 
 
 @pytest.fixture
@@ -82,13 +82,11 @@ def test_planned_bytes_are_the_runs(strategy: str, head: str, finished: Callable
 
 @pytest.mark.parametrize(("strategy", "trained"), [("la-lora", {"A", "B"}), ("ffa-lora", {"B"}), ("rolora", {"A", "B"})])
 def test_planned_parameters_are_those_that_train(strategy: str, trained: set[str], tmp_path: Path) -> None:
-    from lalora_flwr.training.learner import adapted_model
-
     settings = small(tmp_path, strategy=strategy)
-    plan, model = make_plan(settings), adapted_model(settings).model
-    sizes = {name: tensor.numel() for name, tensor in adapter_state(model).items()}
+    plan, adapter = make_plan(settings), servers_learner(settings).adapter
+    sizes = {name: tensor.numel() for name, tensor in adapter.state().items()}
     assert plan.trainable == sum(size for name, size in sizes.items() if name.split(".lora_")[1][0] in trained)
-    assert plan.trainable + plan.frozen == sum(p.numel() for p in model.parameters())
+    assert plan.trainable + plan.frozen == sum(p.numel() for p in adapter.model.parameters())
 
 
 def test_without_privacy_there_is_no_noise_and_no_bound(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.server import folder as run_folder
 from lalora_flwr.server import run as federation
 from lalora_flwr.settings import Settings
-from lalora_flwr.wire.messages import COUNTERS
+from lalora_flwr.wire.replies import COUNTERS
 from tests.conftest import AppCall, Finished, Spy, files_in, rounded, run_spied, small, strict_json
 
 MakeFinished = Callable[..., Finished]

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from lalora_flwr.cli.options import resolve
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.methods import METHODS
 from lalora_flwr.server.folder import RunFolder
 from lalora_flwr.settings import KEYS, Key, Settings, flatten, parse_override, read_toml, settings_from
+from lalora_flwr.settings.choices import METHODS
 
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def refusal(flat: dict[str, Any]) -> str:
@@ -175,7 +175,7 @@ def test_only_an_infinite_epsilon_is_not_private() -> None:
 def test_an_unknown_strategy_is_refused_with_the_known_ones_and_the_nearest() -> None:
     text = refusal({"strategy": "la-lor"})
     assert "strategy = 'la-lor'" in text and text.endswith("did you mean la-lora?")
-    assert all(name in text for name in METHODS)
+    assert all(name in text for name in METHODS.names())
     assert "did you mean" not in refusal({"strategy": "zzz"})
 
 
@@ -270,7 +270,7 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path)
 def values_of(key: Key) -> st.SearchStrategy[Any]:
     """Values that the key allows."""
     if key.name == "strategy":
-        return st.sampled_from(sorted(METHODS))
+        return st.sampled_from(sorted(METHODS.names()))
     if key.name == "lora.schedule":
         return st.sampled_from(["auto", "both", "B", "step:BBA", "round:BA"])
     if key.allowed.startswith("one of "):

@@ -10,9 +10,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lalora_flwr.client_app import answer, leaves_at
 from lalora_flwr.ground.errors import LedgerError, SiteRefusal
-from lalora_flwr.site import round as site
+from lalora_flwr.site.app import answer, leaves_at, seconds_between
 from tests.ledger.site_ledgers import DIGITS_SITE
 
 TIMES = st.floats(0, 1e6)
@@ -51,7 +50,7 @@ def _stamps() -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 
-def answered(took: float, outcome: Exception | None, node_config: dict[str, Any]) -> float:
+def answered(took: float, outcome: Exception | None, node_config: dict[str, Any], *, simulated: bool = False) -> float:
     """Seconds from the order to the reply."""
     clock = Clock()
 
@@ -63,7 +62,7 @@ def answered(took: float, outcome: Exception | None, node_config: dict[str, Any]
 
     message = Message(RecordDict(), dst_node_id=7, message_type="train")
     context = Context(run_id=1, node_id=7, node_config=node_config, state=RecordDict(), run_config={})
-    reply = answer(work, message, context, clock, clock.wait)
+    reply = answer(work, message, context, lambda: seconds_between(simulated, node_config), clock, clock.wait)
     assert reply.has_error() == (outcome is not None)
     return clock.now - 1000.0
 
@@ -81,7 +80,6 @@ def test_every_kind_of_answer_waits_alike(outcome: Exception | None, took: float
     assert answered(took, outcome, REAL) == pytest.approx(took)
 
 
-def test_a_simulation_and_a_site_without_caps_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simulation_and_a_site_without_caps_never_wait() -> None:
     assert answered(0.2, SiteRefusal("node-config: x"), {}) == pytest.approx(0.2)
-    monkeypatch.setattr(site, "_inline_simulation", True)
-    assert answered(0.2, None, {**REAL, "answer-seconds": 60}) == pytest.approx(0.2)
+    assert answered(0.2, None, {**REAL, "answer-seconds": 60}, simulated=True) == pytest.approx(0.2)

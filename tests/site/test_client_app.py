@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,31 +13,27 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from lalora_flwr.adapter.lora import digest
-from lalora_flwr.client_app import app
 from lalora_flwr.ground.errors import ConfigError, RunFailed, SiteRefusal
-from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.privacy.mechanism import PrivateSum
-from lalora_flwr.privacy.randomness import SeededRandom, SystemRandom
-from lalora_flwr.server.strategy import resolved_choices
-from lalora_flwr.settings import Settings
-from lalora_flwr.site import round as site
-from lalora_flwr.training import local as training
-from lalora_flwr.training.learner import adapted_model
-from lalora_flwr.wire.messages import ARRAYS, CONFIG, COUNTERS, TrainOrder, to_arrays
-from tests.conftest import Spy, arrays_of, files_in, run_spied, small, strict_json
+from lalora_flwr.privacy.randomness import RandomSource, SeededRandom, SystemRandom
+from lalora_flwr.settings import Settings, flatten
+from lalora_flwr.site.app import answer
+from lalora_flwr.site.host import in_ray_worker
+from lalora_flwr.site.round import Site
+from lalora_flwr.training.learner import Learner, LearnerCache
+from lalora_flwr.wire.orders import ARRAYS, CONFIG, TrainOrder
+from lalora_flwr.wire.replies import COUNTERS
+from lalora_flwr.wire.tensors import to_arrays
+from tests.conftest import MODELS, AppCall, Spy, arrays_of, files_in, run_spied, small, strict_json
 from tests.ledger.site_ledgers import owned, steps_in
+from tests.sites import REAL, VIRTUAL, host, real_app, virtual_app
+from tests.sites import train_order as order
 
 SECRET = "patient 17 has blood group AB"
 FIXED = "failure: the site's own log says why"
 LEDGER_FAULT = "ledger: the site cannot use it; its own log says why"
 MakeContext = Callable[[Settings], Context]
 MakeReal = Callable[..., Context]
-
-
-@pytest.fixture
-def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(site, "_inline_simulation", True)
 
 
 @pytest.fixture(autouse=True)
@@ -78,36 +73,26 @@ def heard() -> Iterator[Callable[[str], Heard]]:
         logger.removeHandler(handler)
 
 
-def order(settings: Settings, server_round: int = 1, **changed: Any) -> Message:
-    """The server's order for a round that starts from the initial adapter."""
-    initial = adapted_model(settings).initial
-    schedule, filter_name = resolved_choices(settings)
-    fields = {"schedule": schedule, "filter": filter_name, "share": "both", "adapter_digest": digest(initial, BOTH | {"head"})}
-    fields["model_digest"] = adapted_model(settings).base.provenance.digest
-    record = TrainOrder(server_round, **{**fields, **changed}).to_record()
-    return Message(RecordDict({ARRAYS: to_arrays(initial), CONFIG: record}), dst_node_id=7, message_type="train")
-
-
-def raising(error: Exception) -> Callable[..., Any]:
+def raising(error: BaseException) -> Callable[..., Any]:
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
     return fail
 
 
+def failing(error: BaseException) -> Callable[[RecordDict, Context], RecordDict]:
+    """A site's work that ends in an error."""
+    return raising(error)
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError(SECRET), KeyError(SECRET), ConfigError(SECRET), RunFailed(SECRET)], ids=lambda e: type(e).__name__
 )
 def test_an_exceptions_text_stays_in_the_sites_own_log(
-    error: Exception,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    context: MakeContext,
-    heard: Callable[[str], Heard],
+    error: Exception, tmp_path: Path, context: MakeContext, heard: Callable[[str], Heard]
 ) -> None:
-    monkeypatch.setattr(site, "train", raising(error))
-    own = heard("lalora_flwr.site.round")
-    reply = app(order(settings := small(tmp_path)), context(settings))
+    own = heard("lalora_flwr.site")
+    reply = answer(failing(error), order(settings := small(tmp_path)), context(settings), lambda: 0.0)
     assert reply.has_error() and not reply.has_content()
     configuration = "configuration: the site cannot use it; its own log says why"
     assert reply.error.reason == (configuration if isinstance(error, ConfigError) else FIXED)
@@ -116,43 +101,39 @@ def test_an_exceptions_text_stays_in_the_sites_own_log(
 
 
 def test_an_exception_while_loading_records_is_answered_with_noise_and_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: MakeReal, heard: Callable[[str], Heard]
+    tmp_path: Path, real: MakeReal, heard: Callable[[str], Heard]
 ) -> None:
-    monkeypatch.setattr(site, "load_records", raising(OSError(SECRET)))
-    own, held = heard("lalora_flwr.site.round"), real(settings := small(tmp_path))
-    assert not app(order(settings), held).has_error()
+    own, held = heard("lalora_flwr.site"), real(settings := small(tmp_path))
+    assert not real_app(records=raising(OSError(SECRET)))(order(settings), held).has_error()
     assert steps_in(held) == 2
     assert SECRET in own.text and "NO USABLE RECORD" in own.text
 
 
-@pytest.mark.usefixtures("simulated")
-def test_another_base_model_is_refused_before_the_records_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: MakeContext
-) -> None:
-    monkeypatch.setattr(site, "load_records", raising(OSError(SECRET)))
+def test_another_base_model_is_refused_before_the_records_are_read(tmp_path: Path, context: MakeContext) -> None:
+    app = virtual_app(records=raising(OSError(SECRET)))
     held = context(settings := small(tmp_path))
     assert app(order(settings, model_digest="0" * 64), held).error.reason.startswith("model: the site's base model differs")
     assert "ledger" not in held.state
 
 
-def test_a_message_without_an_order_gets_the_fixed_reason(tmp_path: Path, context: MakeContext) -> None:
+@pytest.mark.parametrize("app", [REAL, VIRTUAL], ids=["real", "virtual"])
+def test_a_message_without_an_order_is_refused(app: AppCall, tmp_path: Path, context: MakeContext, real: MakeReal) -> None:
     empty = Message(RecordDict(), dst_node_id=7, message_type="train")
-    assert app(empty, context(small(tmp_path))).error.reason == FIXED
+    settings = small(tmp_path)
+    held = real(settings) if app is REAL else context(settings)
+    assert app(empty, held).error.reason == "order: its values are not the declared ones"
 
 
 @pytest.mark.parametrize("sites_that_fail", [1, 3])
 def test_an_exceptions_text_reaches_no_file_and_no_log_of_the_server(
-    sites_that_fail: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: Callable[[str], Heard]
+    sites_that_fail: int, tmp_path: Path, heard: Callable[[str], Heard]
 ) -> None:
-    real = site.train
+    def behaviour(message: Message, context: Context, app: AppCall) -> Message:
+        if message.metadata.message_type == "train" and int(context.node_config["partition-id"]) < sites_that_fail:
+            return answer(failing(RuntimeError(SECRET)), message, context, lambda: 0.0)
+        return REAL(message, context)
 
-    def train(content: RecordDict, context: Context) -> RecordDict:
-        if int(context.node_config["partition-id"]) < sites_that_fail:
-            raise RuntimeError(SECRET)
-        return real(content, context)
-
-    monkeypatch.setattr(site, "train", train)
-    server, spy = heard("lalora_flwr.server"), Spy()
+    server, spy = heard("lalora_flwr.server"), Spy(behaviour)
     settings = small(tmp_path, num_rounds=1)
     if sites_that_fail == 3:
         with pytest.raises(RunFailed) as stopped:
@@ -170,69 +151,72 @@ def test_an_exceptions_text_reaches_no_file_and_no_log_of_the_server(
         assert SECRET.encode() not in content, name
 
 
-def test_a_refusals_text_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: MakeContext) -> None:
-    monkeypatch.setattr(site, "train", raising(SiteRefusal("budget: spent")))
-    assert app(order(settings := small(tmp_path)), context(settings)).error.reason == "budget: spent"
+def test_a_refusals_text_passes(tmp_path: Path, context: MakeContext) -> None:
+    settings = small(tmp_path)
+    reply = answer(failing(SiteRefusal("budget: spent")), order(settings), context(settings), lambda: 0.0)
+    assert reply.error.reason == "budget: spent"
 
 
 def test_a_site_that_knows_no_partition_refuses(tmp_path: Path, real: MakeReal) -> None:
     held = real(settings := small(tmp_path))
     del held.node_config["partition-id"]
-    assert app(order(settings), held).error.reason == "data: the site's node-config names no data-path"
+    assert REAL(order(settings), held).error.reason == "data: the site's node-config names no data-path"
 
 
-@pytest.mark.parametrize("fails_at", ["the optimizer", "the second release"])
-@pytest.mark.usefixtures("simulated")
-def test_steps_counted_before_a_failure_stay_counted(
-    fails_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: MakeContext
-) -> None:
-    held, releases, release = context(settings := small(tmp_path)), [], PrivateSum.release
+class FailsAt:
+    """Makes the sums of a round's steps, of which one fails; the first when it is made, as the optimizer would."""
 
-    def second_fails(self: PrivateSum, *arguments: Any) -> dict[str, torch.Tensor]:
-        releases.append(self)
-        if len(releases) == 2:
+    def __init__(self, step: int) -> None:
+        self._step, self._made = step, 0
+
+    def __call__(self, *arguments: Any) -> PrivateSum:
+        self._made += 1
+        if self._step == 0:
             raise RuntimeError(SECRET)
-        return release(self, *arguments)
+        return Failing(*arguments) if self._made == self._step else PrivateSum(*arguments)
 
-    with monkeypatch.context() as broken:
-        if fails_at == "the optimizer":
-            broken.setattr(training, "make_optimizer", raising(RuntimeError(SECRET)))
-        else:
-            broken.setattr(PrivateSum, "release", second_fails)
-        assert app(order(settings), held).error.reason == FIXED
+
+class Failing(PrivateSum):
+    def release(self, *_: Any) -> dict[str, torch.Tensor]:
+        raise RuntimeError(SECRET)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_steps_counted_before_a_failure_stay_counted(step: int, tmp_path: Path, context: MakeContext) -> None:
+    held = context(settings := small(tmp_path))
+    assert virtual_app(make_sum=FailsAt(step))(order(settings), held).error.reason == FIXED
     assert held.state["ledger"]["steps"] == [2]
-    after = app(order(settings, 2), held)
+    after = VIRTUAL(order(settings, 2), held)
     assert after.content[COUNTERS]["steps"] == 4
     assert after.content[COUNTERS]["epsilon"] == pytest.approx(4.0, abs=0.05)
 
 
-@pytest.mark.usefixtures("simulated")
 def test_a_site_serves_no_more_steps_than_its_noise_is_made_for(tmp_path: Path, context: MakeContext) -> None:
     held = context(settings := small(tmp_path, num_rounds=1))
-    assert not app(order(settings), held).has_error()
+    assert not VIRTUAL(order(settings), held).has_error()
     spent = dict(held.state["ledger"])
-    assert app(order(settings, 2), held).error.reason.startswith("budget: ")
+    assert VIRTUAL(order(settings, 2), held).error.reason.startswith("budget: ")
     assert dict(held.state["ledger"]) == spent
 
 
-@pytest.mark.usefixtures("simulated")
 def test_a_start_other_than_the_servers_is_refused(tmp_path: Path, context: MakeContext) -> None:
     settings = small(tmp_path)
     moved = order(settings)
     values = {name: tensor + 1e-6 for name, tensor in arrays_of(moved).items()}
     moved.content[ARRAYS] = to_arrays(values)
-    elsewhere = order(small(tmp_path, strategy="ffa-lora", seed=1), share="trained")
-    elsewhere.content[ARRAYS] = to_arrays({n: t for n, t in arrays_of(elsewhere).items() if ".lora_B." in n})
-    for bad in (order(settings, adapter_digest="0" * 64), moved, elsewhere):
+    half = order(settings)
+    half.content[ARRAYS] = to_arrays({n: t for n, t in arrays_of(half).items() if ".lora_B." in n})
+    wide = order(settings)
+    wide.content[ARRAYS] = to_arrays({n: t.repeat(2, 2) for n, t in arrays_of(wide).items()})
+    for bad in (order(settings, adapter_digest="0" * 64), moved, half, wide):
         held = context(settings)
-        assert app(bad, held).error.reason.startswith("adapter: ")
+        assert VIRTUAL(bad, held).error.reason.startswith("adapter: ")
         assert "ledger" not in held.state
 
 
-@pytest.mark.usefixtures("simulated")
 def test_in_a_simulation_the_seed_decides_and_the_counters_say_so(tmp_path: Path, context: MakeContext) -> None:
     settings = small(tmp_path)
-    one, two = (app(order(settings), context(settings)) for _ in range(2))
+    one, two = (VIRTUAL(order(settings), context(settings)) for _ in range(2))
     assert one.content[COUNTERS]["seeded"] == two.content[COUNTERS]["seeded"] == 1
     assert all(torch.equal(tensor, arrays_of(two)[name]) for name, tensor in arrays_of(one).items())
 
@@ -242,44 +226,57 @@ def test_outside_of_a_simulation_the_seed_decides_nothing(tmp_path: Path, real: 
     replies = []
     for _ in range(2):
         torch.manual_seed(0)
-        replies.append(app(order(settings), real(settings)))
+        replies.append(REAL(order(settings), real(settings)))
     one, two = replies
     assert one.content[COUNTERS]["seeded"] == two.content[COUNTERS]["seeded"] == 0
     assert not any(torch.equal(tensor, arrays_of(two)[name]) for name, tensor in arrays_of(one).items())
 
 
-def test_only_a_ray_worker_or_the_inline_engine_is_a_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = small(tmp_path, seed=3)
+def test_only_a_ray_worker_makes_a_simulation_of_flowers_own_process() -> None:
+    """The inline engine says so by value, as `tests.sites` does."""
     started = False
-    monkeypatch.delitem(sys.modules, "ray", raising=False)
-    assert not site.in_simulation()
-    assert isinstance(site.random_source(settings, 0, 1), SystemRandom)
     fake: Any = SimpleNamespace(is_initialized=lambda: started)
-    monkeypatch.setitem(sys.modules, "ray", fake)
-    assert not site.in_simulation()
-    assert isinstance(site.random_source(settings, 0, 1), SystemRandom)
+    assert not in_ray_worker({})
+    assert not in_ray_worker({"ray": fake})
     started = True
-    assert site.in_simulation()
-    assert isinstance(site.random_source(settings, 0, 1), SeededRandom)
-    monkeypatch.delitem(sys.modules, "ray")
-    monkeypatch.setattr(site, "_inline_simulation", True)
-    assert isinstance(site.random_source(settings, 0, 1), SeededRandom)
+    assert in_ray_worker({"ray": fake})
 
 
-@pytest.mark.usefixtures("simulated")
+def source(simulated: bool, settings: Settings, site: int, server_round: int) -> RandomSource:
+    owner = {} if simulated else {**DIGITS_SITE, "ledger-path": "ledger"}
+    node_config = {"partition-id": site, "num-partitions": 2, **owner}
+    context = Context(1, 7, node_config, RecordDict(), dict(flatten(settings)))
+    return Site.of(host(simulated=simulated), context).source(settings, server_round)
+
+
+def test_a_real_site_draws_from_the_operating_system_and_a_virtual_one_from_the_seed(tmp_path: Path) -> None:
+    settings = small(tmp_path, seed=3)
+    assert isinstance(source(False, settings, 0, 1), SystemRandom)
+    assert isinstance(source(True, settings, 0, 1), SeededRandom)
+
+
 def test_simulated_draws_differ_by_seed_by_site_and_by_round(tmp_path: Path) -> None:
-    cases = [(small(tmp_path, seed=seed), number, r) for seed in (0, 1) for number in (0, 1) for r in (1, 2)]
-    noise = {tuple(site.random_source(*case).normal(torch.Size([8])).tolist()) for case in cases}
-    sampling = {tuple(site.random_source(*case).uniform(8).tolist()) for case in cases}
+    cases = [(True, small(tmp_path, seed=seed), number, r) for seed in (0, 1) for number in (0, 1) for r in (1, 2)]
+    noise = {tuple(source(*case).normal(torch.Size([8])).tolist()) for case in cases}
+    sampling = {tuple(source(*case).uniform(8).tolist()) for case in cases}
     assert len(noise) == len(sampling) == 8
 
 
-@pytest.mark.usefixtures("simulated")
 def test_in_a_simulation_the_count_travels_in_the_sites_state_and_nothing_else_does(tmp_path: Path, context: MakeContext) -> None:
     held = context(settings := small(tmp_path))
-    app(order(settings), held)
+    VIRTUAL(order(settings), held)
     assert set(held.state) == {"ledger"} and isinstance(held.state["ledger"], ConfigRecord)
     assert set(held.state["ledger"]) == {"noise-multiplier", "sample-rate", "steps"}
+
+
+class Untouchable(LearnerCache):
+    """Of a site that must not need its model."""
+
+    def __init__(self) -> None:
+        super().__init__(MODELS)
+
+    def learner(self, *_: Any) -> Learner:
+        pytest.fail("the model was made")
 
 
 @pytest.mark.parametrize(
@@ -302,12 +299,12 @@ def test_in_a_simulation_the_count_travels_in_the_sites_state_and_nothing_else_d
     ids=str,
 )
 def test_a_run_cannot_make_a_real_site_read_files_or_count_other_classes(
-    asked: dict[str, Any], reason: str, tmp_path: Path, real: MakeReal, monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any], reason: str, tmp_path: Path, real: MakeReal
 ) -> None:
-    monkeypatch.setattr(site, "adapted_model", lambda *_: pytest.fail("something was read"))
+    app = real_app(learners=Untouchable(), records=raising(AssertionError("something was read")))
     run = {"model__name": "hf/x", "data__name": "file:/etc/*.csv", "data__num_classes": 2, "data__max_tokens": 64, **asked}
     settings = small(tmp_path, **run)
-    config = TrainOrder(1, "step:BA", "gauss5", "both", "", "").to_record()
+    config = TrainOrder(1, "", "").to_record()
     message = Message(RecordDict({ARRAYS: to_arrays({}), CONFIG: config}), dst_node_id=7, message_type="train")
     held = real(settings, task="text", labels="a,b", **{"max-tokens": 64})
     assert app(message, held).error.reason == reason

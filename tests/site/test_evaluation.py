@@ -13,7 +13,6 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lalora_flwr.adapter.lora import load_adapter_state
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.data.partition import site_rows
 from lalora_flwr.data.records import Records, no_records
@@ -26,26 +25,29 @@ from lalora_flwr.privacy.randomness import SystemRandom
 from lalora_flwr.server.run import SITE_ACCURACY_LEAK
 from lalora_flwr.settings import Settings
 from lalora_flwr.site import evaluation as site_evaluation
-from lalora_flwr.site import round as site
-from lalora_flwr.training.learner import adapted_model
-from lalora_flwr.wire.messages import ARRAYS, CONFIG, SITE_METRICS, BadReply, SiteMetrics, read_site_metrics, to_arrays
+from lalora_flwr.wire.orders import ARRAYS, CONFIG
+from lalora_flwr.wire.replies import SITE_METRICS, SiteMetrics, read_site_metrics
+from lalora_flwr.wire.tensors import BadReply, to_arrays
 from tests.conftest import AppCall, Finished, Spy, run_spied, small, strict_json
 from tests.ledger.site_ledgers import owned
 from tests.reference import Nobody
+from tests.sites import host, servers_learner
 
 MakeContext = Callable[[Settings], Context]
+REAL = host(simulated=False)
+CLOSED = host(simulated=False, records=lambda *_: pytest.fail("records were read"))
 
 
 def naive_site_accuracies(run: Finished) -> list[float]:
     """Each site's share of its records that the final model gets right, one record at a time."""
-    adapted = adapted_model(run.settings)
-    load_adapter_state(adapted.model, load_file(run.path / "checkpoint" / "adapter.safetensors"))
-    adapted.model.eval()
+    learner = servers_learner(run.settings)
+    learner.adapter.load(load_file(run.path / "checkpoint" / "adapter.safetensors"))
+    learner.adapter.model.eval()
     data, found = data_set(run.settings), []
     for rows in site_rows(data.classes(), run.settings.data, run.settings.seed, run.settings.num_supernodes):
-        images, labels = data.private(rows, adapted.base.encode).batch(torch.arange(len(rows)))
+        images, labels = data.private(rows, learner.base.encode).batch(torch.arange(len(rows)))
         with torch.no_grad():
-            guesses = [int(adapted.base.logits(adapted.model, image[None]).argmax()) for image in images]
+            guesses = [int(learner.base.logits(learner.adapter.model, image[None]).argmax()) for image in images]
         found.append(sum(g == int(y) for g, y in zip(guesses, labels, strict=True)) / len(rows))
     return found
 
@@ -93,20 +95,17 @@ def test_a_site_that_does_not_answer_is_left_out_and_no_failure(tmp_path: Path) 
 
 
 def ask(settings: Settings, digest: str | None = None) -> RecordDict:
-    adapted = adapted_model(settings)
-    config = ConfigRecord({"server-round": 1, "model-digest": digest or adapted.base.provenance.digest})
-    return RecordDict({ARRAYS: to_arrays(adapted.initial), CONFIG: config})
+    learner = servers_learner(settings)
+    config = ConfigRecord({"server-round": 1, "model-digest": digest or learner.base.provenance.digest})
+    return RecordDict({ARRAYS: to_arrays(learner.initial), CONFIG: config})
 
 
 @pytest.mark.parametrize("said", [None, "false", "no", "", False])
-def test_a_real_site_refuses_before_it_reads_a_record(
-    said: str | bool | None, tmp_path: Path, context: MakeContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_real_site_refuses_before_it_reads_a_record(said: str | bool | None, tmp_path: Path, context: MakeContext) -> None:
     settings = small(tmp_path, evaluate_sites=True)
     made = owned(context(settings), tmp_path, **({} if said is None else {"allow-evaluation": said}))
-    monkeypatch.setattr(site, "load_records", lambda *_: pytest.fail("records were read"))
     with pytest.raises(SiteRefusal, match="allow-evaluation"):
-        site_evaluation.evaluate_on_site(ask(settings), made)
+        site_evaluation.evaluate_on_site(CLOSED, ask(settings), made)
 
 
 def willing(context: Context, folder: Path, **changed: Any) -> Context:
@@ -117,7 +116,7 @@ def test_a_run_that_does_not_say_so_gets_nothing_from_a_willing_site(tmp_path: P
     settings = small(tmp_path)
     made = willing(context(settings), tmp_path)
     with pytest.raises(SiteRefusal):
-        site_evaluation.evaluate_on_site(ask(settings), made)
+        site_evaluation.evaluate_on_site(REAL, ask(settings), made)
     assert reserved(made) == []
 
 
@@ -131,7 +130,7 @@ def test_a_real_site_tells_a_noisy_share_and_counts_it(tmp_path: Path, context: 
     told = []
     for _ in range(5):
         made = willing(context(settings), tmp_path)
-        reply = site_evaluation.evaluate_on_site(ask(settings), made)
+        reply = site_evaluation.evaluate_on_site(REAL, ask(settings), made)
         assert set(reply) == {SITE_METRICS} and set(reply[SITE_METRICS]) == {"accuracy", "noise-multiplier"}
         assert read_site_metrics(reply).noise_multiplier == 20.0
         told.append(read_site_metrics(reply).accuracy)
@@ -155,22 +154,21 @@ def test_a_real_site_tells_a_noisy_share_and_counts_it(tmp_path: Path, context: 
     ids=str,
 )
 def test_evaluation_keeps_to_the_caps_before_a_record_is_read(
-    changed: dict[str, Any], reason: str, tmp_path: Path, context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    changed: dict[str, Any], reason: str, tmp_path: Path, context: MakeContext
 ) -> None:
     settings = small(tmp_path, evaluate_sites=True)
-    monkeypatch.setattr(site, "load_records", lambda *_: pytest.fail("records were read"))
     made = willing(context(settings), tmp_path, **changed)
     with pytest.raises(SiteRefusal, match=f"^{reason}"):
-        site_evaluation.evaluate_on_site(ask(settings), made)
+        site_evaluation.evaluate_on_site(CLOSED, ask(settings), made)
     assert reserved(made) == []
 
 
 def test_it_counts_as_a_query(tmp_path: Path, context: MakeContext) -> None:
     settings = small(tmp_path, evaluate_sites=True)
     made = willing(context(settings), tmp_path, **{"max-queries-per-day": 1})
-    site_evaluation.evaluate_on_site(ask(settings), made)
+    site_evaluation.evaluate_on_site(REAL, ask(settings), made)
     with pytest.raises(SiteRefusal, match="max-queries-per-day"):
-        site_evaluation.evaluate_on_site(ask(settings), made)
+        site_evaluation.evaluate_on_site(REAL, ask(settings), made)
 
 
 def test_the_noise_has_the_owners_size_and_is_whole(tmp_path: Path) -> None:
@@ -184,16 +182,16 @@ def test_the_noise_has_the_owners_size_and_is_whole(tmp_path: Path) -> None:
 
 
 def test_right_answers_are_those_of_each_record_alone_and_a_failing_one_is_wrong(tmp_path: Path) -> None:
-    adapted = adapted_model(small(tmp_path))
+    learner = servers_learner(small(tmp_path))
     data = data_set(small(tmp_path))
-    records = data.private(range(40), adapted.base.encode)
+    records = data.private(range(40), learner.base.encode)
     images, labels = records.batch(torch.arange(40))
     with torch.no_grad():
         alone = [
-            int(adapted.base.logits(adapted.model.eval(), image[None]).argmax()) == int(y)
+            int(learner.base.logits(learner.adapter.model.eval(), image[None]).argmax()) == int(y)
             for image, y in zip(images, labels, strict=True)
         ]
-    assert site_evaluation.right_answers(adapted, records) == sum(alone)
+    assert site_evaluation.right_answers(learner, records) == sum(alone)
 
     class Failing(Records):
         def batch(self, indices: Tensor) -> tuple[Any, Tensor]:
@@ -201,23 +199,22 @@ def test_right_answers_are_those_of_each_record_alone_and_a_failing_one_is_wrong
                 raise RuntimeError("spoilt")
             return super().batch(indices)
 
-    assert site_evaluation.right_answers(adapted, Failing(images, labels)) == sum(alone) - 1
-    assert site_evaluation.right_answers(adapted, no_records()) == 0
+    assert site_evaluation.right_answers(learner, Failing(images, labels)) == sum(alone) - 1
+    assert site_evaluation.right_answers(learner, no_records()) == 0
 
 
-def test_a_site_without_records_tells_noise(tmp_path: Path, context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_site_without_records_tells_noise(tmp_path: Path, context: MakeContext) -> None:
     settings = small(tmp_path, evaluate_sites=True)
-    monkeypatch.setattr(site, "load_records", lambda *_: no_records())
+    empty = host(simulated=False, records=lambda *_: no_records())
     made = willing(context(settings), tmp_path)
-    assert 0 <= read_site_metrics(site_evaluation.evaluate_on_site(ask(settings), made)).accuracy < 0.5
+    assert 0 <= read_site_metrics(site_evaluation.evaluate_on_site(empty, ask(settings), made)).accuracy < 0.5
     assert len(reserved(made)) == 1
 
 
-def test_another_base_model_is_refused(tmp_path: Path, context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(site, "_inline_simulation", True)
+def test_another_base_model_is_refused(tmp_path: Path, context: MakeContext) -> None:
     settings = small(tmp_path, evaluate_sites=True)
     with pytest.raises(SiteRefusal, match="base model differs"):
-        site_evaluation.evaluate_on_site(ask(settings, "0" * 64), context(settings))
+        site_evaluation.evaluate_on_site(host(simulated=True), ask(settings, "0" * 64), context(settings))
 
 
 def metrics_of(**values: Any) -> RecordDict:

@@ -13,7 +13,6 @@ import torch
 from flwr.app import Context
 from flwr.supercore.task_identity import TaskIdentity
 
-from lalora_flwr.client_app import app
 from lalora_flwr.data.records import Subset
 from lalora_flwr.ground.errors import LedgerError
 from lalora_flwr.ledger import file as ledger_file
@@ -22,14 +21,16 @@ from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.ledger.verify import verify
 from lalora_flwr.privacy.accounting import epsilon_spent
-from lalora_flwr.privacy.mechanism import PrivateSum
+from lalora_flwr.privacy.mechanism import Mechanism, PrivateSum
 from lalora_flwr.settings import Settings
-from lalora_flwr.site import round as site
-from lalora_flwr.training import local as training
-from lalora_flwr.wire.messages import COUNTERS
+from lalora_flwr.site.records import RecordStore
+from lalora_flwr.wire.replies import COUNTERS
 from tests.conftest import small
 from tests.ledger.site_ledgers import owned, steps_in
-from tests.site.test_client_app import FIXED, SECRET, Heard, order, raising
+from tests.site.test_client_app import FIXED, SECRET, FailsAt, Heard, Untouchable, raising
+from tests.sites import REAL as app
+from tests.sites import real_app, virtual_app
+from tests.sites import train_order as order
 
 LEDGER_FAULT = "ledger: the site cannot use it; its own log says why"
 MakeReal = Callable[..., Context]
@@ -72,33 +73,37 @@ def test_a_real_site_counts_in_its_own_file_by_its_declared_number_of_records(tm
     verify(LedgerFile(str(held.node_config["ledger-path"])))
 
 
-def test_the_true_number_of_records_decides_nothing_that_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: MakeReal
-) -> None:
-    made: list[Any] = []
-    monkeypatch.setattr(site, "train_round", lambda *_, mechanism, **__: made.append(mechanism) or 0)
-    settings, load = small(tmp_path), site.load_records
-    app(order(settings), real(settings))
-    monkeypatch.setattr(site, "load_records", lambda *args: Subset(load(*args), torch.arange(7)))
-    app(order(settings), real(settings))
-    assert made[0] == made[1] and made[0].expected_batch == pytest.approx(40)
+def test_the_true_number_of_records_decides_nothing_that_leaves(tmp_path: Path, real: MakeReal) -> None:
+    made: list[Mechanism] = []
+    store, settings = RecordStore(), small(tmp_path)
+
+    def noted(mechanism: Mechanism, *more: Any) -> PrivateSum:
+        made.append(mechanism)
+        return PrivateSum(mechanism, *more)
+
+    assert not real_app(make_sum=noted)(order(settings), real(settings)).has_error()
+    seven = real_app(make_sum=noted, records=lambda *args: Subset(store(*args), torch.arange(7)))
+    assert not seven(order(settings), real(settings)).has_error()
+    assert len(made) == 4 and len(set(made)) == 1 and made[0].expected_batch == pytest.approx(40)
 
 
-def test_the_noise_is_calibrated_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: MakeReal) -> None:
-    calls, calibrate = [], site.noise_multiplier_for
-    monkeypatch.setattr(site, "noise_multiplier_for", lambda *args: calls.append(args) or calibrate(*args))
+def test_the_noise_is_calibrated_once_in_a_run(tmp_path: Path, real: MakeReal) -> None:
+    """The ledger keeps what was found: a σ that nobody would calibrate, put there, is what the site takes."""
     settings = small(tmp_path)
-    replies = [app(order(settings, server_round), real(settings)) for server_round in (1, 2)]
-    assert len(calls) == 1
-    assert replies[0].content[COUNTERS]["noise-multiplier"] == replies[1].content[COUNTERS]["noise-multiplier"]
+    first = app(order(settings), real(settings)).content[COUNTERS]["noise-multiplier"]
+    held = real(settings, run_id=2)
+    ledger = LedgerFile(str(held.node_config["ledger-path"]))
+    known = [entry.sigma for entry in ledger.read().entries if isinstance(entry, Reserve)]
+    assert known == [first]
+    assert app(order(settings, 2), held).content[COUNTERS]["noise-multiplier"] == first
 
 
-@pytest.fixture
-def untouchable(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A data-path that ends the test if anything looks at it."""
-    for name in ("load_records", "own_records", "data_set", "fingerprint_of_files", "fingerprint_of_share", "adapted_model"):
-        monkeypatch.setattr(site, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
-    return "/nowhere/records.csv"
+NOWHERE = "/nowhere/records.csv"
+
+
+def untouchable() -> Any:
+    """A site at which the test ends if anything looks at its model or its records."""
+    return real_app(learners=Untouchable(), records=lambda *_: pytest.fail("the records were read"))
 
 
 @pytest.mark.parametrize(
@@ -117,23 +122,23 @@ def untouchable(monkeypatch: pytest.MonkeyPatch) -> str:
     ids=lambda value: str(value)[:40],
 )
 def test_what_the_owner_does_not_allow_is_refused_before_anything_is_read(
-    asked: dict[str, Any], caps: dict[str, Any], reason: str, tmp_path: Path, real: MakeReal, request: pytest.FixtureRequest
+    asked: dict[str, Any], caps: dict[str, Any], reason: str, tmp_path: Path, real: MakeReal
 ) -> None:
     message = order(settings := small(tmp_path, **asked))
     held = real(settings, **caps)
-    held.node_config["data-path"] = request.getfixturevalue("untouchable")
-    assert app(message, held).error.reason == reason
+    held.node_config["data-path"] = NOWHERE
+    assert untouchable()(message, held).error.reason == reason
     assert not Path("/nowhere").exists()
 
 
-@pytest.mark.parametrize("changed", [{"schedule": "both"}, {"filter": "none"}, {"share": "trained"}], ids=lambda c: next(iter(c)))
-def test_an_order_that_is_not_the_allowed_strategys_is_refused_before_anything_is_read(
-    changed: dict[str, str], tmp_path: Path, real: MakeReal, request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.parametrize("changed", [{"directive": {"mask": []}}, {"exchange": {"sites": [1]}}], ids=lambda c: next(iter(c)))
+def test_an_order_that_is_not_the_methods_own_costs_nothing(changed: dict[str, Any], tmp_path: Path, real: MakeReal) -> None:
     settings = small(tmp_path)
-    message, held = order(settings, **changed), real(settings, **{"allowed-strategies": "la-lora"})
-    request.getfixturevalue("untouchable")
-    assert app(message, held).error.reason == "cap: the order's schedule, filter or share are not those of the run's strategy"
+    held = real(settings)
+    site = real_app(records=lambda *_: pytest.fail("the records were read"))
+    reason = "order: its directive or its exchange is not one of the run's method"
+    assert site(order(settings, **changed), held).error.reason == reason
+    assert steps_in(held) == 0
 
 
 def test_a_schedule_that_the_settings_override_openly_is_the_strategys(tmp_path: Path, real: MakeReal) -> None:
@@ -141,38 +146,22 @@ def test_a_schedule_that_the_settings_override_openly_is_the_strategys(tmp_path:
     assert not app(order(settings), real(settings, **{"allowed-strategies": "la-lora"})).has_error()
 
 
-def test_a_spent_budget_is_refused_before_anything_is_read_whoever_asks(
-    tmp_path: Path, real: MakeReal, request: pytest.FixtureRequest
-) -> None:
+def test_a_spent_budget_is_refused_before_anything_is_read_whoever_asks(tmp_path: Path, real: MakeReal) -> None:
     settings, tight = small(tmp_path), {"max-epsilon": 4.0, "delta": 1e-4}
     for server_round in (1, 2):
         assert not app(order(settings, server_round), real(settings, **tight)).has_error()
     message, held = order(settings), real(settings, run_id=2, **tight)
     before = Path(str(held.node_config["ledger-path"])).read_bytes()
-    request.getfixturevalue("untouchable")
-    assert app(message, held).error.reason == "budget: the site's records have no epsilon left for this round"
+    assert untouchable()(message, held).error.reason == "budget: the site's records have no epsilon left for this round"
     assert Path(str(held.node_config["ledger-path"])).read_bytes() == before
     assert steps_in(held) == 4
 
 
-@pytest.mark.parametrize("fails_at", ["the optimizer", "the second release"])
-def test_on_a_real_site_a_round_that_fails_counts_in_full(
-    fails_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: MakeReal
-) -> None:
-    settings, releases, release = small(tmp_path, train__local_steps=3), [], PrivateSum.release
-
-    def second_fails(self: PrivateSum, *arguments: Any) -> dict[str, torch.Tensor]:
-        releases.append(self)
-        if len(releases) == 2:
-            raise RuntimeError(SECRET)
-        return release(self, *arguments)
-
-    if fails_at == "the optimizer":
-        monkeypatch.setattr(training, "make_optimizer", raising(RuntimeError(SECRET)))
-    else:
-        monkeypatch.setattr(PrivateSum, "release", second_fails)
+@pytest.mark.parametrize("step", [0, 2])
+def test_on_a_real_site_a_round_that_fails_counts_in_full(step: int, tmp_path: Path, real: MakeReal) -> None:
+    settings = small(tmp_path, train__local_steps=3)
     held = real(settings)
-    assert app(order(settings), held).error.reason == FIXED
+    assert real_app(make_sum=FailsAt(step))(order(settings), held).error.reason == FIXED
     assert steps_in(held) == 3
 
 
@@ -184,7 +173,6 @@ def test_a_ledger_that_cannot_be_used_means_no_training_and_details_only_in_the_
     held = real(settings)
     path = Path(str(held.node_config["ledger-path"]))
     monkeypatch.setattr(ledger_file, "BUSY_SECONDS", 0.1)
-    monkeypatch.setattr(PrivateSum, "release", lambda *_: pytest.fail("trained"))
     message, other = order(settings), sqlite3.connect(path, isolation_level=None)
     match fault:
         case "missing":
@@ -196,7 +184,7 @@ def test_a_ledger_that_cannot_be_used_means_no_training_and_details_only_in_the_
             other.execute("BEGIN IMMEDIATE")
         case _:
             path.write_text(SECRET)
-    reply = app(message, held)
+    reply = real_app(make_sum=lambda *_: pytest.fail("trained"))(message, held)
     other.close()
     assert reply.error.reason == LEDGER_FAULT
     assert str(path) in own.text
@@ -218,10 +206,8 @@ def test_a_resumed_run_tells_the_epsilon_of_all_its_rounds(tmp_path: Path, real:
     assert steps_in(real(settings)) == 4
 
 
-def test_a_simulated_site_with_a_ledger_keeps_it_like_a_real_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: MakeReal
-) -> None:
-    monkeypatch.setattr(site, "_inline_simulation", True)
+def test_a_simulated_site_with_a_ledger_keeps_it_like_a_real_one(tmp_path: Path, real: MakeReal) -> None:
+    app = virtual_app()
     held = real(settings := small(tmp_path))
     reply = app(order(settings), held)
     assert reply.content[COUNTERS]["seeded"] == 1 and steps_in(held) == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,24 @@ import torch
 from flwr.app import Context, Message
 from flwr.supercore.task_identity import TaskIdentity
 
-from lalora_flwr.client_app import app
 from lalora_flwr.settings import Settings
-from lalora_flwr.site import round as site
-from lalora_flwr.wire.messages import COUNTERS
+from lalora_flwr.site.model import MODEL_DIFFERS
+from lalora_flwr.site.records import RecordStore
+from lalora_flwr.wire.replies import COUNTERS
 from tests.conftest import arrays_of, small
 from tests.data.files import write, write_csv
 from tests.ledger.site_ledgers import owned, steps_in
 from tests.models.folders import save_hf
-from tests.site.test_client_app import order
+from tests.sites import REAL, real_app
+from tests.sites import train_order as order
 
 OPEN = "data: the site cannot open what its node-config names; its own log says why"
 Ask = Callable[..., tuple[Message, Context]]
 
 
 @pytest.fixture(autouse=True)
-def _stamps() -> Iterator[None]:
+def _stamps() -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    site._kept.clear()
-    yield
-    site._kept.clear()
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +40,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ask(context: Callable[[Settings], Context], tmp_path: Path, model: Path) -> Ask:
-    """The answer of a site that holds texts, to a run with other data settings."""
+    """The answer of a site that holds texts, to a run with other data settings; each time a new process reads them."""
 
-    def make(data: Path, run: dict[str, Any] | None = None, **changed: Any) -> tuple[Message, Context]:
+    def make(data: Path, run: dict[str, Any] | None = None, records: Any = None, **changed: Any) -> tuple[Message, Context]:
         named = {"model__name": f"hf/{model}", "lora__targets": "auto", "data__name": "sites", "data__test": "file:x.csv"}
         settings = small(tmp_path, **{**named, "data__labels": "bad,good", "data__max_tokens": 16, **(run or {})})
         owner = {"task": "text", "labels": "bad,good", "data-path": str(data), "num-records": 60, **changed}
         held = owned(context(settings), tmp_path, **owner)
-        return app(order(settings), held), held
+        return real_app(records=records or RecordStore())(order(settings), held), held
 
     return make
 
@@ -100,15 +98,18 @@ def test_no_records_are_said_loudly(tmp_path: Path, ask: Ask, caplog: pytest.Log
     [{"data__text": "label", "data__label": "text"}, {"data__split": "other"}, {"data__site": "x"}, {"data__records": 3}],
     ids=str,
 )
-def test_a_runs_columns_and_split_decide_nothing(
-    run: dict[str, Any], tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runs_columns_and_split_decide_nothing(run: dict[str, Any], tmp_path: Path, ask: Ask) -> None:
     """The first of them asked which site holds a record, by taking the texts for classes."""
-    trained: list[Any] = []
-    monkeypatch.setattr(site, "train_round", lambda *arguments, **_: trained.append(arguments[3]) or 0)
-    reply, _ = ask(write_csv(tmp_path / "t.csv", GOOD), run)
+    read: list[Any] = []
+    store = RecordStore()
+
+    def noted(*arguments: Any) -> Any:
+        read.append(store(*arguments))
+        return read[-1]
+
+    reply, _ = ask(write_csv(tmp_path / "t.csv", GOOD), run, noted)
     assert not reply.has_error()
-    assert len(trained[0]) == 60 and trained[0].labels.tolist() == [1, 0] * 30
+    assert len(read[0]) == 60 and read[0].labels.tolist() == [1, 0] * 30
 
 
 @pytest.mark.parametrize(
@@ -132,11 +133,11 @@ def test_a_site_with_records_of_its_own_serves_no_run_about_digits(
     tmp_path: Path, context: Callable[[Settings], Context]
 ) -> None:
     held = owned(context(settings := small(tmp_path)), tmp_path, **{"data-path": str(tmp_path)})
-    reason = app(order(settings), held).error.reason
+    reason = REAL(order(settings), held).error.reason
     assert reason == "data: the run is about the embedded digits; the site has records of its own"
 
 
-def test_every_model_that_fails_has_the_same_reason(tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_model_that_fails_has_the_same_reason(tmp_path: Path, ask: Ask) -> None:
     """A run that names paths as models does not learn which of them exist."""
     other = tmp_path / "other"
     save_hf(other, "bert", "base", seed=9)
@@ -148,4 +149,4 @@ def test_every_model_that_fails_has_the_same_reason(tmp_path: Path, ask: Ask, mo
         reply, held = ask(data, **{"model-path": str(place)})
         reasons.add(reply.error.reason)
         assert steps_in(held) == 0
-    assert reasons == {site.MODEL_DIFFERS}
+    assert reasons == {MODEL_DIFFERS}

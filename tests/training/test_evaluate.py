@@ -13,14 +13,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lalora_flwr.adapter.form import Adapter
 from lalora_flwr.data.records import Records
 from lalora_flwr.data.texts import IGNORED, TextRecords
+from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.text import CausalLanguageModel
 from lalora_flwr.training import evaluate as evaluation
 from lalora_flwr.training.evaluate import evaluate
-from lalora_flwr.training.learner import Adapted
+from lalora_flwr.training.learner import Learner
 
 
 class Look(nn.Module):
@@ -37,13 +39,13 @@ class Look(nn.Module):
         return self.table[x.long()]
 
 
-def adapted(base: BaseModel) -> Adapted:
-    model: Any = base.module  # no adapter is needed to evaluate
-    return Adapted(base, model, None, {})  # type: ignore[arg-type]
+def learner(base: BaseModel) -> Learner:
+    model: Any = base.module.requires_grad_(False)  # no adapter is needed to evaluate
+    return Learner(base, Adapter(model, {}), PerSampleGradients(model, {}), {})
 
 
-def of_classes(logits: Tensor) -> Adapted:
-    return adapted(BaseModel("table", Look(logits), "", (), (), logits.shape[1]))
+def of_classes(logits: Tensor) -> Learner:
+    return learner(BaseModel("table", Look(logits), "", (), (), logits.shape[1]))
 
 
 def numbered(labels: list[int]) -> Records:
@@ -125,8 +127,8 @@ PROMPTS = [[1, 2], [2, 2, 3], [3], [5], [9, 9]]
 RESPONSES = [[7, 8, 0], [4, 0], [6, 6, 6, 6, 0], [1, 0], [0]]
 
 
-def of_tokens(table: Tensor, answer: str = "") -> Adapted:
-    return adapted(Says("table", Look(table, text=True), "", (), (4,), table.shape[1], answer=answer))
+def of_tokens(table: Tensor, answer: str = "") -> Learner:
+    return learner(Says("table", Look(table, text=True), "", (), (4,), table.shape[1], answer=answer))
 
 
 def sequences(prompts: list[list[int]], responses: list[list[int]], references: list[str] | None = None) -> TextRecords:
@@ -188,5 +190,5 @@ def test_evaluation_leaves_no_gradient_and_is_in_evaluation_mode() -> None:
 
     base = BaseModel("table", Watching(torch.randn(3, 2)), "", (), (), 2)
     base.module.train()
-    evaluate(adapted(base), numbered([0, 1, 1]))
+    evaluate(learner(base), numbered([0, 1, 1]))
     assert seen == [(False, False)]

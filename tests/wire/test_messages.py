@@ -11,20 +11,12 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from lalora_flwr.wire.messages import (
-    ARRAYS,
-    CONFIG,
-    COUNTERS,
-    IDENTITY,
-    BadReply,
-    Counters,
-    TrainOrder,
-    num_bytes,
-    read_identity,
-    read_reply,
-    to_arrays,
-    to_tensors,
-)
+from lalora_flwr.ground.errors import SiteRefusal
+from lalora_flwr.methods.transport import PLAIN
+from lalora_flwr.wire import public
+from lalora_flwr.wire.orders import ARRAYS, CONFIG, EvaluateOrder, TrainOrder
+from lalora_flwr.wire.replies import COUNTERS, IDENTITY, PROFILE, Counters, read_arrays, read_counters, read_identity
+from lalora_flwr.wire.tensors import BadReply, num_bytes, to_arrays, to_tensors
 from tests.conftest import Finished, arrays_of, factors_of
 
 SHAPES = {"x.lora_A.weight": (2, 3), "x.lora_B.weight": (4, 2)}
@@ -47,6 +39,10 @@ def arrays(**changed: Any) -> ArrayRecord:
 def reply(records: ArrayRecord | None = None, **counters: Any) -> RecordDict:
     counted = {name.replace("_", "-"): value for name, value in counters.items()}
     return RecordDict({ARRAYS: records or arrays(), COUNTERS: MetricRecord({**COUNTED, **counted})})
+
+
+def read_reply(content: RecordDict, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Any], Counters]:
+    return read_arrays(content, shapes, PLAIN.dtype, PLAIN.check), read_counters(content)
 
 
 def with_nth(value: float) -> np.ndarray[Any, Any]:
@@ -109,15 +105,21 @@ def test_a_reply_is_rejected_for(what: str) -> None:
         read_reply(BAD[what](), SHAPES)
 
 
-def test_an_array_with_more_bytes_than_its_shape_needs_is_not_even_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    big = Array("float32", (2, 3), "numpy.ndarray", bytes(10**6))
-    monkeypatch.setattr(Array, "numpy", lambda self: pytest.fail("it was decoded"))
+class Closed(Array):
+    """An array that nobody may decode."""
+
+    def numpy(self) -> Any:
+        pytest.fail("it was decoded")
+
+
+def test_an_array_with_more_bytes_than_its_shape_needs_is_not_even_decoded() -> None:
+    big = Closed("float32", (2, 3), "numpy.ndarray", bytes(10**6))
     with pytest.raises(BadReply, match="more bytes"):
         read_reply(reply(ArrayRecord({"x.lora_A.weight": big, "x.lora_B.weight": big})), SHAPES)
 
 
 def test_an_identity_is_two_whole_numbers() -> None:
-    assert read_identity(RecordDict({IDENTITY: MetricRecord({"site": 3, "sites": 8})})) == (3, 8)
+    assert read_identity(RecordDict({IDENTITY: MetricRecord({"site": 3, "sites": 8})})) == (3, 8, "")
     said: dict[str, Any]
     for said in ({"site": 1}, {"site": 1.0, "sites": 2}, {"site": [1], "sites": [2]}, {"site": 1, "sites": 2, "more": 3}):
         with pytest.raises(BadReply):
@@ -126,9 +128,52 @@ def test_an_identity_is_two_whole_numbers() -> None:
         read_identity(RecordDict({IDENTITY: ConfigRecord({"site": 3, "sites": 8})}))
 
 
+@pytest.mark.parametrize(
+    ("words", "good"), [("rank=2", True), ("", True), ("x" * 1000, True), ("x" * 1001, False), (3, False), (["a"], False)]
+)
+def test_a_profile_is_a_short_text(words: Any, good: bool) -> None:
+    said = RecordDict({IDENTITY: MetricRecord({"site": -1, "sites": -1}), PROFILE: ConfigRecord({"words": words})})
+    if good:
+        assert read_identity(said) == (-1, -1, words)
+    else:
+        with pytest.raises(BadReply):
+            read_identity(said)
+
+
 def test_an_order_survives_the_way() -> None:
-    order = TrainOrder(3, "step:BA", "gauss5", "both", "abc", "def")
-    assert TrainOrder.from_record(order.to_record()) == order
+    order = TrainOrder(3, "abc", "def", 7, {"layers": ["x", 1, 0.5, None, True]}, {"sites": {"a": [1]}})
+    assert TrainOrder.of(RecordDict({CONFIG: order.to_record()})) == order
+    evaluation = EvaluateOrder(4, "def")
+    assert EvaluateOrder.of(RecordDict({CONFIG: evaluation.to_record()})) == evaluation
+
+
+GOOD_ORDER: dict[str, Any] = dict(TrainOrder(1, "abc", "def").to_record())
+BAD_ORDERS: dict[str, dict[str, Any]] = {
+    "another key": {**GOOD_ORDER, "schedule": "A"},
+    "a key less": {name: value for name, value in GOOD_ORDER.items() if name != "exchange"},
+    "round 0": {**GOOD_ORDER, "server-round": 0},
+    "half a round": {**GOOD_ORDER, "server-round": 1.5},
+    "fewer than no steps": {**GOOD_ORDER, "counted-steps": -1},
+    "a digest that is a number": {**GOOD_ORDER, "adapter-digest": 3},
+    "a directive that is a list": {**GOOD_ORDER, "directive": "[1]"},
+    "a directive that is no JSON": {**GOOD_ORDER, "directive": "{"},
+    "a directive that is not finite": {**GOOD_ORDER, "directive": '{"a": NaN}'},
+    "a directive without end": {**GOOD_ORDER, "directive": "[" * 10**5},
+    "a directive of bytes": {**GOOD_ORDER, "directive": b"{}"},
+    "a long exchange": {**GOOD_ORDER, "exchange": '{"a": "' + "x" * public.LONGEST + '"}'},
+}
+
+
+@pytest.mark.parametrize("what", BAD_ORDERS)
+def test_an_order_with(what: str) -> None:
+    with pytest.raises(SiteRefusal, match=r"^order: [^0-9]*$"):
+        TrainOrder.of(RecordDict({CONFIG: ConfigRecord(BAD_ORDERS[what])}))
+
+
+def test_a_message_that_is_no_public_one_is_not_written() -> None:
+    for bad in ({"a": math.nan}, {"a": "x" * public.LONGEST}):
+        with pytest.raises(ValueError):
+            public.written(bad)
 
 
 def test_counters_survive_the_way() -> None:
@@ -165,8 +210,7 @@ def test_only_the_methods_tensors_and_the_declared_counters_travel(
         for order, answer in exchanged:
             assert set(order.content) == {ARRAYS, CONFIG}
             assert set(order.content[CONFIG]) == {
-                *("server-round", "schedule", "filter", "share"),
-                *("adapter-digest", "model-digest", "counted-steps"),
+                *("server-round", "adapter-digest", "model-digest", "counted-steps", "directive", "exchange"),
             }
             assert set(arrays_of(order)) == {n for n in every if factors_of([n]) <= down | extra}
             assert set(answer.content) == {ARRAYS, COUNTERS}
