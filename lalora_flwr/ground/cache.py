@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -46,6 +47,16 @@ def stamp(*paths: Path) -> Stamp:
     A folder changes when a name in it comes or goes, and not with what its files hold. What is not there has a stamp too.
     """
     return tuple(_mark(path) for path in paths)
+
+
+def stamp_below(pattern: str) -> Stamp:
+    """The stamp of all files that a pattern names: a file, a glob, or a folder with all below it.
+
+    Equal before and after they were read, it says that all of what was read is of one state.
+    """
+    path = Path(pattern).expanduser()
+    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    return stamp(*sorted(file for file in found if not file.is_dir()))
 
 
 def _mark(path: Path) -> Mark:

@@ -23,6 +23,7 @@ from lalora_flwr.ledger.caps import Caps
 from lalora_flwr.models import load_base_model
 from lalora_flwr.settings import KEYS, Settings, settings_from
 from lalora_flwr.settings.choices import DATASETS
+from tests.conftest import Spy, run_spied, small, strict_json
 from tests.data.files import column, keep, png
 from tests.models.folders import save_hf, save_timm
 
@@ -113,6 +114,14 @@ def test_virtual_sites_share_its_table(tmp_path: Path) -> None:
     tokens, labels = data.private(parts[0], base.encode).batch(torch.arange(20))
     assert base.logits(base.module, tokens).shape == (20, 2) and labels.tolist() == [1 - row % 2 for row in parts[0]]
     assert column(data.public(keep)) == ["good film", "bad film"] * 3
+
+
+def test_a_run_on_it(tmp_path: Path) -> None:
+    save_timm(tmp_path / "model", "vit")
+    run = small(tmp_path, num_rounds=1, model__name=f"timm/{tmp_path / 'model'}", data__name="bars", train__batch_size=5)
+    spy = Spy()
+    summary = strict_json((run_spied(run, spy) / "summary.json").read_text())
+    assert (summary["data"], len(spy.training(1)), summary["failures"]) == ("bars", 3, 0)
 
 
 def test_a_table_may_hold_images() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lalora_flwr.ground.cache import Cache, stamp
+from lalora_flwr.ground.cache import Cache, stamp, stamp_below
 
 
 def test_a_value_is_made_once_until_others_were_used_since() -> None:
@@ -57,6 +57,19 @@ def test_a_stamp_of_a_folder_changes_with_its_names(tmp_path: Path) -> None:
     before = stamp(tmp_path)
     (tmp_path / "a").write_text("x")
     assert stamp(tmp_path) != before
+
+
+@pytest.mark.parametrize("pattern", ["{}", "{}/a/b.csv", "{}/**/*.csv"])
+def test_a_stamp_of_all_below_changes_with_each_file(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "a").mkdir()
+    file = tmp_path / "a" / "b.csv"
+    file.write_text("x")
+    before = stamp_below(pattern.format(tmp_path))
+    assert len(before) == 1 and stamp_below(pattern.format(tmp_path)) == before
+    file.write_text("y")
+    assert stamp_below(pattern.format(tmp_path)) != before
+    file.unlink()
+    assert not stamp_below(pattern.format(tmp_path))
 
 
 def test_a_path_that_cannot_be_has_a_stamp() -> None:
