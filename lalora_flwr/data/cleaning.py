@@ -94,8 +94,8 @@ def usable_rows(
     """The rows with all that the task needs.
 
     Left out: a missing or blank text, second text, response, image or label, and a label that is not among ``labels``. The
-    second text of a prompt may be missing. Unreadable images are found later, when they are read. Where virtual sites are told
-    apart by a column, a record whose site is missing is nobody's.
+    second text of a prompt may be missing. Unreadable images are found later, when they are read. Where a column
+    says which virtual site has a record, one without a site is nobody's.
 
     Args:
         table: the records.
@@ -112,7 +112,7 @@ def usable_rows(
         table = _with_absolute_paths(table, columns.image, folder, inside=left_out is not None)
     number = {as_text(name): i for i, name in enumerate(labels)}
     if len(number) < len(labels):
-        raise ConfigError(f"data.labels: a class is there twice among {', '.join(labels)[:200]}")
+        raise ConfigError(f"data.labels: a class occurs twice among {', '.join(labels)[:200]}")
     known = [True] * len(table)
     classes = [0] * len(table)
     needed = [columns.text, columns.response, "" if columns.response else columns.text_pair, columns.site]

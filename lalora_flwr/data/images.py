@@ -107,7 +107,7 @@ def _bytes(image: Tensor | None) -> int:
 
 
 def _opened(file: StoredImage) -> BytesIO | str:
-    """A picture's bytes, or its path if it is a file: a pipe or a device would let a reader wait for ever."""
+    """A picture's bytes, or its path if it is a file: a pipe or a device would let a reader wait forever."""
     content, path = file["bytes"], file["path"]
     if content is not None:
         return BytesIO(content)

@@ -60,7 +60,7 @@ def _table(rows: Iterator[list[bytes] | None]) -> Lines:
         raise ValueError("empty: no columns")
     names = [name.decode().strip() or f"column {i}" for i, name in enumerate(first, 1)]
     if len(set(names)) < len(names):
-        raise ValueError(f"a column is there twice among {', '.join(names)}")
+        raise ValueError(f"a column occurs twice among {', '.join(names)}")
     read = Lines(names)
     for row in filled:
         if row is None:

@@ -61,7 +61,7 @@ def _table(lines: Iterator[tuple[int, list[str]]]) -> Table:
     filled = ((number, fields) for number, fields in lines if fields not in ([], [""]))
     names = [name.strip() or f"column {i}" for i, name in enumerate(next(filled, (0, []))[1], 1)]
     if len(set(names)) < len(names):
-        raise ValueError(f"a column is there twice among {', '.join(names)}")
+        raise ValueError(f"a column occurs twice among {', '.join(names)}")
     rows: list[list[str | None]] = []
     for number, fields in filled:
         if any(fields[len(names) :]):

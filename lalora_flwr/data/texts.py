@@ -17,7 +17,7 @@ PART_COST = 64  # what one more pass through the model costs, in tokens (measure
 
 @dataclass(frozen=True)
 class TextRecords:
-    """Token ids of each record, and its labels: one class, or for language modelling one label a token.
+    """Token ids of each record, and its labels: one class, or for language modelling one label per token.
 
     Attributes:
         tokens: per record, int64 (its length,).

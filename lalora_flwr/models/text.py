@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from lalora_flwr.data.cleaning import Rows
 
-LONGEST_TOKEN = 256  # characters of a token, on the average of a text: what lies behind so many times max_tokens cannot matter
+LONGEST_TOKEN = 256  # characters of a token, on the average of a text: what lies beyond max_tokens times as many cannot matter
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TextModel(BaseModel):
 
     Attributes:
         tokenizer: the model's own; None if it only sees made-up tokens, and then no text can be encoded.
-        max_tokens: texts are cut to so many.
+        max_tokens: the most tokens of a text; a longer one is cut.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -101,7 +101,7 @@ class TextModel(BaseModel):
         raise NotImplementedError
 
     def _texts(self, rows: Rows, column: str, *, end: bool = False) -> list[str]:
-        """A column's texts, so much of each (of its end) as can matter: a tokenizer takes all of it before it cuts."""
+        """A column's texts, as much of each (of its end) as can matter: a tokenizer takes all of it before it cuts."""
         texts = ["" if value is None else str(value) for value in rows.table[column]]  # a column of answers may hold numbers
         most = self.max_tokens * LONGEST_TOKEN
         return [text[-most:] if end else text[:most] for text in texts]
@@ -196,7 +196,7 @@ class CausalLanguageModel(TextModel):
         return losses.sum(1) / counted.sum(1).clamp(min=1)
 
     def generate(self, model: nn.Module, prompt: Tensor, most: int) -> str:
-        """The model's response, token by token the likeliest, to one prompt of shape (tokens,): at most so many tokens."""
+        """The model's response, token by token the likeliest, to one prompt of shape (tokens,): at most ``most`` tokens."""
         room = int(getattr(self.config, "max_position_embeddings", len(prompt) + most)) - len(prompt)
         made = model.generate(  # type: ignore[operator]
             input_ids=prompt.unsqueeze(0),

@@ -96,7 +96,7 @@ WRONG: list[tuple[Callable[[Path], Path], str]] = [
     (garbled(".csv", "text,label\na,b,c\nd,e,f\n", "too_many_fields"), "a.csv: line 2: 3 fields under 2 names"),
     (garbled(".csv", 'text,label\na,b\n"c,d\n', "open_quote"), "cannot be read: a.csv: "),
     (garbled(".tsv", "text\tlabel\na\tb\nc\td\te\n", "too_many_tabs"), "a.tsv: line 3: 3 fields under 2 names"),
-    (garbled(".csv", "text,text\na,b\n", "twice"), "a column is there twice"),
+    (garbled(".csv", "text,text\na,b\n", "twice"), "a column occurs twice"),
     (garbled(".jsonl", '{"text": "a"}\n{"text": \n', "cut_json"), "a.jsonl: line 2: "),
     (garbled(".jsonl", '"a"\n', "no_object"), "must hold one JSON object per line"),
     (cut_short, "cannot be read: "),
