@@ -64,6 +64,7 @@ def make_plan(settings: Settings) -> Plan:
     sites = settings.num_supernodes
     records = equal_share(private_records(settings), sites, sites - 1)
     base = load_base_model(settings.model, facts(settings), settings.data.max_tokens, weights=False)
+    base.module.requires_grad_(False)
     method = method_of(settings)
     adapter = FORMS.get(method.form, AdapterForm).attach(base, settings.lora, seed=0)
     PerSampleGradients(adapter.model, adapter.parameters)  # refuses layers without a per-sample rule

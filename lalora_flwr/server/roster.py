@@ -49,7 +49,8 @@ class Roster:
         self.real = real  # whether any site is a real one
         self.left: set[int] = set()  # sites that have no budget left
 
-    def __bool__(self) -> bool:
+    @property
+    def begun(self) -> bool:
         """Whether any site is known."""
         return bool(self._profiles)
 

@@ -57,7 +57,7 @@ class FederatedStrategy(Strategy):
         self._settings, self._layout, self._on_round = settings, layout, on_round
         self._model_digest, self._before_asking = model_digest, before_asking
         self._method = method_of(settings)
-        self.roster = roster or Roster(settings, real=False)
+        self.roster = roster if roster is not None else Roster(settings, real=False)
         self.counts = SiteCounts(settings, self.roster.real)
         self.done = 0  # rounds of the attempts that this one resumes; Flower counts its own from 1
         self._asked: list[int] = []  # node ids of the round
@@ -120,7 +120,7 @@ class FederatedStrategy(Strategy):
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """One message per drawn site. A list, since Flower's deployment grid reads it twice."""
         server_round += self.done
-        if self.roster:
+        if self.roster.begun:
             self.roster.greet_late(grid)
         else:
             self.roster.start_from(grid)

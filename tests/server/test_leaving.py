@@ -14,7 +14,7 @@ from tests.conftest import AppCall, Finished, Spy, run_spied, small
 
 
 def spent_from(limits: dict[int, int]) -> Callable[[Message, Context, AppCall], Message]:
-    """Sites refuse for want of budget from the given round on."""
+    """Sites refuse for lack of budget from the given round on."""
 
     def behaviour(message: Message, context: Context, app: AppCall) -> Message:
         site = int(context.node_config["partition-id"])
@@ -36,12 +36,12 @@ def test_a_site_without_budget_leaves_and_is_not_asked_again(tmp_path: Path) -> 
 
 def test_below_the_minimum_the_run_stops_and_says_so(tmp_path: Path) -> None:
     settings, spy = small(tmp_path, num_rounds=3, min_sites=2), Spy(spent_from({1: 2, 2: 2}))
-    with pytest.raises(RunFailed, match=r"round 2: 0 of 3 sites failed and 2 left for want of budget, min-sites = 2"):
+    with pytest.raises(RunFailed, match=r"round 2: 0 of 3 sites failed and 2 left for lack of budget, min-sites = 2"):
         run_spied(settings, spy)
 
 
 def test_when_all_have_left_the_run_stops(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"round 2: .*3 left for want of budget, no site is left"):
+    with pytest.raises(RunFailed, match=r"round 2: .*3 left for lack of budget, no site is left"):
         run_spied(small(tmp_path, num_rounds=3), Spy(spent_from({0: 2, 1: 2, 2: 2})))
 
 

@@ -181,7 +181,8 @@ def test_an_unknown_strategy_is_refused_with_the_known_ones_and_the_nearest() ->
 
 @pytest.mark.parametrize("schedule", ["", "AB", "step:", "step:BC", "rounds:BA", "step:B A", "step:B0", "round:A0B0", "step:3B"])
 def test_a_bad_schedule_is_refused(schedule: str) -> None:
-    assert refusal({"lora.schedule": schedule}).startswith(f"lora.schedule = {schedule!r}: must be auto, both, B, A, ")
+    said = refusal({"lora.schedule": schedule})
+    assert said.startswith(f"lora.schedule = {schedule!r}: must be ") and ":<pattern>" in said
 
 
 @pytest.mark.parametrize("schedule", ["auto", "both", "A", "B", "step:AB", "step:BBA", "step:B3A2", "round:BA"])

@@ -25,7 +25,7 @@ from lalora_flwr.wire.orders import ARRAYS, CONFIG, TrainOrder
 from lalora_flwr.wire.replies import COUNTERS
 from lalora_flwr.wire.tensors import to_arrays
 from tests.conftest import MODELS, AppCall, Spy, arrays_of, files_in, run_spied, small, strict_json
-from tests.ledger.site_ledgers import owned, steps_in
+from tests.ledger.site_ledgers import DIGITS_SITE, owned, steps_in
 from tests.sites import REAL, VIRTUAL, host, real_app, virtual_app
 from tests.sites import train_order as order
 
@@ -131,7 +131,7 @@ def test_an_exceptions_text_reaches_no_file_and_no_log_of_the_server(
     def behaviour(message: Message, context: Context, app: AppCall) -> Message:
         if message.metadata.message_type == "train" and int(context.node_config["partition-id"]) < sites_that_fail:
             return answer(failing(RuntimeError(SECRET)), message, context, lambda: 0.0)
-        return REAL(message, context)
+        return app(message, context)
 
     server, spy = heard("lalora_flwr.server"), Spy(behaviour)
     settings = small(tmp_path, num_rounds=1)
