@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from benchmarks.machine import processor
-from lalora_flwr.adapter.lora import attach_adapter, set_active
+from lalora_flwr.adapter.lora import LORA
+from lalora_flwr.adapter.slots import LORA_B
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.mechanism import clip
@@ -58,13 +59,13 @@ class Subject:
         module, head, targets = MODELS[name]()
         module.eval().requires_grad_(False).to(device, dtype)
         base = BaseModel(name, module, head, targets, (), 10)
-        self._model = attach_adapter(base, LoraSettings(rank=4, alpha=8.0), seed=0).to(device)
+        adapter = LORA.attach(base, LoraSettings(rank=4, alpha=8.0), seed=0)
+        self._model = adapter.model.to(device)
         with torch.no_grad():
-            for parameter_name, parameter in self._model.named_parameters():
-                if ".lora_B." in parameter_name:
-                    parameter.normal_(std=0.3)
-        self._engine = PerSampleGradients(self._model)
-        set_active(self._model, frozenset("AB"))
+            for parameter_name in adapter.layout.of(LORA_B):
+                adapter.parameters[parameter_name].normal_(std=0.3)
+        self._engine = PerSampleGradients(self._model, adapter.parameters)
+        adapter.activate(adapter.layout.names)
         self._text, self._dtype, self._device = name == "RoBERTa 6 x 384", dtype, device
 
     def records(self, count: int) -> tuple[Tensor, Tensor]:

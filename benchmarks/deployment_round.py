@@ -1,7 +1,7 @@
 """Where the seconds of a round go in a real deployment, in which every message starts a new process on the site.
 
 A SuperLink and SuperNodes with TLS and node authentication on loopback train a tiny text model, so that almost all of the
-time is overhead. Prints the server's seconds a round and, from inside the sites' processes, what they are spent on:
+time is overhead. Prints the server's seconds per round and, from inside the sites' processes, what they are spent on:
 
     python -m benchmarks.deployment_round [--sites 2] [--rounds 4]
 
@@ -26,9 +26,9 @@ from flwr.clientapp import ClientApp
 
 TIMES = "LALORA_BENCHMARK_TIMES"  # environment variable: the folder to which the sites' processes write
 STEPS = {  # functions of lalora_flwr.site.round, in the order of a round
-    "_admitted": "ledger, caps and noise calibration",
-    "adapted_model": "base model, adapter and self-check",
-    "load_records": "records from files",
+    "admitted": "ledger, caps and noise calibration",
+    "own_model": "base model, adapter and self-check",
+    "owned_records": "records from files",
     "train_round": "training (reserve, steps, commit)",
 }
 START, FIRST, SECOND, REST = (
@@ -48,17 +48,19 @@ def train(message: Message, context: Context) -> Message:
     """The real handler, with a clock around its parts."""
     times: Times = {START: (time.time() - psutil.Process().create_time(), time.process_time())}
     begun = _now()
-    from lalora_flwr.client_app import answer
+    from lalora_flwr.site.app import answer
 
     times[FIRST] = _since(begun)
     begun = _now()
     from lalora_flwr.site import round as site
+    from lalora_flwr.site.host import Host
 
     times[SECOND] = _since(begun)
     for function, step in STEPS.items():
         setattr(site, function, _timed(getattr(site, function), times, step))
     begun = _now()
-    reply = answer(site.train, message, context)
+    host = Host(simulated=False)
+    reply = answer(lambda content, context: site.train(host, content, context), message, context, lambda: 0.0)
     seconds, cpu = _since(begun)
     inside = [times.get(step, (0.0, 0.0)) for step in STEPS.values()]
     times[REST] = (seconds - sum(s for s, _ in inside), cpu - sum(c for _, c in inside))
@@ -70,9 +72,9 @@ def train(message: Message, context: Context) -> Message:
 @app.query("identity")
 def identity(message: Message, context: Context) -> Message:
     """The real answer."""
-    from lalora_flwr.client_app import identity
+    from lalora_flwr.client_app import app as real
 
-    return identity(message, context)
+    return real(message, context)
 
 
 def _now() -> tuple[float, float]:
@@ -99,7 +101,8 @@ def measure(folder: Path, sites: int, rounds: int) -> tuple[list[float], list[Ti
     """Seconds of each round, and the times of each message; without the first round, which unpacks the app."""
     from lalora_flwr.engines.simulation import _write_app
     from lalora_flwr.settings import settings_from
-    from tests.deployment.federation import ROOT, Federation, save_texts, text_run
+    from tests.deployment.federation import ROOT, Federation
+    from tests.deployment.texts import save_texts, text_run
 
     (folder / "times").mkdir()
     os.environ |= {TIMES: str(folder / "times"), "PYTHONPATH": str(ROOT)}

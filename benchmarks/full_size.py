@@ -14,8 +14,8 @@ import time
 import torch
 
 from benchmarks.architectures import ARCHITECTURES, build
-from lalora_flwr.adapter.lora import attach_adapter, set_active
-from lalora_flwr.data.inputs import rows
+from lalora_flwr.adapter.lora import LORA
+from lalora_flwr.adapter.slots import LORA_B
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.gradients.self_check import self_check
 from lalora_flwr.settings import LoraSettings
@@ -23,21 +23,22 @@ from lalora_flwr.settings import LoraSettings
 
 def check(name: str) -> str:
     base = build(name, small=False)
-    model = attach_adapter(base, LoraSettings(rank=8, alpha=8.0, head="trained" if base.head else "frozen"), seed=0)
-    self_check(base, model, PerSampleGradients(model))
-    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters: check passed"
+    adapter = LORA.attach(base, LoraSettings(rank=8, alpha=8.0, head="trained" if base.head else "frozen"), seed=0)
+    self_check(base, adapter, PerSampleGradients(adapter.model, adapter.parameters))
+    return f"{sum(p.numel() for p in adapter.model.parameters()) / 1e6:.0f} M parameters: check passed"
 
 
 def step(name: str) -> str:
     torch.set_default_dtype(torch.bfloat16)  # so that the weights are never float32
     base = build(name, small=False)
-    model = attach_adapter(base, LoraSettings(rank=8, alpha=8.0), seed=0)
+    adapter = LORA.attach(base, LoraSettings(rank=8, alpha=8.0), seed=0)
     torch.set_default_dtype(torch.float32)
-    engine = PerSampleGradients(model)
+    model, engine = adapter.model, PerSampleGradients(adapter.model, adapter.parameters)
     inputs, labels = base.synthetic_batch(2, torch.Generator().manual_seed(0))
-    inputs = {key: value[:, -32:] for key, value in rows(inputs, slice(0, 2)).items()}  # type: ignore[union-attr]
+    assert isinstance(inputs, dict)
+    inputs = {key: value[:2, -32:] for key, value in inputs.items()}
     labels = labels[:, -32:] if labels.dim() > 1 else labels
-    set_active(model, frozenset("B"))
+    adapter.activate(adapter.layout.of(LORA_B))
     gradients = engine(2, lambda: base.losses(model, inputs, labels))
     finite = all(bool(torch.isfinite(g).all()) for g in gradients.values())
     return f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters: {len(gradients)} tensors, finite: {finite}"

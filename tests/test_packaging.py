@@ -117,10 +117,13 @@ def test_the_model_knows_upright_digits_and_fails_on_turned_ones() -> None:
     assert accuracy(digits.test_part()) < 0.35
 
 
-def test_the_parts_of_the_data_share_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digits, "_tilted", lambda images: images)
-    parts = [digits.public_part()[0], digits.private_part()[0], digits.test_part()[0]]
-    assert [len(part) for part in parts] == [digits.PUBLIC_RECORDS, digits.PRIVATE_RECORDS, digits.TEST_RECORDS]
-    assert sum(map(len, parts)) == 1797
-    whole, _ = digits._all_records()
-    assert torch.equal(torch.cat(parts), whole)
+def test_the_parts_of_the_data_share_no_record() -> None:
+    """Together they are all records in their order, each once; the private and the test part are turned."""
+    images, labels = digits.all_records()
+    parts = [digits.public_part(), digits.private_part(), digits.test_part()]
+    sizes = [digits.PUBLIC_RECORDS, digits.PRIVATE_RECORDS, digits.TEST_RECORDS]
+    assert [len(part) for part, _ in parts] == sizes and sum(sizes) == len(images) == 1797
+    public, private, test = torch.split(images, sizes)
+    for (held, _), expected in zip(parts, (public, digits.tilted(private), digits.tilted(test)), strict=True):
+        assert torch.equal(held, expected)
+    assert torch.equal(torch.cat([own for _, own in parts]), labels)

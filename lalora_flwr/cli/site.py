@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings.keys import Value
 
 app = typer.Typer(help="A site: check it before it joins, approve code, start its SuperNode.", no_args_is_help=True)
 OK, WARNING, FAULT = "ok", "warning", "fault"
@@ -64,7 +65,7 @@ def check_node_config(text: str, superlink_key: Path | None = None, root_certifi
     return list(checks(parsed, superlink_key, root_certificates))
 
 
-def parse_node_config(text: str) -> dict[str, Any]:
+def parse_node_config(text: str) -> dict[str, Value]:
     """A node-config as ``flower-supernode`` parses it.
 
     Raises:

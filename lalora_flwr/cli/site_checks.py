@@ -5,9 +5,8 @@ from __future__ import annotations
 import datetime
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from cryptography import x509
@@ -23,6 +22,7 @@ from lalora_flwr.data.pins import pinned
 from lalora_flwr.data.records import Records, RecordSet
 from lalora_flwr.ground.errors import LaloraError
 from lalora_flwr.ground.hardware import choose_device
+from lalora_flwr.ledger.book import Book
 from lalora_flwr.ledger.caps import DEMONSTRATION, LANGUAGE, READERS, USUAL_EPSILON, Caps, caps_from
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.fingerprint import fingerprint_of_files
@@ -30,13 +30,14 @@ from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.settings import Settings, settings_from
 from lalora_flwr.site.admission import ledger_for, request_for
+from lalora_flwr.site.records import NodeConfig
 from lalora_flwr.training.learner import ModelStore
 
 LEAST_FREE, ROOM = 10, 200  # MiB on the ledger's disk: none for an entry, and for a year of them
 
 
 def checks(
-    node_config: Mapping[str, Any], superlink_key: Path | None = None, root_certificates: Path | None = None
+    node_config: NodeConfig, superlink_key: Path | None = None, root_certificates: Path | None = None
 ) -> Iterator[Finding]:
     """All checks in order; a fault in the keys ends them. Nothing is counted in the ledger."""
     own_log = logging.getLogger("lalora_flwr.site")
@@ -102,7 +103,7 @@ def _ledger(caps: Caps) -> Iterator[Finding]:
         yield from _name(caps, content.book)
 
 
-def _name(caps: Caps, book: Any) -> Iterator[Finding]:
+def _name(caps: Caps, book: Book) -> Iterator[Finding]:
     try:
         named = book.dataset_of(fingerprint_of_files(caps.data_path))
     except OSError:
@@ -121,7 +122,7 @@ def _disk(ledger: Path) -> Iterator[Finding]:
 def _settings(caps: Caps) -> Settings:
     """Settings of a run that fits the site."""
     family = "timm" if caps.task == "image" else "hf"
-    flat: dict[str, Any] = {"model.name": f"{family}/{caps.model_path or '-'}", "data.name": "sites", "data.test": "file:-"}
+    flat = {"model.name": f"{family}/{caps.model_path or '-'}", "data.name": "sites", "data.test": "file:-"}
     about = {"data.response": caps.response_column} if caps.task == LANGUAGE else {"data.labels": ",".join(caps.labels)}
     longest = {"data.max-tokens": int(caps.max_tokens)} if caps.max_tokens < 2**20 else {}
     return pinned(caps, settings_from({**flat, **about, **longest}))
@@ -146,8 +147,8 @@ def _records(settings: Settings, caps: Caps, model: BaseModel | None) -> Iterato
         yield Finding(FAULT, "records", "no data-path: the site has no records of its own")
         return
     try:
-        known = getattr(model, "vocabulary", 0), getattr(model, "segments", 0)
-        own = own_records(settings, caps.data_path, model.encode if model else _as_they_are, *known)
+        known = (model.encode, model.vocabulary, model.segments) if model else (_as_they_are, 0, 0)
+        own = own_records(settings, caps.data_path, *known)
     except Exception as error:
         yield Finding(FAULT, "records", str(error) or type(error).__name__)
         return

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 import torch
@@ -21,11 +20,11 @@ from datasets import ClassLabel, Dataset, Image, Value
 from torch import Tensor
 
 from lalora_flwr.data.columns import Columns
+from lalora_flwr.data.limits import LONGEST_PATH
 from lalora_flwr.data.tables import in_order
 from lalora_flwr.ground.errors import ConfigError
 
 log = logging.getLogger("lalora_flwr.site")
-LONGEST_PATH = 4096  # as Linux has it; resolving a longer text would take for ever
 
 
 @dataclass(frozen=True)
@@ -52,18 +51,18 @@ def label_texts(table: Dataset, column: str) -> list[str | None]:
     return [as_text(v) for v in values]
 
 
-def class_name(value: int | None, feature: ClassLabel) -> str | None:
-    """The name of a class by its number in a typed column."""
-    if value is None or value < 0:
+def class_name(value: object, feature: ClassLabel) -> str | None:
+    """The name of a class by its number in a typed column; None if it is missing."""
+    if not isinstance(value, int) or value < 0:
         return None
     return as_text(feature.names[value]) if value < len(feature.names) else str(value)
 
 
-def _values(table: Dataset, column: str) -> list[Any]:
+def _values(table: Dataset, column: str) -> list[object]:
     return list(table.select_columns([column])[:][column])
 
 
-def as_text(value: Any) -> str | None:
+def as_text(value: object) -> str | None:
     """A label as it is compared; None if it is missing."""
     if value is None or value != value:  # NaN
         return None
@@ -95,8 +94,8 @@ def usable_rows(
     """The rows with all that the task needs.
 
     Left out: a missing or blank text, second text, response, image or label, and a label that is not among ``labels``. The
-    second text of a prompt may be missing. Unreadable images are found later, when they are read. Where virtual sites are told
-    apart by a column, a record whose site is missing is nobody's.
+    second text of a prompt may be missing. Unreadable images are found later, when they are read. Where a column
+    says which virtual site has a record, one without a site is nobody's.
 
     Args:
         table: the records.
@@ -113,7 +112,7 @@ def usable_rows(
         table = _with_absolute_paths(table, columns.image, folder, inside=left_out is not None)
     number = {as_text(name): i for i, name in enumerate(labels)}
     if len(number) < len(labels):
-        raise ConfigError(f"data.labels: a class is there twice among {', '.join(labels)[:200]}")
+        raise ConfigError(f"data.labels: a class occurs twice among {', '.join(labels)[:200]}")
     known = [True] * len(table)
     classes = [0] * len(table)
     needed = [columns.text, columns.response, "" if columns.response else columns.text_pair, columns.site]
@@ -144,7 +143,7 @@ def _say_left_out(left_out: Counter[str] | None, rows: int, *, missing: int, unk
         log.warning("%d of %d rows left out: a value is missing or the label is unknown", missing + unknown, rows)
 
 
-def _present(value: Any) -> bool:
+def _present(value: object) -> bool:
     return value is not None and value == value and not (isinstance(value, str) and not value.strip())
 
 
@@ -155,7 +154,8 @@ def _holds_texts(table: Dataset, column: str) -> bool:
 
 def _with_absolute_paths(table: Dataset, column: str, folder: Path, *, inside: bool) -> Dataset:
     """``inside``: for a real site's own records, which may name no file of the machine but those beside them."""
-    paths = [str(folder / path.strip()) if _present(path) else None for path in _values(table, column)]
+    given = _values(table, column)
+    paths = [str(folder / path.strip()) if isinstance(path, str) and _present(path) else None for path in given]
     if inside:
         within = folder.resolve()
         paths = [path if path and _below(path, within) else None for path in paths]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from datasets import ClassLabel, Features, Image, Value
+from datasets.features.features import FeatureType
 
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import DataSettings
@@ -16,6 +16,9 @@ TEXT_NAMES = ("text", "sentence", "content", "review", "sentence1", "premise", "
 PAIRS = {"sentence1": "sentence2", "premise": "hypothesis", "question1": "question2", "question": "sentence", "text": "text_pair"}
 PROMPT_NAMES = ("instruction", "prompt", "question", "input", "text")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category")
+
+
+Pick = Callable[[str, str, Sequence[str]], str]  # what, the name that the user gave, the usual names -> the column
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ def find_columns(features: Features, settings: DataSettings, task: str, *, share
         key: what the setting of a column is called, for errors.
 
     Raises:
-        ConfigError: a named column is missing, one that the task needs cannot be told, or it holds what the task cannot use.
+        ConfigError: a named column is missing, one that the task needs cannot be determined, or it holds what the
+            task cannot use.
     """
     names = list(features)
 
@@ -72,7 +76,7 @@ def find_columns(features: Features, settings: DataSettings, task: str, *, share
     return Columns(text=text, text_pair=pair, label=_label(features, settings, pick), site=site)
 
 
-def _wrong_kind(feature: Any, key: str) -> str:
+def _wrong_kind(feature: FeatureType, key: str) -> str:
     """What a column holds, if that is no use: bytes and lists would be read as Python spells them."""
     if isinstance(feature, Value):
         return "bytes, not text" if "binary" in feature.dtype and key != "image" else ""
@@ -81,13 +85,13 @@ def _wrong_kind(feature: Any, key: str) -> str:
     return "" if isinstance(feature, ClassLabel) else f"values of type {type(feature).__name__}, not text"
 
 
-def _pair(names: list[str], settings: DataSettings, usual: str, pick) -> str:  # type: ignore[no-untyped-def]
+def _pair(names: list[str], settings: DataSettings, usual: str, pick: Pick) -> str:
     if settings.text_pair == "none":
         return ""
     return pick("text-pair", settings.text_pair, (usual,)) if settings.text_pair or usual in names else ""
 
 
-def _label(features: Features, settings: DataSettings, pick) -> str:  # type: ignore[no-untyped-def]
+def _label(features: Features, settings: DataSettings, pick: Pick) -> str:
     typed = [name for name in features if isinstance(features[name], ClassLabel)]
     usual = [*(name for name in LABEL_NAMES if name in typed), *LABEL_NAMES]
-    return str(pick("label", settings.label, typed if len(typed) == 1 else usual))
+    return pick("label", settings.label, typed if len(typed) == 1 else usual)

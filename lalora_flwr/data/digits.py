@@ -9,12 +9,14 @@ fails on most of them, so what a federated run gains on the test part was learnt
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from lalora_flwr.data.named import NamedDataSet
+from lalora_flwr.data.records import Records
 
 IMAGE_SIZE = 8
 NUM_CLASSES = 10
@@ -28,8 +30,7 @@ _SPLIT_SEED = 20240
 _TILT_DEGREES = 45.0
 
 
-@lru_cache(maxsize=1)
-def _all_records() -> tuple[Tensor, Tensor]:
+def all_records() -> tuple[Tensor, Tensor]:
     """Upright images (1797, 1, 8, 8) scaled to [-1, 1] and labels (1797,), in the fixed permuted order."""
     from sklearn.datasets import load_digits
 
@@ -54,30 +55,43 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     return F.grid_sample(images - BACKGROUND, grid, align_corners=False) + BACKGROUND
 
 
-def _tilted(images: Tensor) -> Tensor:
+def tilted(images: Tensor) -> Tensor:
     """The images (n, 1, 8, 8) turned clockwise about their centre by 45 degrees."""
     angle = math.radians(_TILT_DEGREES)
     cos, sin = math.cos(angle), math.sin(angle)
     return warp(images, torch.tensor([[cos, sin, 0.0], [-sin, cos, 0.0]]).expand(len(images), 2, 3))
 
 
-def _records(start: int, count: int) -> tuple[Tensor, Tensor]:
-    images, labels = _all_records()
-    return images[start : start + count].clone(), labels[start : start + count].clone()
+def upright(start: int, count: int) -> tuple[Tensor, Tensor]:
+    """``count`` upright records from a place in the fixed order on."""
+    images, labels = all_records()
+    return images[start : start + count], labels[start : start + count]
 
 
 def public_part() -> tuple[Tensor, Tensor]:
     """Upright public records: images float32 (400, 1, 8, 8) in [-1, 1], labels int64 (400,)."""
-    return _records(0, PUBLIC_RECORDS)
+    return upright(0, PUBLIC_RECORDS)
 
 
 def private_part() -> tuple[Tensor, Tensor]:
     """Tilted private training records: images float32 (1100, 1, 8, 8) in [-1, 1], labels int64 (1100,)."""
-    images, labels = _records(PUBLIC_RECORDS, PRIVATE_RECORDS)
-    return _tilted(images), labels
+    images, labels = upright(PUBLIC_RECORDS, PRIVATE_RECORDS)
+    return tilted(images), labels
 
 
 def test_part() -> tuple[Tensor, Tensor]:
     """Tilted test records: images float32 (297, 1, 8, 8) in [-1, 1], labels int64 (297,)."""
-    images, labels = _records(PUBLIC_RECORDS + PRIVATE_RECORDS, TEST_RECORDS)
-    return _tilted(images), labels
+    images, labels = upright(PUBLIC_RECORDS + PRIVATE_RECORDS, TEST_RECORDS)
+    return tilted(images), labels
+
+
+DIGITS = NamedDataSet(
+    task="image",
+    labels=tuple(str(digit) for digit in range(NUM_CLASSES)),
+    records=PRIVATE_RECORDS,
+    license="CC BY 4.0 (UCI Machine Learning Repository, Optical Recognition of Handwritten Digits)",
+    private=lambda: Records(*private_part()),
+    public=lambda: Records(*test_part()),
+    input_shape=(1, IMAGE_SIZE, IMAGE_SIZE),
+    mixed=True,
+)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.data.partition import site_rows
 from lalora_flwr.settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Holdings:
 
     Attributes:
         labels: names of the classes; one empty name for language modelling, which has none.
-        counts: records of each class, one row a site; (sites, classes).
+        counts: records of each class, one row per site; (sites, classes).
     """
 
     labels: tuple[str, ...]
@@ -42,8 +45,8 @@ def holdings(settings: Settings) -> Holdings:
     return Holdings(labels, tuple(tuple(count[c] for c in range(len(labels))) for count in counted))
 
 
-def holdings_figure(held: Holdings, title: str) -> Any:
-    """One stacked bar a site, coloured by class."""
+def holdings_figure(held: Holdings, title: str) -> Figure:
+    """One stacked bar per site, coloured by class."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

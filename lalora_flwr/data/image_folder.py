@@ -1,4 +1,4 @@
-"""A folder with one sub-folder of images a class; what is read here are names only, never an image.
+"""A folder with one sub-folder of images per class; what is read here are names only, never an image.
 
 ``datasets`` has a reader too, but it takes a file ``test-1.png`` for a test split, and drops the classes if there is only one
 or if a stray image lies elsewhere: one record would decide about the others.
@@ -15,7 +15,7 @@ from PIL import Image as Pil
 
 
 def read_image_folder(folder: Path, split_of: Callable[[str], str], order: Callable[[set[str]], Sequence[str]]) -> DatasetDict:
-    """Columns ``image`` and ``label`` of a folder of class folders, or of a folder of such folders, one a split.
+    """Columns ``image`` and ``label`` of a folder of class folders, or of a folder of such folders, one per split.
 
     Args:
         folder: the whole.
@@ -31,7 +31,7 @@ def read_image_folder(folder: Path, split_of: Callable[[str], str], order: Calla
     }
     found = {split: images for split, images in found.items() if images}
     if not found:
-        raise ValueError("no table and no sub-folder of images a class")
+        raise ValueError("no table and no sub-folder of images per class")
     names = list(order({name for images in found.values() for _, name in images}))
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
     made = {}

@@ -7,7 +7,8 @@ import os
 import stat
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from pathlib import Path
+from typing import TypedDict
 
 import torch
 from datasets import Dataset, Image
@@ -15,20 +16,39 @@ from PIL import Image as Pil
 from PIL import ImageOps
 from torch import Tensor
 
+from lalora_flwr.data.records import in_parts
+from lalora_flwr.ground.cache import Stamp, stamp
+
 # Of pictures, and of nothing that Pillow would hand to another program (EPS runs PostScript) or read from other files
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 log = logging.getLogger("lalora_flwr.site")
 CACHE_BYTES = 1 << 30  # of prepared images a set keeps; what does not fit is read again
 
 
+class StoredImage(TypedDict):
+    """A picture as a table holds it: its bytes, or the path of its file."""
+
+    bytes: bytes | None
+    path: str | None
+
+
 class ImageRecords:
     """Images (n, channels, height, width), prepared as the model wants them, and labels (n,).
 
     An image that cannot be read is left out of its batches: it contributes nothing to a step, as a record whose gradient
-    is not finite. Its place in the count stays, so that nothing about it shows.
+    is not finite. Its place in the count stays, so that nothing about it shows. Prepared images are kept as far as there is
+    room, each until its file changes.
     """
 
-    def __init__(self, table: Dataset, column: str, labels: Tensor, prepare: Callable[[Pil.Image], Tensor], mode: str) -> None:
+    def __init__(
+        self,
+        table: Dataset,
+        column: str,
+        labels: Tensor,
+        prepare: Callable[[Pil.Image], Tensor],
+        mode: str,
+        room: int = CACHE_BYTES,
+    ) -> None:
         """
         Args:
             table: the rows.
@@ -36,46 +56,61 @@ class ImageRecords:
             labels: the class of each row.
             prepare: the model's own resizing and normalisation.
             mode: ``RGB`` or ``L``.
+            room: bytes of prepared images that are kept.
         """
         self._files = table.select_columns([column]).cast_column(column, Image(decode=False))
         self._column, self.labels, self._prepare, self._mode = column, labels, prepare, mode
-        self._kept: dict[int, Tensor | None] = {}
-        self._room = CACHE_BYTES
+        # By place in the table: the file, if it is one, its stamp, and the image; None if it could not be read.
+        self._kept: dict[int, tuple[str | None, Stamp, Tensor | None]] = {}
+        self._room = room
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def parts(self, indices: Tensor, most: int) -> list[Tensor]:
-        return list(indices.split(most or max(1, len(indices))))
+        return in_parts(indices, most)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        images = [self._image(i) for i in indices.tolist()]
-        read = [i for i, image in enumerate(images) if image is not None]
-        if not read:
+        images = [(i, image) for i in indices.tolist() if (image := self._image(i)) is not None]
+        if not images:
             return torch.empty(0), self.labels[:0]
-        return torch.stack([images[i] for i in read]), self.labels[indices[read]]  # type: ignore[misc]
+        return torch.stack([image for _, image in images]), self.labels[[i for i, _ in images]]
 
     def _image(self, index: int) -> Tensor | None:
         if index in self._kept:
-            return self._kept[index]
-        file = self._files[index][self._column]
+            path, version, image = self._kept[index]
+            if version == _version(path):
+                return image
+            self._room += _bytes(image)
+            del self._kept[index]
+        file: StoredImage = self._files[index][self._column]
+        path = file["path"] if file["bytes"] is None else None
+        version = _version(path)  # before it is read: what is written meanwhile is read again
         try:
             with Pil.open(_opened(file), formats=FORMATS) as picture:
-                image: Tensor | None = self._prepare(ImageOps.exif_transpose(picture).convert(self._mode))
+                image = self._prepare(ImageOps.exif_transpose(picture).convert(self._mode))
         except Exception:  # truncated, no image at all, gone: PIL and its plug-ins raise many types
             log.warning("an image cannot be read and is left out of every batch")
             image = None
-        size = 0 if image is None else image.numel() * image.element_size()
-        if size <= self._room:
-            self._room -= size
-            self._kept[index] = image
+        if _bytes(image) <= self._room:
+            self._room -= _bytes(image)
+            self._kept[index] = path, version, image
         return image
 
 
-def _opened(file: dict[str, Any]) -> BytesIO | str:
-    """A picture's bytes, or its path if it is a file: a pipe or a device would let a reader wait for ever."""
-    if file["bytes"] is not None:
-        return BytesIO(file["bytes"])
-    if not stat.S_ISREG(os.stat(file["path"]).st_mode):
-        raise OSError(f"{file['path']}: no file")
-    return str(file["path"])
+def _version(path: str | None) -> Stamp:
+    return () if path is None else stamp(Path(path))
+
+
+def _bytes(image: Tensor | None) -> int:
+    return 0 if image is None else image.numel() * image.element_size()
+
+
+def _opened(file: StoredImage) -> BytesIO | str:
+    """A picture's bytes, or its path if it is a file: a pipe or a device would let a reader wait forever."""
+    content, path = file["bytes"], file["path"]
+    if content is not None:
+        return BytesIO(content)
+    if path is None or not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{path}: no file")
+    return path

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lalora_flwr.data.limits import LONGEST_ROW
 from lalora_flwr.data.readers import parsed_json, text_of_json
 
 Row = list[str | None]
 OPEN_QUOTE = "the quotes in its line do not match, or it is too long"
 TOO_LONG = "it is too long"
-LONGEST_ROW = 1 << 24  # bytes; what is longer is no record
 _FIELD = re.compile(rb'"((?:[^"]++|"")*+)"(?=,|\Z)|([^,"]*+)(?=,|\Z)')
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -33,12 +33,13 @@ class Lines:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def read_lines(file: Path, columns: Sequence[str]) -> Lines:
+def read_lines(file: Path, columns: Sequence[str], longest: int = LONGEST_ROW) -> Lines:
     """One file of a real site.
 
     Args:
         file: CSV, TSV or JSON lines, by its suffix.
         columns: for JSON lines, which have no header, the columns to read.
+        longest: bytes; a line of as many or more is no record.
 
     Raises:
         OSError: the file cannot be read.
@@ -46,7 +47,7 @@ def read_lines(file: Path, columns: Sequence[str]) -> Lines:
     """
     data = file.read_bytes().removeprefix(_BYTE_ORDER_MARK)
     suffix = file.suffix.lower()
-    return _json(data, list(columns)) if suffix not in SPLITTERS else _table(SPLITTERS[suffix](data))
+    return _json(data, list(columns), longest) if suffix not in SPLITTERS else _table(SPLITTERS[suffix](data, longest))
 
 
 def _table(rows: Iterator[list[bytes] | None]) -> Lines:
@@ -59,7 +60,7 @@ def _table(rows: Iterator[list[bytes] | None]) -> Lines:
         raise ValueError("empty: no columns")
     names = [name.decode().strip() or f"column {i}" for i, name in enumerate(first, 1)]
     if len(set(names)) < len(names):
-        raise ValueError(f"a column is there twice among {', '.join(names)}")
+        raise ValueError(f"a column occurs twice among {', '.join(names)}")
     read = Lines(names)
     for row in filled:
         if row is None:
@@ -76,21 +77,21 @@ def _table(rows: Iterator[list[bytes] | None]) -> Lines:
     return read
 
 
-def _csv(data: bytes) -> Iterator[list[bytes] | None]:
+def _csv(data: bytes, longest: int) -> Iterator[list[bytes] | None]:
     """Rows of RFC 4180 that lie on one line each.
 
     A quote that is still open where its line ends spoils this line and no other. If a row could go on in the next line, a
     record with an open quote would swallow all records up to the next quote, and take them out of the sum.
     """
     for line in data.splitlines():
-        yield _csv_row(line)
+        yield _csv_row(line, longest)
 
 
-def _csv_row(line: bytes) -> list[bytes] | None:
+def _csv_row(line: bytes, longest: int) -> list[bytes] | None:
     """The fields of a line; None if it cannot be taken apart."""
     row: list[bytes] = []
     position = 0
-    while len(line) < LONGEST_ROW and (found := _FIELD.match(line, position)):
+    while len(line) < longest and (found := _FIELD.match(line, position)):
         quoted, bare = found.groups()
         row.append(bare if quoted is None else quoted.replace(b'""', b'"'))
         position = found.end()
@@ -100,21 +101,21 @@ def _csv_row(line: bytes) -> list[bytes] | None:
     return None
 
 
-def _tsv(data: bytes) -> Iterator[list[bytes] | None]:
+def _tsv(data: bytes, longest: int) -> Iterator[list[bytes] | None]:
     """A quote is a character, and nothing is escaped."""
     for line in data.split(b"\n"):
-        yield line.rstrip(b"\r").split(b"\t") if len(line) < LONGEST_ROW else None
+        yield line.rstrip(b"\r").split(b"\t") if len(line) < longest else None
 
 
-SPLITTERS: dict[str, Callable[[bytes], Iterator[list[bytes] | None]]] = {".csv": _csv, ".tsv": _tsv}
+SPLITTERS: dict[str, Callable[[bytes, int], Iterator[list[bytes] | None]]] = {".csv": _csv, ".tsv": _tsv}
 
 
-def _json(data: bytes, columns: list[str]) -> Lines:
+def _json(data: bytes, columns: list[str], longest: int) -> Lines:
     read = Lines(columns)
     for line in data.split(b"\n"):
         if not line.strip():
             continue
-        if len(line) >= LONGEST_ROW:
+        if len(line) >= longest:
             read.left_out[TOO_LONG] += 1
             continue
         try:

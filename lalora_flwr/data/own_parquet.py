@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from datasets import ClassLabel, Features, Image, Value
+from datasets.features.features import FeatureType
 from pyarrow.parquet import ParquetFile
 
 from lalora_flwr.data.cleaning import as_text, class_name
 from lalora_flwr.data.columns import Columns
+from lalora_flwr.data.images import StoredImage
 
-_SPOILT = object()  # a value that cannot be read
+Cell = str | StoredImage | None  # as it stands in a row: a text, a class name, a path; a picture; None: missing
+
+
+class Spoilt:
+    """A value that cannot be read."""
+
+
+_SPOILT = Spoilt()
 
 
 class OpenParquet:
@@ -31,7 +39,7 @@ class OpenParquet:
         self._file = ParquetFile(file)
         self.features = Features.from_arrow_schema(self._file.schema_arrow)
 
-    def rows(self, columns: Columns, left_out: Counter[str]) -> list[dict[str, Any]]:
+    def rows(self, columns: Columns, left_out: Counter[str]) -> list[dict[str, Cell]]:
         """The rows as texts, class names and images (a path, or a dict of ``bytes`` and ``path``), by column.
 
         Args:
@@ -41,7 +49,7 @@ class OpenParquet:
         kinds = {columns.label: _class, columns.image: _image}
         names = [name for name in (columns.image, columns.text, columns.text_pair, columns.label, columns.response) if name]
         there = [name for name in names if name in self.features]
-        found: list[dict[str, Any]] = []
+        found: list[dict[str, Cell]] = []
         for group in range(self._file.num_row_groups):
             try:
                 table = self._file.read_row_group(group, columns=there)
@@ -50,57 +58,60 @@ class OpenParquet:
                 continue
             read = {name: [kinds.get(name, _text)(v, self.features[name]) for v in _values(table[name])] for name in there}
             for i in range(table.num_rows):
-                row = {name: read[name][i] if name in read else None for name in names}
-                if any(value is _SPOILT for value in row.values()):
+                values = {name: read[name][i] if name in read else None for name in names}
+                row = {name: value for name, value in values.items() if not isinstance(value, Spoilt)}
+                if len(row) < len(values):
                     left_out["a value in it cannot be read"] += 1
                 else:
                     found.append(row)
         return found
 
 
-def kinds_of(columns: Columns, image: Any) -> Features:
+def kinds_of(columns: Columns, image: FeatureType | None) -> Features:
     """The types of the columns that `OpenParquet.rows` reads; ``image`` is the type of an image column in its file."""
     names = (columns.text, columns.text_pair, columns.label, columns.response)
-    kinds: dict[str, Any] = {name: Value("string") for name in names if name}
+    kinds: dict[str, FeatureType] = {name: Value("string") for name in names if name}
     if columns.image:
         kinds[columns.image] = Value("string") if holds_paths(image) else Image()
     return Features(kinds)
 
 
-def holds_paths(feature: Any) -> bool:
+def holds_paths(feature: FeatureType | None) -> bool:
+    """Whether a column holds texts: of an image column, the paths of its files."""
     return isinstance(feature, Value) and "string" in feature.dtype
 
 
-def _values(column: pa.ChunkedArray) -> list[Any]:
+def _values(column: pa.ChunkedArray) -> list[object]:
     try:
         return list(column.to_pylist())
     except Exception:  # one value spoils the whole list, so take them one by one
         return [_value(one) for one in column]
 
 
-def _value(one: pa.Scalar) -> Any:
+def _value(one: pa.Scalar) -> object:
     try:
-        return one.as_py()
+        value: object = one.as_py()
+        return value
     except Exception:  # bytes that are not UTF-8, times out of range, types that Python has not
         return _SPOILT
 
 
-def _text(value: Any, feature: Any) -> Any:
-    if value is _SPOILT or value is None or isinstance(value, str):
+def _text(value: object, feature: FeatureType) -> Cell | Spoilt:
+    if value is None or isinstance(value, str | Spoilt):
         return value
     if isinstance(feature, ClassLabel):
         return class_name(value, feature)
     return None if value != value else str(value)  # NaN
 
 
-def _class(value: Any, feature: Any) -> Any:
-    if value is _SPOILT:
+def _class(value: object, feature: FeatureType) -> Cell | Spoilt:
+    if isinstance(value, Spoilt):
         return value
     return class_name(value, feature) if isinstance(feature, ClassLabel) else as_text(value)
 
 
-def _image(value: Any, feature: Any) -> Any:
-    if value is None or value is _SPOILT or (isinstance(value, str) and holds_paths(feature)):
+def _image(value: object, feature: FeatureType) -> Cell | Spoilt:
+    if value is None or isinstance(value, Spoilt) or (isinstance(value, str) and holds_paths(feature)):
         return value
     if isinstance(value, bytes):
         return {"bytes": value, "path": None}

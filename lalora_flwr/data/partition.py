@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lalora_flwr.data.named import named_data_set
+from lalora_flwr.ground.cache import Cache
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.settings import DataSettings
@@ -28,8 +29,17 @@ def equal_share(records: int, sites: int, site: int = 0) -> int:
     return records // sites + (site < records % sites)
 
 
+SplitKey = tuple[tuple[int, ...], DataSettings, int, int, tuple[str, ...] | None]  # all that decides a split
+SPLITS: Cache[SplitKey, list[list[int]]] = Cache(4)  # of this process: its virtual sites take their rows from one split
+
+
 def site_rows(
-    labels: Sequence[int], settings: DataSettings, seed: int, sites: int, owners: Sequence[str] | None = None
+    labels: Sequence[int],
+    settings: DataSettings,
+    seed: int,
+    sites: int,
+    owners: Sequence[str] | None = None,
+    kept: Cache[SplitKey, list[list[int]]] = SPLITS,
 ) -> list[list[int]]:
     """The rows of every virtual site; they are disjoint, and complete but for classes that a pathological split leaves out.
 
@@ -39,14 +49,15 @@ def site_rows(
         seed: the run's seed; the same split on every worker.
         sites: how many sites there are.
         owners: whose record it is, for ``natural``.
+        kept: the splits that were made before, by everything that decides them.
 
     Raises:
         ConfigError: a split that cannot be made, or that leaves a site with fewer than ``data.min-records``.
     """
-    return _site_rows(tuple(labels), settings, seed, sites, None if owners is None else tuple(owners))
+    key = tuple(labels), settings, seed, sites, None if owners is None else tuple(owners)
+    return kept.get(key, lambda: _site_rows(*key))
 
 
-@lru_cache(maxsize=4)
 def _site_rows(
     labels: tuple[int, ...], settings: DataSettings, seed: int, sites: int, owners: tuple[str, ...] | None
 ) -> list[list[int]]:
@@ -97,9 +108,10 @@ def _by_flower(
 def _order(records: int, settings: DataSettings, seed: int) -> list[int]:
     """The rows as they are dealt out: iid and size-skewed shares are consecutive rows, and files are often sorted by class.
 
-    The digits lie in a random order already, and keep it.
+    Records that lie in a random order already, as the digits do, keep it.
     """
-    if settings.partition not in ("iid", "size-skewed") or settings.name == "digits":
+    named = named_data_set(settings.name)
+    if settings.partition not in ("iid", "size-skewed") or (named is not None and named.mixed):
         return list(range(records))
     return [int(row) for row in np.random.default_rng(derive_seed(seed, "partition")).permutation(records)]
 

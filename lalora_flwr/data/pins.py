@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lalora_flwr.data.data_set import Digits, declared_labels
+from lalora_flwr.data.class_names import known_labels
 from lalora_flwr.ground.errors import SiteRefusal
 from lalora_flwr.ledger.caps import LANGUAGE, Caps
 from lalora_flwr.settings import DataSettings, Settings
@@ -19,10 +19,9 @@ def check_pins(caps: Caps, settings: Settings) -> None:
     Raises:
         SiteRefusal: with a fixed reason that holds none of the site's names.
     """
-    labels = Digits.labels if settings.data.name == "digits" else declared_labels(settings.data)
     if settings.task != caps.task:
         raise SiteRefusal("data: the run's task is not the one that the site's node-config names")
-    if caps.task != LANGUAGE and labels != caps.labels:
+    if caps.task != LANGUAGE and known_labels(settings.data) != caps.labels:
         raise SiteRefusal("data: the run's data.labels are not the classes that the site's node-config names, in its order")
     if settings.data.max_tokens > caps.max_tokens:
         raise SiteRefusal("data: the run's data.max-tokens are above the site's max-tokens")

@@ -11,11 +11,11 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, Features, Value
 
 Table = tuple[list[str], list[list[str | None]]]  # names of the columns, and the rows; None: missing
+Json = str | bool | None | list["Json"] | dict[str, "Json"]  # as `parsed_json` gives it: numbers are texts
 
 
 def read_texts(files: Sequence[str]) -> Dataset:
@@ -61,7 +61,7 @@ def _table(lines: Iterator[tuple[int, list[str]]]) -> Table:
     filled = ((number, fields) for number, fields in lines if fields not in ([], [""]))
     names = [name.strip() or f"column {i}" for i, name in enumerate(next(filled, (0, []))[1], 1)]
     if len(set(names)) < len(names):
-        raise ValueError(f"a column is there twice among {', '.join(names)}")
+        raise ValueError(f"a column occurs twice among {', '.join(names)}")
     rows: list[list[str | None]] = []
     for number, fields in filled:
         if any(fields[len(names) :]):
@@ -72,27 +72,30 @@ def _table(lines: Iterator[tuple[int, list[str]]]) -> Table:
 
 def _json(file: Path) -> Table:
     text = file.read_text(encoding="utf-8-sig")
+    found: list[Json] = []
     if text.lstrip().startswith("["):
-        records = parsed_json(text)
+        whole = parsed_json(text)
+        found = whole if isinstance(whole, list) else [whole]
     else:
-        records = []
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
-                    records.append(parsed_json(line))
+                    found.append(parsed_json(line))
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from None
-    if not all(isinstance(record, dict) for record in records):
-        raise ValueError("must hold one JSON object a line")
+    records = [record for record in found if isinstance(record, dict)]
+    if len(records) < len(found):
+        raise ValueError("must hold one JSON object per line")
     names = list(dict.fromkeys(name for record in records for name in record))
     return names, [[text_of_json(record.get(name)) for name in names] for record in records]
 
 
-def parsed_json(text: str) -> Any:
-    return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)  # numbers as they are written
+def parsed_json(text: str) -> Json:
+    parsed: Json = json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)  # numbers as they are written
+    return parsed
 
 
-def text_of_json(value: Any) -> str | None:
+def text_of_json(value: Json) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

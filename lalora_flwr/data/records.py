@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from lalora_flwr.data.inputs import Inputs, rows
+
+if TYPE_CHECKING:
+    from lalora_flwr.data.cleaning import Rows
 
 
 class RecordSet(Protocol):
@@ -22,6 +26,14 @@ class RecordSet(Protocol):
 
     def parts(self, indices: Tensor, most: int) -> list[Tensor]:
         """A batch as parts of at most ``most`` records (0: no limit), each indices; together they are the batch."""
+
+
+Encode = Callable[["Rows"], RecordSet]  # the model's: rows of a table as what it trains on
+
+
+def in_parts(indices: Tensor, most: int) -> list[Tensor]:
+    """Indices (n,) as parts of at most ``most`` (0: no limit), in order; of none a single empty part."""
+    return list(torch.split(indices, most or max(1, len(indices))))
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Records:
         return rows(self.inputs, indices), self.labels[indices]
 
     def parts(self, indices: Tensor, most: int) -> list[Tensor]:
-        return list(indices.split(most or max(1, len(indices))))
+        return in_parts(indices, most)
 
 
 def no_records() -> Records:

@@ -7,14 +7,15 @@ import itertools
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from datasets.features.features import FeatureType
 from pyarrow.parquet import ParquetFile
 
-from lalora_flwr.data.image_folder import read_image_folder
+from lalora_flwr.data.image_folder import class_folders, read_image_folder
 from lalora_flwr.data.readers import READERS, read_texts
+from lalora_flwr.ground.cache import Stamp, stamp
 from lalora_flwr.ground.errors import ConfigError
 
 PARQUET = ".parquet"
@@ -94,6 +95,21 @@ def files_of(pattern: str, split: str, table: Dataset) -> set[Path]:
     return {Path(image["path"]).resolve() for image in images}
 
 
+def stamp_of_files(pattern: str) -> Stamp:
+    """What changes when one of the files that a pattern names comes, goes or is written; of an image folder, its names.
+
+    Never raises: what cannot be looked at has a stamp too.
+    """
+    path = Path(pattern).expanduser()
+    try:
+        if splits := table_files(path):
+            return stamp(*(Path(file) for files in splits.values() for file in files))
+        kinds = class_folders(path, split_named) if path.is_dir() else {}
+        return stamp(path, *(kind for folders in kinds.values() for kind in folders))
+    except OSError:
+        return stamp(path)
+
+
 def _split_of(stem: str) -> str:
     words = stem.lower().replace("-", "_").replace(".", "_").split("_")
     return split_named(words[0]) or "train"
@@ -111,7 +127,7 @@ def in_order(names: Collection[str]) -> tuple[str, ...]:
 
 def _parquet(files: list[str]) -> Dataset:
     classes: dict[str, list[str]] = {}
-    kinds: dict[str, Any] = {}  # the type of a column is that of the first file with it
+    kinds: dict[str, FeatureType] = {}  # the type of a column is that of the first file with it
     own = [Features.from_arrow_schema(ParquetFile(file).schema_arrow) for file in files]
     for name, kind in itertools.chain.from_iterable(features.items() for features in own):
         kinds.setdefault(name, kind)  # datasets would also take the names of its classes, for all files
@@ -139,7 +155,7 @@ def from_hub(name: str, split: str) -> Dataset | None:
     path, _, revision = name.partition("@")
     parts = path.split("/")
     repository, config = "/".join(parts[:2]), "/".join(parts[2:]) or None
-    options: dict[str, Any] = {"revision": revision} if revision else {}
+    options = {"revision": revision} if revision else {}
     try:
         data = FederatedDataset(dataset=repository, subset=config, partitioners={}, shuffle=False, **options)
         return data.load_split(split)

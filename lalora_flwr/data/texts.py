@@ -17,7 +17,7 @@ PART_COST = 64  # what one more pass through the model costs, in tokens (measure
 
 @dataclass(frozen=True)
 class TextRecords:
-    """Token ids of each record, and its labels: one class, or for language modelling one label a token.
+    """Token ids of each record, and its labels: one class, or for language modelling one label per token.
 
     Attributes:
         tokens: per record, int64 (its length,).
@@ -71,12 +71,13 @@ def _padded(sequences: list[Tensor], padding: int) -> Tensor:
     return pad_sequence(sequences, batch_first=True, padding_value=padding)
 
 
-def cheapest_cuts(lengths: Sequence[int], most: int) -> list[int]:
-    """Where to cut ascending lengths so that Σ (records · longest + `PART_COST`) over the parts is least.
+def cheapest_cuts(lengths: Sequence[int], most: int, part_cost: int = PART_COST) -> list[int]:
+    """Where to cut ascending lengths so that Σ (records · longest + ``part_cost``) over the parts is least.
 
     Args:
         lengths: at least one, ascending.
         most: records a part may hold.
+        part_cost: tokens.
 
     Returns:
         Positions from 0 to ``len(lengths)``; a part lies between two neighbours.
@@ -90,7 +91,7 @@ def cheapest_cuts(lengths: Sequence[int], most: int) -> list[int]:
             continue
         full = min(start + most, count)
         for end in {full, *ends[bisect_right(ends, start) : bisect_right(ends, full)]}:
-            cost = best[start][0] + (end - start) * lengths[end - 1] + PART_COST
+            cost = best[start][0] + (end - start) * lengths[end - 1] + part_cost
             best[end] = min(best.get(end, (cost, start)), (cost, start))
     cuts = [len(lengths)]
     while cuts[-1]:

@@ -25,7 +25,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -34,6 +34,12 @@ from lalora_flwr.engines import with_parent
 from lalora_flwr.ground.errors import ConfigError, LaloraError
 from lalora_flwr.site.bundle import APPROVED_CODE, ENFORCED, digest, digests, parse
 
+if TYPE_CHECKING:
+    from flwr.supercore.fab import Fab
+    from flwr.supercore.run import Run
+
+Calls = tuple[Any, ...]  # a SuperNode's own address, and the functions by which it calls the SuperLink
+Connect = Callable[..., AbstractContextManager[Calls]]
 FLOWER = "1.41."  # the versions whose SuperNode was read for this
 OWNER = "lalora-site"  # the name under which Flower knows the process's own key
 GET_RUN, GET_FAB = 3, 4  # places in the tuple of functions by which a SuperNode calls the SuperLink
@@ -59,7 +65,7 @@ class Approval:
         key = self._key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
         return {OWNER: key.decode()}
 
-    def guard(self, connect: Callable[..., AbstractContextManager[Any]]) -> Callable[..., AbstractContextManager[Any]]:
+    def guard(self, connect: Connect) -> Connect:
         """Flower's connection to the SuperLink, with runs and bundles looked at on their way in.
 
         Raises:
@@ -67,26 +73,26 @@ class Approval:
         """
 
         @contextmanager
-        def connected(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, ...]]:
+        def connected(*args: object, **kwargs: object) -> Iterator[Calls]:
             with connect(*args, **kwargs) as functions:
                 names = [getattr(function, "__name__", "") for function in functions]
                 if names[GET_RUN : GET_FAB + 1] != ["get_run", "get_fab"]:
                     raise LaloraError(_UNKNOWN_FLOWER)
-                runs: dict[int, Any] = {}
+                runs: dict[int, Run] = {}
 
-                def get_run(run_id: int) -> Any:
+                def get_run(run_id: int) -> Run:
                     runs.clear()  # the SuperNode asks for a run, then at once for its bundle
                     runs[run_id] = functions[GET_RUN](run_id)
                     return runs[run_id]
 
-                def get_fab(fab_hash: str, run_id: int) -> Any:
+                def get_fab(fab_hash: str, run_id: int) -> Fab:
                     return self.judged(functions[GET_FAB](fab_hash, run_id), runs.get(run_id))
 
                 yield (*functions[:GET_RUN], get_run, get_fab, *functions[GET_FAB + 1 :])
 
         return connected
 
-    def judged(self, fab: Any, run: Any) -> Any:
+    def judged(self, fab: Fab, run: Run | None) -> Fab:
         """The bundle with this process's signature if it is approved; an empty one without any signature if not."""
         found = digest(fab.content)
         if reason := self._objection(found, fab, run):
@@ -95,7 +101,7 @@ class Approval:
         log.info("approved-code: the app bundle %s is approved", found)
         return dataclasses.replace(fab, hash_str=found, verifications=_signed(self._signature(fab.content)))
 
-    def _objection(self, found: str, fab: Any, run: Any) -> str:
+    def _objection(self, found: str, fab: Fab, run: Run | None) -> str:
         """Why it must not run; nothing if it may. All but the content is what the SuperLink says of it."""
         if found not in self._approved:
             return "its digest is not in the site's approved-code"
@@ -119,7 +125,7 @@ class Approval:
             self._cleared.add(folder)
         return ""
 
-    def _signature(self, content: bytes) -> dict[str, Any]:
+    def _signature(self, content: bytes) -> dict[str, int | str]:
         from flwr.supercore.primitives.asymmetric_ed25519 import create_message_to_sign
 
         now = int(time.time())
@@ -133,13 +139,13 @@ _UNKNOWN_FLOWER = (
 )
 
 
-def _signed(signature: dict[str, Any] | None = None) -> dict[str, str]:
+def _signed(signature: dict[str, int | str] | None = None) -> dict[str, str]:
     """In the form in which a SuperLink that is connected to Flower's hub hands them out."""
     return {"valid_license": "none is needed", **({OWNER: json.dumps(signature)} if signature else {})}
 
 
 def parse_arguments(arguments: list[str]) -> Namespace:
-    """What `flower-supernode` makes of its arguments; it ends this process if it knows one of them not."""
+    """What `flower-supernode` makes of its arguments; it ends this process if it does not know one of them."""
     from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
     return _parse_args_run_supernode().parse_args(arguments)
@@ -191,7 +197,7 @@ def main(arguments: list[str]) -> None:
         if not __version__.startswith(FLOWER) or not hasattr(supernode, "http_request_response"):
             raise LaloraError(_UNKNOWN_FLOWER)
         approval = Approval(approved, get_project_dir)
-        supernode.http_request_response = approval.guard(supernode.http_request_response)  # type: ignore[assignment]
+        supernode.http_request_response = approval.guard(supernode.http_request_response)
         trusted = own / "trusted.yaml"  # JSON is YAML
         trusted.write_text(json.dumps(approval.trusted_entities()))
         arguments = [*arguments, "--trusted-entities", str(trusted)]

@@ -18,8 +18,8 @@ PROGRAMS = ("flower-superexec", "flwr-clientapp")
 _PR_SET_PDEATHSIG = 1
 
 
-def make_scripts(folder: Path) -> None:
-    """Write the scripts into ``folder``, which then has to come first in PATH.
+def make_scripts(folder: Path, interpreter: str = sys.executable) -> None:
+    """Write the scripts into ``folder``, which then has to come first in PATH; ``interpreter`` runs them.
 
     Raises:
         FileNotFoundError: if one of the commands is neither in PATH nor beside the interpreter.
@@ -28,9 +28,9 @@ def make_scripts(folder: Path) -> None:
     for program in PROGRAMS:
         script = folder / program
         others = [place for place in os.get_exec_path() if Path(place) != folder]
-        if (real := shutil.which(program, path=os.pathsep.join([*others, os.path.dirname(sys.executable)]))) is None:
+        if (real := shutil.which(program, path=os.pathsep.join([*others, os.path.dirname(interpreter)]))) is None:
             raise FileNotFoundError(f"{program} is not in PATH")
-        command = shlex.join([sys.executable, "-IS", __file__, os.path.abspath(real)])
+        command = shlex.join([interpreter, "-IS", __file__, os.path.abspath(real)])
         new = script.with_name(f"{program}.new")
         new.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         new.chmod(0o755)

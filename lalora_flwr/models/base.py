@@ -47,10 +47,20 @@ class BaseModel:
     provenance: Provenance = field(default_factory=Provenance)
     head_weights: dict[str, dict[str, Tensor]] = field(default_factory=dict, kw_only=True)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the network knows: 0 up to this number, which is never an id itself; 0 if it takes no tokens."""
+        return 0
+
+    @property
+    def segments(self) -> int:
+        """How many types of tokens the network tells apart; 0 if it takes none."""
+        return 0
+
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Logits (n, num_classes), float32 or better, of this network or of a wrapper around it."""
         assert isinstance(inputs, Tensor)
-        logits = model(inputs.to(next(model.parameters()).dtype))  # that of the frozen weights, which come first
+        logits: Tensor = model(inputs.to(next(model.parameters()).dtype))  # that of the frozen weights, which come first
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def losses(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
+    PreTrainedTokenizerBase,
 )
 
 from lalora_flwr.data.data_set import Facts
@@ -28,7 +29,8 @@ from lalora_flwr.models.text import CausalLanguageModel, SequenceClassifier
 from lalora_flwr.settings import ModelSettings
 
 TOKENS = 12  # length of made-up texts
-SAFE: dict[str, Any] = {"trust_remote_code": False}
+SAFE = {"trust_remote_code": False}
+HubPlace = dict[str, str | None]  # arguments that say which state of a repository; empty for a folder
 # Those whose attention keeps the records of a batch apart; the others pack them into one sequence, or were not tried.
 ATTENTION = (None, "eager", "sdpa")
 POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta")  # the first token's position is the number of the padding plus 1
@@ -72,7 +74,7 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
             f"model.name = {settings.name!r}: cannot be loaded: {reason}; a folder needs config.json, the tokenizer's files and "
             "weights as safetensors"
         ) from None
-    known = provenance(module, files, revision, _about(config, tokenizer)) if weights else Provenance()
+    known = Provenance() if tokenizer is None else provenance(module, files, revision, _about(config, tokenizer))
     longest = _longest(settings, config, max_tokens)
     targets = TRANSFORMERS_TARGETS[config.model_type]
     shape = (min(TOKENS, longest),)
@@ -85,7 +87,7 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
     return SequenceClassifier(settings.name, module, head, targets, shape, len(facts.labels), fresh, known, tokenizer, longest)
 
 
-def _place(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
+def _place(settings: ModelSettings) -> tuple[str, HubPlace]:
     """A folder, or a repository of the hub and the arguments that say which state of it."""
     name = settings.name.removeprefix("hf/")
     folder = Path(name).expanduser()
@@ -96,7 +98,9 @@ def _place(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
     return name, {"revision": settings.revision or None}
 
 
-def _tokenizer(settings: ModelSettings, facts: Facts, source: str, place: dict[str, Any], config: PretrainedConfig) -> Any:
+def _tokenizer(
+    settings: ModelSettings, facts: Facts, source: str, place: HubPlace, config: PretrainedConfig
+) -> PreTrainedTokenizerBase:
     """The model's tokenizer; the configuration gets an id for padding if it has none that can be one.
 
     Raises:
@@ -136,12 +140,12 @@ def _longest(settings: ModelSettings, config: PretrainedConfig, max_tokens: int)
 def long_rope(config: PretrainedConfig) -> int | None:
     """The number of tokens from which on long-rope takes its other factors; None for a model without it."""
     rope = getattr(config, "rope_parameters", None) or {}
-    known: Any = getattr(config, "original_max_position_embeddings", None) or getattr(config, "max_position_embeddings", 0)
+    known = getattr(config, "original_max_position_embeddings", None) or getattr(config, "max_position_embeddings", None) or 0
     kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict) and kind.get("rope_type") == "longrope"]
     return min((int(kind.get("original_max_position_embeddings") or known) for kind in kinds), default=None)
 
 
-def _about(config: PretrainedConfig, tokenizer: Any) -> str:
+def _about(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """What decides what the model computes, apart from its weights."""
     shaping = {name: value for name, value in config.to_dict().items() if name not in NAMES}
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -149,7 +153,7 @@ def _about(config: PretrainedConfig, tokenizer: Any) -> str:
     return json.dumps([shaping, words, tokenizer.special_tokens_map], sort_keys=True, default=str)
 
 
-def _config(source: str, place: dict[str, Any], weights: bool) -> PretrainedConfig:
+def _config(source: str, place: HubPlace, weights: bool) -> PretrainedConfig:
     known = None if weights or not place else known_config(source)  # a plan does not ask the hub for what is known
     config = known or AutoConfig.from_pretrained(source, **place, **SAFE)
     for kernel in (config._attn_implementation, config._experts_implementation):
@@ -166,12 +170,12 @@ def _config(source: str, place: dict[str, Any], weights: bool) -> PretrainedConf
 
 
 def _module(
-    settings: ModelSettings, facts: Facts, source: str, place: dict[str, Any], config: PretrainedConfig, weights: bool
+    settings: ModelSettings, facts: Facts, source: str, place: HubPlace, config: PretrainedConfig, weights: bool
 ) -> tuple[nn.Module, bool]:
     """The network, and whether its head is random."""
     mean = settings.pooling == "mean" or (settings.pooling == "auto" and wants_mean(Path(source)))
     mean = mean and facts.task == "text"
-    kind: Any = AutoModelForSequenceClassification
+    kind: Any = AutoModelForSequenceClassification  # one of three classes without types
     if facts.task == "language":
         kind = AutoModelForCausalLM
     elif mean:
@@ -203,14 +207,14 @@ def _module(
     return module, bool(missing)
 
 
-def _files(settings: ModelSettings, source: str, place: dict[str, Any]) -> tuple[list[Path], str]:
+def _files(settings: ModelSettings, source: str, place: HubPlace) -> tuple[list[Path], str]:
     """The files that were read, and the commit of a hub repository."""
     if not place:
         folder = Path(source)
     else:
         from huggingface_hub import hf_hub_download
 
-        folder = Path(hf_hub_download(source, "config.json", **place, local_files_only=True)).parent
+        folder = Path(hf_hub_download(source, "config.json", revision=place["revision"], local_files_only=True)).parent
     names = (*WEIGHTS, *FILES) if settings.pretrained else FILES
     files = sorted({file for name in names for file in folder.glob(name) if file.is_file()})
     return files, commit_of(folder / "config.json") if place else ""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # Names of the numbers of tokens at which a network changes what it does: windows of attention, tables of positions.
 THRESHOLDS = ("original_max_position_embeddings", "window", "local_attention", "chunk", "block_size", "seq_length")
@@ -15,8 +18,8 @@ SHORTEST = 2  # a prompt and a response of one token each
 BUDGET = 4096  # tokens that the long texts of the check hold together, unless two of the longest have more
 
 
-def made_up_tokens(lengths: Sequence[int], config: Any, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random tokens, one text a length, padded to the longest; int64 (texts, longest)."""
+def made_up_tokens(lengths: Sequence[int], config: PretrainedConfig, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random tokens, one text per length, padded to the longest; int64 (texts, longest)."""
     padding, vocabulary = int(config.pad_token_id or 0), int(config.vocab_size)
     ids = torch.randint(3, vocabulary, (len(lengths), max(lengths)), generator=generator)
     ids = ids.masked_fill(ids == padding, 3 + (padding - 2) % (vocabulary - 3))  # some heads look for the first padding
@@ -30,7 +33,7 @@ def short_lengths(count: int, longest: int) -> list[int]:
     return [max(SHORTEST, top - i) if i < count - 1 else SHORTEST for i in range(count)]
 
 
-def telling_lengths(config: Any, longest: int) -> list[int]:
+def telling_lengths(config: PretrainedConfig, longest: int) -> list[int]:
     """Lengths of texts that show whether a text's length changes what the network does to the others of its batch.
 
     The longest comes with a short one, then with one on each side of the highest threshold below it that the configuration
@@ -42,12 +45,12 @@ def telling_lengths(config: Any, longest: int) -> list[int]:
     return list(distinct)[: max(2, BUDGET // longest)]
 
 
-def thresholds(config: Any) -> list[int]:
+def thresholds(config: PretrainedConfig) -> list[int]:
     """The numbers of tokens in a configuration at which something changes, ascending."""
     return sorted(set(_thresholds(config.to_dict())))
 
 
-def _thresholds(values: dict[str, Any]) -> Iterator[int]:
+def _thresholds(values: Mapping[str, object]) -> Iterator[int]:
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _thresholds(value)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class MeanPooledClassifier(nn.Module):
     """Token ids to logits (n, classes): encoder, mean over the tokens that are no padding, one linear head."""
 
-    def __init__(self, encoder: Any, num_classes: int) -> None:
+    def __init__(self, encoder: PreTrainedModel, num_classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.config = encoder.config
@@ -27,7 +27,7 @@ class MeanPooledClassifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **more: Tensor) -> SequenceClassifierOutput:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (n, tokens, 1)
-        return SequenceClassifierOutput(logits=self.classifier((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)))  # type: ignore[arg-type]
+        return SequenceClassifierOutput(logits=self.classifier((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)))
 
 
 def wants_mean(folder: Path) -> bool:

@@ -26,7 +26,7 @@ class Provenance:
 
 
 def provenance(module: nn.Module, files: list[Path], revision: str = "", about: str = "") -> Provenance:
-    """Provenance of a model that was just loaded from files; ``about`` says all that its weights do not tell."""
+    """Provenance of a model that was just loaded from files; ``about`` says what its weights do not."""
     digest = weights_digest(module)
     if about:
         digest = hashlib.sha256(f"{digest}{about}".encode()).hexdigest()

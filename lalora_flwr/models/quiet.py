@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
@@ -15,7 +15,7 @@ def quiet_transformers() -> Iterator[None]:
     """No advice and no progress bars of transformers; the bars of downloads from the hub stay."""
     warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)  # PEFT asks by the old name
     before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its advice on missing heads is what fresh_head means
+    transformers_logging.set_verbosity(logging.ERROR)  # its advice on missing heads is what fresh_head means
     hook = transformers_logging.set_tqdm_hook(_no_bar)
     try:
         yield
@@ -24,5 +24,5 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def _no_bar(_: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    return transformers_logging.EmptyTqdm(*args, **options)
+def _no_bar(_: Callable[..., object], args: tuple[object, ...], options: dict[str, object]) -> object:
+    return transformers_logging.EmptyTqdm(*args, **options)  # type: ignore[no-untyped-call]

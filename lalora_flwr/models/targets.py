@@ -1,6 +1,6 @@
 """The architectures that are admitted, and which of their modules get an adapter when ``lora.targets = "auto"``.
 
-Each was tried against one record at a time in float64, unpadded (``tests/lora/test_architectures.py``).
+Each was tried against one record at a time in float64, unpadded (``tests/gradients/test_architectures.py``).
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,11 @@ from lalora_flwr.models.base import CHECK_RECORDS, BaseModel
 from lalora_flwr.models.made_up import made_up_tokens, short_lengths, telling_lengths
 
 if TYPE_CHECKING:
+    from transformers import BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
+
     from lalora_flwr.data.cleaning import Rows
 
-
-LONGEST_TOKEN = 256  # characters of a token, on the average of a text: what lies behind so many times max_tokens cannot matter
+LONGEST_TOKEN = 256  # characters of a token, on the average of a text: what lies beyond max_tokens times as many cannot matter
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,36 @@ class TextModel(BaseModel):
     """What the text models have in common.
 
     Attributes:
-        tokenizer: the model's own; None if it only sees made-up tokens.
-        max_tokens: texts are cut to so many.
+        tokenizer: the model's own; None if it only sees made-up tokens, and then no text can be encoded.
+        max_tokens: the most tokens of a text; a longer one is cut.
     """
 
-    tokenizer: Any = None
+    tokenizer: PreTrainedTokenizerBase | None = None
     max_tokens: int = 128
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The network's configuration."""
+        return cast("PretrainedConfig", self.module.config)
+
+    @property
+    def words(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of a model that was loaded with its weights."""
+        assert self.tokenizer is not None
+        return self.tokenizer
 
     @property
     def padding(self) -> int:
         """The id that fills up shorter texts: the one that the network takes for padding."""
-        return int(self.module.config.pad_token_id)  # type: ignore[union-attr, arg-type]
+        return int(self.config.pad_token_id or 0)
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids the network knows: 0 up to this number, which is never an id itself."""
         return int(self.module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
     @property
     def segments(self) -> int:
-        """How many types of tokens the network tells apart; 0 if it takes none."""
-        count = int(getattr(self.module.config, "type_vocab_size", 0) or 0)  # type: ignore[union-attr]
+        count = int(getattr(self.config, "type_vocab_size", 0) or 0)
         return count if count > 1 else 0
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
@@ -67,14 +77,14 @@ class TextModel(BaseModel):
         """
         encoder = getattr(self.module, "encoder", self.module)  # ours around an encoder, or transformers' own
         target = self.module if hasattr(self.module, "gradient_checkpointing_enable") else encoder
-        if not target.supports_gradient_checkpointing:  # type: ignore[union-attr]
+        if not target.supports_gradient_checkpointing:
             raise ConfigError(f"train.gradient-checkpointing = true: {self.name} cannot recompute its activations")
         target.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
 
     def check_batches(self, generator: torch.Generator) -> Iterator[tuple[Inputs, Tensor]]:
         """Many short texts, then a few of lengths that matter, up to the longest that training can meet."""
         yield self._made_up(short_lengths(CHECK_RECORDS, self.max_tokens), generator)
-        yield self._made_up(telling_lengths(self.module.config, self.max_tokens), generator)
+        yield self._made_up(telling_lengths(self.config, self.max_tokens), generator)
 
     def single(self, inputs: Inputs, labels: Tensor, j: int) -> tuple[Inputs, Tensor]:
         """Text j by itself, without padding."""
@@ -91,19 +101,19 @@ class TextModel(BaseModel):
         raise NotImplementedError
 
     def _texts(self, rows: Rows, column: str, *, end: bool = False) -> list[str]:
-        """A column's texts, so much of each (of its end) as can matter: a tokenizer takes all of it before it cuts."""
+        """A column's texts, as much of each (of its end) as can matter: a tokenizer takes all of it before it cuts."""
         texts = ["" if value is None else str(value) for value in rows.table[column]]  # a column of answers may hold numbers
         most = self.max_tokens * LONGEST_TOKEN
         return [text[-most:] if end else text[:most] for text in texts]
 
-    def _tokens(self, *texts: Any, **options: Any) -> Any:
-        """The tokenizer's answer.
+    def _tokens(self, tokenize: Callable[[PreTrainedTokenizerBase], BatchEncoding]) -> BatchEncoding:
+        """What the tokenizer makes of texts.
 
         Raises:
             RuntimeError: if it panics: what its Rust code raises then is no Exception, and would end the process.
         """
         try:
-            return self.tokenizer(*texts, **options)
+            return tokenize(self.words)
         except (Exception, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as panic:
@@ -124,7 +134,8 @@ class SequenceClassifier(TextModel):
         pair = self._texts(rows, columns.text_pair) if columns.text_pair else None
         if not len(rows):
             return TextRecords([], rows.labels, 0)
-        encoded = self._tokens(self._texts(rows, columns.text), pair, truncation=True, max_length=self.max_tokens)
+        texts = self._texts(rows, columns.text)
+        encoded = self._tokens(lambda words: words(texts, pair, truncation=True, max_length=self.max_tokens))
         types = encoded.get("token_type_ids") if pair and self.segments else None
         return TextRecords(
             [torch.tensor(ids[: self.max_tokens], dtype=torch.long) for ids in encoded["input_ids"]],
@@ -138,7 +149,7 @@ class SequenceClassifier(TextModel):
         return self._made_up(self._lengths(n), generator)
 
     def _made_up(self, lengths: Sequence[int], generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
-        tokens = made_up_tokens(lengths, self.module.config, generator)
+        tokens = made_up_tokens(lengths, self.config, generator)
         return tokens, torch.arange(len(lengths)) % self.num_classes
 
 
@@ -157,7 +168,7 @@ class CausalLanguageModel(TextModel):
 
         A prompt too long for ``max_tokens`` loses its start, a response too long its end.
         """
-        columns, end = rows.columns, self.tokenizer.eos_token_id
+        columns, end = rows.columns, self.words.eos_token_id
         prompts = self._texts(rows, columns.text, end=True)
         if columns.text_pair:
             prompts = [
@@ -166,11 +177,16 @@ class CausalLanguageModel(TextModel):
         responses = self._texts(rows, columns.response)
         tokens, labels = [], []
         for prompt, response in zip(prompts, responses, strict=True):
-            said = [*self._tokens(response, add_special_tokens=False)["input_ids"], end][: self.max_tokens - 1]
-            asked = self._tokens(prompt + "\n")["input_ids"][-(self.max_tokens - len(said)) :]
+            said = [*self._ids(response, special=False), end][: self.max_tokens - 1]
+            asked = self._ids(prompt + "\n")[-(self.max_tokens - len(said)) :]
             tokens.append(torch.tensor([*asked, *said]))
             labels.append(torch.tensor([IGNORED] * len(asked) + said))
         return TextRecords(tokens, labels, self.padding, references=responses)
+
+    def _ids(self, text: str, *, special: bool = True) -> list[int]:
+        """A text as tokens, with or without the tokenizer's own at its ends."""
+        ids: list[int] = self._tokens(lambda words: words(text, add_special_tokens=special))["input_ids"]
+        return ids
 
     def losses(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
         """Mean cross-entropy of each example over its labelled tokens, shape (n,): one example is one record."""
@@ -180,17 +196,17 @@ class CausalLanguageModel(TextModel):
         return losses.sum(1) / counted.sum(1).clamp(min=1)
 
     def generate(self, model: nn.Module, prompt: Tensor, most: int) -> str:
-        """The model's response, token by token the likeliest, to one prompt of shape (tokens,): at most so many tokens."""
-        room = int(getattr(self.module.config, "max_position_embeddings", len(prompt) + most)) - len(prompt)
+        """The model's response, token by token the likeliest, to one prompt of shape (tokens,): at most ``most`` tokens."""
+        room = int(getattr(self.config, "max_position_embeddings", len(prompt) + most)) - len(prompt)
         made = model.generate(  # type: ignore[operator]
             input_ids=prompt.unsqueeze(0),
             attention_mask=torch.ones_like(prompt).unsqueeze(0),
             max_new_tokens=min(most, room),
             do_sample=False,
-            eos_token_id=self.tokenizer.eos_token_id,  # the end that responses are trained with
+            eos_token_id=self.words.eos_token_id,  # the end that responses are trained with
             pad_token_id=self.padding,
         )
-        return str(self.tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True))
+        return str(self.words.decode(made[0, len(prompt) :], skip_special_tokens=True))
 
     def answer_in(self, text: str) -> str | None:
         """The answer in a response, stripped; None if there is none."""
@@ -202,7 +218,7 @@ class CausalLanguageModel(TextModel):
         return self._made_up(self._lengths(n), generator)
 
     def _made_up(self, lengths: Sequence[int], generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
-        inputs = made_up_tokens(lengths, self.module.config, generator)
+        inputs = made_up_tokens(lengths, self.config, generator)
         labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)
         for j, length in enumerate(lengths):
             labels[j, : length // 2] = IGNORED

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import hf_hub_download
 from PIL import Image
 from torch import Tensor, nn
 
@@ -40,19 +41,23 @@ class TimmClassifier(BaseModel):
         return ImageRecords(rows.table, rows.columns.image, rows.labels, self.prepare, mode)
 
 
-def timm_model(settings: ModelSettings, facts: Facts, *, weights: bool) -> BaseModel:
+def timm_model(
+    settings: ModelSettings, facts: Facts, *, weights: bool, download: Callable[..., str] = hf_hub_download
+) -> BaseModel:
     """A timm model for a data set.
 
     Args:
         settings: ``timm/<name>`` or ``timm/<folder>``, revision, whether the published weights are wanted.
         facts: the data set's.
         weights: False builds the architecture only, on whatever device is the default.
+        download: brings a file of the hub onto the disk: repository, file name and ``revision`` -> path.
 
     Raises:
         ConfigError: unknown model, several heads, or weights that are out of reach or no safetensors.
     """
     import timm
-    from timm.data import create_transform, resolve_data_config
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
 
     if facts.task != "image":
         raise ConfigError(f"model.name = {settings.name!r}: timm models take images; choose an hf/ model")
@@ -68,7 +73,7 @@ def timm_model(settings: ModelSettings, facts: Facts, *, weights: bool) -> BaseM
     files: list[Path] = []
     options: dict[str, Any] = {"num_classes": len(facts.labels)}
     if settings.pretrained and weights:
-        file = _local_weights(settings, folder) if local else _hub_weights(settings, name)
+        file = _local_weights(settings, folder) if local else _hub_weights(settings, name, download)
         files = [file, folder / "config.json"] if local else [file]
         # with the published number of classes every weight must be there; only then does the head change
         options = {"pretrained": True, "pretrained_cfg_overlay": {"source": "", "file": str(file)}}
@@ -81,7 +86,7 @@ def timm_model(settings: ModelSettings, facts: Facts, *, weights: bool) -> BaseM
     if files and fresh:
         module.reset_classifier(len(facts.labels))
     through_modules(module)
-    preparation = resolve_data_config({}, model=module)
+    preparation: dict[str, Any] = resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]
     about = json.dumps([published.get("architecture"), preparation], sort_keys=True)
     return TimmClassifier(
         settings.name,
@@ -92,7 +97,7 @@ def timm_model(settings: ModelSettings, facts: Facts, *, weights: bool) -> BaseM
         len(facts.labels),
         fresh_head=fresh,
         provenance=provenance(module, files, commit_of(files[0]) if files else "", about) if weights else Provenance(),
-        prepare=None if facts.input_shape else create_transform(**preparation, is_training=False),  # type: ignore[arg-type]
+        prepare=None if facts.input_shape else create_transform(**preparation, is_training=False),
     )
 
 
@@ -132,8 +137,7 @@ def _local_weights(settings: ModelSettings, folder: Path) -> Path:
     return folder / WEIGHTS
 
 
-def _hub_weights(settings: ModelSettings, name: str) -> Path:
-    from huggingface_hub import hf_hub_download
+def _hub_weights(settings: ModelSettings, name: str, download: Callable[..., str]) -> Path:
     from timm.models import get_pretrained_cfg
 
     try:
@@ -146,10 +150,10 @@ def _hub_weights(settings: ModelSettings, name: str) -> Path:
     if repository == "timm/":  # timm's short form: the repository is named like the model
         repository = f"timm/{published.architecture}.{published.tag}"  # type: ignore[union-attr]
     try:
-        return Path(hf_hub_download(repository, WEIGHTS, revision=settings.revision or None))
+        return Path(download(repository, WEIGHTS, revision=settings.revision or None))
     except Exception as error:  # no network, no such revision, no safetensors there
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"model.name = {settings.name!r}: {WEIGHTS} of {repository} cannot be had: {reason}; put the model into a folder "
-            "and name that, or set model.pretrained = false"
+            f"model.name = {settings.name!r}: {WEIGHTS} of {repository} cannot be downloaded: {reason}; put the model into a "
+            "folder and name that, or set model.pretrained = false"
         ) from None

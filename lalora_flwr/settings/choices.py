@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class ChecksSettings(Protocol):
-    """What the settings ask of a method before a run starts."""
+    """What the settings ask of a method, or of a data set with a name, before a run starts."""
 
     def check(self, settings: Settings) -> None:
-        """Refuse settings that the method cannot run with.
+        """Refuse settings that it cannot run with.
 
         Raises:
             ConfigError: naming the key, the value and what is allowed.
@@ -64,3 +64,4 @@ MERGES = Registry(
         "trimmed-mean": f"{_METHODS}.merges:TRIMMED_MEAN",
     },
 )
+DATASETS = Registry("data.name", "lalora.datasets", {"digits": "lalora_flwr.data.digits:DIGITS"})

@@ -34,7 +34,8 @@ class Key:
         check: the same as a test.
         kind: what it is about.
         registry: whose names it takes.
-        words: what it takes besides those names.
+        words: what it takes besides those names; one that goes on in angle brackets, as ``file:<glob or folder>``, with any
+            text in their place.
     """
 
     name: str
@@ -58,9 +59,14 @@ class Key:
         if self.registry.arguments:
             return ""  # a name with an argument is judged by what it names, in `lalora_flwr.settings.rules`
         name = str(value)
-        if name in self.words or name in self.registry:
+        if any(_is_word(name, word) for word in self.words) or name in self.registry:
             return ""
         return "one of " + self.registry.suggest(name, *self.words)
+
+
+def _is_word(value: str, word: str) -> bool:
+    start, bracket, _ = word.partition("<")
+    return value.startswith(start) and len(value) > len(start) if bracket else value == word
 
 
 # The functions below make fields of dataclasses that are annotated with the type of the value, which only Any allows.
@@ -87,7 +93,7 @@ def choice(default: str, doc: str, *values: str, kind: Kind | None = None) -> An
 
 
 def named(default: str, doc: str, registry: Registry, *words: str) -> Any:
-    """A name of a registry, with what it takes behind a colon, or one of a few words."""
+    """A name of a registry, with what it takes behind a colon, or one of a few words (see `Key`)."""
     return key(default, doc, registry=registry, words=words)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.settings.choices import METHODS, ChecksSettings
+from lalora_flwr.settings.choices import DATASETS, METHODS, ChecksSettings
 from lalora_flwr.settings.schema import Settings
 
 
@@ -13,10 +13,10 @@ def check_together(settings: Settings) -> None:
     Raises:
         ConfigError: naming the key, the value and what is allowed.
     """
-    if (settings.model.name == "embedded/vit-digits") and settings.data.name != "digits":
+    if settings.model.name == "embedded/vit-digits" and settings.data.name != "digits":
         raise ConfigError(f"data.name = {settings.data.name!r}: embedded/vit-digits only takes digits; set model.name")
-    if settings.data.name == "digits" and settings.task != "image":
-        raise ConfigError(f"model.name = {settings.model.name!r}: data.name = 'digits' holds images; choose a timm/ model")
+    if ":" not in settings.data.name and settings.data.name != "sites":
+        DATASETS.get(settings.data.name, ChecksSettings).check(settings)  # type: ignore[type-abstract]
     if settings.data.answer and settings.task != "language":
         raise ConfigError("data.answer: only for language modelling; name data.response, or leave it empty")
     if settings.data.name == "sites" and (settings.data.test == "auto" or settings.data.test.startswith(("split:", "hold-out:"))):

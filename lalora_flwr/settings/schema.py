@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lalora_flwr.settings.choices import FILTERS, MERGES, METHODS, SCHEDULES
+from lalora_flwr.settings.choices import DATASETS, FILTERS, MERGES, METHODS, SCHEDULES
 from lalora_flwr.settings.keys import Kind, at_least, choice, key, named, non_negative, positive, whole, within
 
 BUDGET, PERFORMANCE, PLACE = Kind.BUDGET, Kind.PERFORMANCE, Kind.PLACE
@@ -78,12 +78,14 @@ class DataSettings:
 
     KIND: ClassVar[Kind] = Kind.BUDGET
 
-    name: str = key(
+    name: str = named(
         "digits",
-        "digits (embedded); hub:<dataset>[/<config>][@revision]; file:<glob or folder> of CSV, TSV, JSON lines, Parquet or "
-        "images; sites: each real site reads its own data-path",
-        "digits, hub:<dataset>, file:<glob or folder> or sites",
-        lambda v: v in ("digits", "sites") or any(v.startswith(f) and len(v) > len(f) for f in ("hub:", "file:")),
+        "digits (embedded), or a data set of an installed package; hub:<dataset>[/<config>][@revision]; file:<glob or folder> of "
+        "CSV, TSV, JSON lines, Parquet or images; sites: each real site reads its own data-path",
+        DATASETS,
+        "hub:<dataset>",
+        "file:<glob or folder>",
+        "sites",
     )
     split: str = key("train", "split of the data set that the sites share")
     test: str = key(

@@ -169,7 +169,7 @@ def test_plan_prints_noise_rate_steps_epsilon_and_bytes_and_touches_no_record(
     def touched(*_: Any) -> Any:
         raise AssertionError("a record was touched")
 
-    monkeypatch.setattr(digits, "_all_records", touched)
+    monkeypatch.setattr(digits, "all_records", touched)
     code, out, err = lalora("plan", "-c", pairs(output_dir="out"))
     assert (code, err) == (0, "")
     settings = small(tmp_path, num_supernodes=2)

@@ -13,14 +13,15 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pil
 from torch import Tensor
 
-from lalora_flwr.data import images
-from lalora_flwr.data.images import ImageRecords
+from lalora_flwr.data.images import CACHE_BYTES, ImageRecords
 from tests.data.files import picture, png, red, write_images
 
 
-def records(values: Sequence[Any], kind: Any = None, mode: str = "RGB", prepare: Any = red) -> ImageRecords:
+def records(
+    values: Sequence[Any], kind: Any = None, mode: str = "RGB", prepare: Any = red, room: int = CACHE_BYTES
+) -> ImageRecords:
     table = Dataset.from_dict({"image": list(values)}, Features({"image": kind or Image()}))
-    return ImageRecords(table, "image", torch.arange(len(values)) + 10, prepare, mode)
+    return ImageRecords(table, "image", torch.arange(len(values)) + 10, prepare, mode, room)
 
 
 def batch(held: ImageRecords, *indices: int) -> tuple[list[float], list[int]]:
@@ -101,10 +102,11 @@ def test_a_turned_photograph_is_set_upright(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("room", [0, 4, 8, 1000])
-def test_what_fits_is_kept_and_the_rest_is_read_again(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    monkeypatch.setattr(images, "CACHE_BYTES", room)
+def test_what_fits_is_kept_and_the_rest_is_read_again(room: int) -> None:
     reads: list[float] = []
-    held = records([picture(i) for i in range(3)], prepare=lambda image: (reads.append(float(red(image))), red(image))[1])
+    held = records(
+        [picture(i) for i in range(3)], prepare=lambda image: (reads.append(float(red(image))), red(image))[1], room=room
+    )
     for _ in range(2):
         assert batch(held, 0, 1, 2) == ([0.0, 1.0, 2.0], [10, 11, 12])
     kept = min(3, room // 4)
@@ -122,6 +124,18 @@ def test_no_image_is_read_before_it_is_needed(tmp_path: Path) -> None:
     held = records([str(tmp_path / f"{i}.png") for i in range(2)])
     (tmp_path / "1.png").write_bytes(png(9))
     assert batch(held, 1) == ([9.0], [11])
+
+
+def test_an_image_whose_file_was_written_since_is_read_again(tmp_path: Path) -> None:
+    write_images(tmp_path, ["0.png", "1.png"])
+    held = records([str(tmp_path / f"{i}.png") for i in range(2)], room=8)
+    assert batch(held, 0, 1) == ([0.0, 1.0], [10, 11])
+    (tmp_path / "1.png").write_bytes(png(9))
+    assert batch(held, 0, 1) == ([0.0, 9.0], [10, 11])
+    (tmp_path / "1.png").unlink()
+    assert batch(held, 0, 1) == ([0.0], [10])
+    write_images(tmp_path, ["1.png"])
+    assert batch(held, 0, 1) == ([0.0, 0.0], [10, 11])
 
 
 def test_no_record_at_all() -> None:

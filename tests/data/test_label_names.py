@@ -48,5 +48,5 @@ def test_a_table_is_read_with_its_own_names(names: list[str], data: st.DataObjec
 @pytest.mark.parametrize("strict", [False, True], ids=["private", "public"])
 def test_a_class_with_two_numbers_is_an_error(names: tuple[str, ...], strict: bool) -> None:
     values: dict[str, list[Any]] = {"text": ["x"], "label": ["a"]}
-    with pytest.raises(ConfigError, match=rf"^data\.labels: a class is there twice among {', '.join(names)}$"):
+    with pytest.raises(ConfigError, match=rf"^data\.labels: a class occurs twice among {', '.join(names)}$"):
         usable_rows(table(**values), COLUMNS, names, strict=strict)

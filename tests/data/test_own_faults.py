@@ -12,8 +12,10 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from lalora_flwr.data.limits import LONGEST_ROW
 from lalora_flwr.data.own_records import OwnRecords, own_records
 from lalora_flwr.data.pins import pinned
+from lalora_flwr.data.records import Encode
 from lalora_flwr.data.texts import TextRecords
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ledger.caps import Caps
@@ -23,8 +25,15 @@ SITES: dict[str, Any] = {"name": "sites", "test": "file:public.csv", "labels": "
 NAMED = {"text": "text", "label": "label"}
 
 
-def own(path: Path | str, task: str = "text", encode: Any = keep, vocabulary: int = 0, **more: Any) -> OwnRecords:
-    return own_records(settings(task, **{**SITES, **more}), str(path), encode, vocabulary)
+def own(
+    path: Path | str,
+    task: str = "text",
+    encode: Encode = keep,
+    vocabulary: int = 0,
+    longest: int = LONGEST_ROW,
+    **more: Any,
+) -> OwnRecords:
+    return own_records(settings(task, **{**SITES, **more}), str(path), encode, vocabulary, longest=longest)
 
 
 def test_the_owner_learns_what_was_found_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -126,7 +135,7 @@ def test_what_may_not_be_opened_is_the_owners_to_mend(tmp_path: Path, what: str)
     [
         (lambda folder: folder / "gone", "no such file or folder"),
         (lambda folder: folder / "*.csv", "no such file or folder"),
-        (lambda folder: folder, "no table and no sub-folder of images a class"),
+        (lambda folder: folder, "no table and no sub-folder of images per class"),
         (lambda folder: write(write(folder / "a.csv", "text,label\n").parent / "b.tsv", "").parent, "files; must be of one kind"),
         (lambda folder: write(folder / "a.csv", "words,label\nx,good\n"), "text-column: no column found"),
         (lambda folder: write(folder / "test.csv", "text,label\nx,good\n").parent, "split = 'train': not among test"),
@@ -172,9 +181,8 @@ def test_of_a_runs_data_settings_only_the_length_of_texts_is_left() -> None:
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.parquet"])
-def test_a_giant_value_costs_its_own_row(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_giant_value_costs_its_own_row(tmp_path: Path, name: str) -> None:
     """A column holds 2 GiB: one value beyond would take all of them with it."""
-    monkeypatch.setattr("lalora_flwr.data.own_lines.LONGEST_ROW", 100)
     texts, labels = ["a", "x" * 200, "b"], ["good", "bad", "bad"]
     file, kind = tmp_path / name, name.rpartition(".")[2]
     if kind == "parquet":
@@ -184,7 +192,7 @@ def test_a_giant_value_costs_its_own_row(tmp_path: Path, name: str, monkeypatch:
     else:
         mark = "," if kind == "csv" else "\t"
         file.write_text("".join(f"{t}{mark}{y}\n" for t, y in zip(["text", *texts], ["label", *labels], strict=True)))
-    found = own(file, text="text", label="label", labels="good,bad")
+    found = own(file, text="text", label="label", labels="good,bad", longest=100)
     assert column(found.records) == ["a", "b"] and found.left_out.total() == 1
 
 

@@ -114,7 +114,7 @@ def test_what_does_not_fit_the_run_is_one_line(tmp_path: Path, names: str, more:
 def test_files_that_cannot_be_read_are_named_by_the_sites_own_setting(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^data-path = '.*gone\.csv': no such file or folder$"):
         own(tmp_path / "gone.csv")
-    with pytest.raises(ConfigError, match=r"^data-path = '.*': cannot be read: no table and no sub-folder of images a class$"):
+    with pytest.raises(ConfigError, match=r"^data-path = '.*': cannot be read: no table and no sub-folder of images per class$"):
         own(tmp_path)
     write(tmp_path / "x.txt", "text")
     with pytest.raises(ConfigError, match=r"^data-path = '.*': \.txt files; must be of one kind of \.csv, "):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lalora_flwr.data import partition
 from lalora_flwr.data.partition import equal_share, site_rows
+from lalora_flwr.ground.cache import Cache
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import DataSettings
 
@@ -32,11 +31,9 @@ def everything(count: int = COUNT) -> torch.Tensor:
     return torch.randint(LABELS, (count,), generator=torch.Generator().manual_seed(0))
 
 
-@lru_cache
-def split(settings: DataSettings, sites: int, seed: int = 0) -> tuple[tuple[int, ...], ...]:
+def split(settings: DataSettings, sites: int, seed: int = 0) -> list[list[int]]:
     """The rows of each site, drawn afresh."""
-    partition._site_rows.cache_clear()
-    return tuple(tuple(part) for part in site_rows(everything().tolist(), settings, seed, sites))
+    return site_rows(everything().tolist(), settings, seed, sites, kept=Cache(0))
 
 
 def dirichlet(beta: float) -> DataSettings:
@@ -54,7 +51,6 @@ def test_the_same_seed_gives_the_same_split_whatever_the_global_generators(setti
     np.random.seed(1)
     first = split(settings, 3)
     np.random.seed(2)
-    split.cache_clear()
     assert split(settings, 3) == first
 
 
@@ -171,10 +167,9 @@ COMPLETE = {
 
 def shared(labels: list[int], settings: DataSettings, seed: int, sites: int) -> list[list[int]]:
     """The split, drawn afresh, of records whose owners take turns."""
-    partition._site_rows.cache_clear()
     np.random.seed(len(labels))
     owners = [f"ward {row % sites}" for row in range(len(labels))] if settings.partition == "natural" else None
-    return site_rows(labels, settings, seed, sites, owners)
+    return site_rows(labels, settings, seed, sites, owners, Cache(0))
 
 
 @pytest.mark.parametrize("kind", COMPLETE)

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lalora_flwr.data import data_set as module
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.ground.errors import ConfigError
 from tests.data.files import column, keep, settings, write_csv, write_images
 
 REFUSED = r"^data\.test = .*: these are the private records; take hold-out:0\.1 of them$"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_kept() -> Iterator[None]:
-    module._data_set.cache_clear()
-    module._splits_of_files.cache_clear()
-    yield
 
 
 def tables(folder: Path, *names: str) -> Path:

@@ -11,7 +11,6 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lalora_flwr.data import texts
 from lalora_flwr.data.records import Records, RecordSet, Subset
 from lalora_flwr.data.texts import IGNORED, PART_COST, TextRecords, cheapest_cuts
 
@@ -90,10 +89,9 @@ def test_a_padded_record_is_the_record_alone_and_padding_behind_it(language: boo
             assert labels[place] == label[0] == i
 
 
-def test_what_one_more_pass_costs_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_one_more_pass_costs_decides() -> None:
     assert cheapest_cuts([1, 2], 2) == [0, 2]
-    monkeypatch.setattr(texts, "PART_COST", 0)
-    assert cheapest_cuts([1, 2], 2) == [0, 1, 2]
+    assert cheapest_cuts([1, 2], 2, part_cost=0) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("most", [0, 1, 3, 10])

@@ -14,11 +14,8 @@ started, are dead when the ``with`` block ends. If the test's own process is kil
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import random
-import signal
 import socket
 import ssl
 import subprocess
@@ -26,7 +23,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,9 +33,9 @@ import tomli_w
 
 from lalora_flwr.cli.certs import superlink_files, supernode_keys
 from lalora_flwr.ledger.file import create as create_ledger
+from tests.deployment.processes import LOOPBACK, Running, free_port, lives, wait_for
 
 ROOT = Path(__file__).parents[2]
-LOOPBACK = "127.0.0.1"
 MARK = "LALORA_TEST_FEDERATION"  # of all descendants, in their environment: some leave the process tree
 CONNECTED = "SuperNode ID:"  # in a SuperNode's log, once the SuperLink has accepted it
 CAPS: dict[str, Any] = {  # what each site allows, unless a test says otherwise
@@ -46,84 +43,6 @@ CAPS: dict[str, Any] = {  # what each site allows, unless a test says otherwise
     **{"task": "text", "labels": "bad,good"},
 }
 SITE_START = ("lalora", "site", "start", "--")  # the safe way to start a site
-_libc = ctypes.CDLL(None)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind((LOOPBACK, 0))
-        return int(s.getsockname()[1])
-
-
-def _die_with_the_test() -> None:
-    _libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def wait_for(what: str, found: Callable[[], Any], patience: float = 60.0, every: float = 0.1) -> Any:
-    """The first true value of ``found``; a failed assertion if there is none in ``patience`` seconds."""
-    deadline = time.monotonic() + patience
-    while not (value := found()):
-        assert time.monotonic() < deadline, f"waited {patience:g} s for {what}"
-        time.sleep(every)
-    return value
-
-
-class Running:
-    """A process with its log; each start appends to the same file."""
-
-    def __init__(self, name: str, command: list[str], env: Mapping[str, str], folder: Path, log: Path) -> None:
-        self.name, self.log = name, log
-        self._begin = log.stat().st_size if log.exists() else 0
-        with log.open("ab") as output:
-            self.popen = subprocess.Popen(
-                command,
-                env=dict(env),
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_die_with_the_test,
-            )
-
-    def said(self) -> str:
-        """What it logged since this start."""
-        return self.log.read_bytes()[self._begin :].decode(errors="replace")
-
-    def alive(self) -> bool:
-        return self.popen.poll() is None
-
-    def exit_code(self, patience: float = 60.0) -> int:
-        """Wait for its own end."""
-        wait_for(f"the end of {self.name}; it said: {self.said()[-2000:]}", lambda: not self.alive(), patience)
-        return int(self.popen.returncode)
-
-    def kill(self) -> None:
-        """SIGKILL to this process alone. What it started ends by itself: at once after `SITE_START`, else within 20 seconds."""
-        self.popen.kill()
-        self.popen.wait()
-
-    def terminate(self) -> None:
-        """SIGTERM, which Flower takes as a request to stop in order."""
-        self.popen.terminate()
-        self.popen.wait(timeout=60)
-
-    def descendants(self, command: str = "") -> list[psutil.Process]:
-        """Processes below this one whose command line holds ``command``: flwr-serverapp, flwr-clientapp, …"""
-        found = []
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self.popen.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    if command in " ".join(child.cmdline()):
-                        found.append(child)
-        return found
 
 
 class Federation:
@@ -148,7 +67,7 @@ class Federation:
             if running.alive():
                 running.kill()
         deadline = time.monotonic() + 10
-        while (left := [*self._marked(), *filter(_lives, family)]) and time.monotonic() < deadline:
+        while (left := [*self._marked(), *filter(lives, family)]) and time.monotonic() < deadline:
             for process in left:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -340,40 +259,3 @@ class Federation:
         """All that was said, for the message of a failed test."""
         own = "".join(f"== {r.name}\n{r.said()[-3000:]}\n" for r in self._running.values())
         return own + "== run\n" + self.try_flwr("log", run, "test", "--show").stdout[-5000:]
-
-
-def save_texts(path: Path, count: int, seed: int) -> Path:
-    """A CSV or Parquet file of labelled texts, in the words of `tests.models.folders`."""
-    from datasets import Dataset
-
-    chance = random.Random(seed)
-    labels = [chance.choice(("bad", "good")) for _ in range(count)]
-    table = Dataset.from_dict({"text": [f"the film is very {label}" for label in labels], "label": labels})
-    _ = table.to_parquet(path) if path.suffix == ".parquet" else table.to_csv(path)
-    return path
-
-
-def text_run(folder: Path, **overrides: Any) -> dict[str, Any]:
-    """Run-config of two short rounds on two sites with a tiny text model, which is made under ``folder`` if it is missing."""
-    from tests.models.folders import save_hf
-
-    if not (folder / "model").exists():
-        save_hf(folder / "model", "bert", "base")
-        save_texts(folder / "public.csv", 30, seed=0)
-    named = {key.replace("__", ".").replace("_", "-"): value for key, value in overrides.items()}
-    return {
-        "num-rounds": 2,
-        "num-supernodes": 2,
-        "max-failures": 0,
-        "output-dir": str(folder / "runs"),
-        "run-name": "run",
-        "model.name": f"hf/{folder / 'model'}",
-        "data.name": "sites",
-        "data.labels": "bad,good",
-        "data.test": f"file:{folder / 'public.csv'}",
-        "lora.rank": 2,
-        "train.local-steps": 2,
-        "train.batch-size": 10,
-        "privacy.epsilon": 4.0,
-        **named,
-    }

@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from lalora_flwr.site.bundle import read_bundle
-from tests.deployment.federation import ROOT, SITE_START, Federation, Running, _lives, save_texts, text_run, wait_for
+from tests.deployment.federation import ROOT, SITE_START, Federation
+from tests.deployment.processes import Running, lives, wait_for
+from tests.deployment.texts import save_texts, text_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]
 LEAVES_A_FILE = "import os, pathlib\nif {}: pathlib.Path(os.environ['FLWR_HOME'], 'ran').touch()\n"
@@ -72,7 +74,7 @@ def test_a_killed_site_leaves_no_process_even_if_its_client_app_cannot_act(feder
     working.suspend()
     helpers = site.descendants()
     site.kill()
-    wait_for("the end of its helpers", lambda: not any(map(_lives, helpers)))
+    wait_for("the end of its helpers", lambda: not any(map(lives, helpers)))
 
 
 def client_app(site: Running) -> psutil.Process | None:
@@ -89,4 +91,4 @@ def test_a_site_that_is_asked_to_stop_stops_in_order(federation: Federation) -> 
     helpers = site.descendants()
     site.terminate()
     assert site.popen.returncode == 0 and "SuperNode terminated gracefully" in site.said()
-    wait_for("the end of its helpers", lambda: not any(map(_lives, helpers)))
+    wait_for("the end of its helpers", lambda: not any(map(lives, helpers)))

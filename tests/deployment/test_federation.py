@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from lalora_flwr.cli.certs import ALWAYS, _general_name, _read_authority, make_certificate, superlink_files
 from lalora_flwr.cli.main import app
 from lalora_flwr.ledger.file import LedgerFile
-from tests.deployment.federation import LOOPBACK, ROOT, Federation, free_port, save_texts, text_run
+from tests.deployment.federation import ROOT, Federation
+from tests.deployment.processes import LOOPBACK, free_port
+from tests.deployment.texts import save_texts, text_run
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lalora_flwr.compare.grid import Grid, read_grid
-from lalora_flwr.data import data_set
+from lalora_flwr.data.data_set import DataSets
 from lalora_flwr.engines.inline import run_inline
 from lalora_flwr.server.plan import make_plan
 from lalora_flwr.settings import Settings, read_toml, settings_from
@@ -50,8 +50,7 @@ def _no_network_and_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(data_set, "data_set", refuse)
-    monkeypatch.setattr(data_set, "_split", refuse)
+    monkeypatch.setattr(DataSets, "_read", refuse)
 
 
 def assert_planned(name: str, **overrides: Any) -> None:

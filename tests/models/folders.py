@@ -104,7 +104,7 @@ def save_timm(folder: Path, family: str, *, classes: int = 7, seed: int = 3, saf
 
 
 def save_images(folder: Path, classes: Sequence[str], each: int, *, side: int = 20) -> None:
-    """An image folder with train and test: one colour a class, and noise."""
+    """An image folder with train and test: one colour per class, and noise."""
     chance = random.Random(0)
     for split, count in (("train", each), ("test", max(2, each // 4))):
         for number, name in enumerate(classes):

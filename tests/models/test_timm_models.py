@@ -20,6 +20,7 @@ from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models import load_base_model
+from lalora_flwr.models.timm_models import timm_model
 from lalora_flwr.settings import ModelSettings
 from tests.models.folders import TIMM, save_timm
 
@@ -213,8 +214,9 @@ def test_a_published_model_is_read_from_the_file_that_the_hub_gave(
         return str(folder / file)
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub)
-    base = load("test_vit.r160_in1k", of(classes), revision=COMMIT)
+    base: Any = timm_model(
+        ModelSettings(name="timm/test_vit.r160_in1k", revision=COMMIT), of(classes), weights=True, download=hub
+    )
     assert asked == [("timm/test_vit.r160_in1k", "model.safetensors", COMMIT)]
     assert torch.equal(base.module.blocks[0].attn.qkv.weight, saved.blocks[0].attn.qkv.weight)
     assert torch.equal(base.module.head.weight, saved.head.weight) if classes == 1000 else base.fresh_head

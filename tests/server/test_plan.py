@@ -23,7 +23,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def touched(*_: Any) -> Any:
         raise AssertionError("a record was touched")
 
-    monkeypatch.setattr(digits, "_all_records", touched)
+    monkeypatch.setattr(digits, "all_records", touched)
 
 
 @pytest.mark.usefixtures("no_data")
