@@ -16,8 +16,8 @@ from rich.table import Table
 from lalora_flwr.ground.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lalora_flwr.ledger.content import Content
     from lalora_flwr.ledger.entries import Reserve
-    from lalora_flwr.ledger.file import Content
     from lalora_flwr.privacy.counting import Compose
 
 app = typer.Typer(help="A site's privacy ledger: the durable file that holds what was spent.", no_args_is_help=True)

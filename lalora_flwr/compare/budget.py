@@ -6,20 +6,12 @@ from collections.abc import Sequence
 
 from lalora_flwr.compare.grid import EPSILON, LR, label_of
 from lalora_flwr.compare.results import Result, varying
-
-BUDGET = ("num-rounds", "num-supernodes", "fraction-train", "train.local-steps", "train.batch-size", "privacy.delta")
-BUDGET_GROUPS = ("data.",)
-NO_RESULT = ("data.records",)  # only tells `lalora plan` what the data would
-
-
-def is_budget(key: str) -> bool:
-    """Whether runs that differ in this key are no equal-budget comparison."""
-    return key not in NO_RESULT and (key in BUDGET or key.startswith(BUDGET_GROUPS))
+from lalora_flwr.settings import Kind, keys_of
 
 
 def differences(final: Sequence[Result]) -> list[str]:
     """The budget keys that differ, each with its values."""
-    return [_values(key, final) for key in varying(final) if is_budget(key)]
+    return [_values(key, final) for key in varying(final) if key in keys_of(Kind.BUDGET)]
 
 
 def _values(key: str, final: Sequence[Result]) -> str:

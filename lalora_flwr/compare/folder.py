@@ -23,7 +23,7 @@ RECORD, RUNS, LOCK = "comparison.json", "runs", ".lock"
 def identity(plan: Plan) -> dict[str, Any]:
     """What makes two comparisons the same, as plain JSON: the base, the axes and how they are tuned."""
     grid = plan.grid
-    return json.loads(
+    plain: dict[str, Any] = json.loads(
         json.dumps(
             {
                 "base": {key: repr(value) for key, value in sorted(grid.base.items()) if key not in RESERVED},
@@ -36,6 +36,7 @@ def identity(plan: Plan) -> dict[str, Any]:
             }
         )
     )
+    return plain
 
 
 def claim(plan: Plan, out: Path) -> None:

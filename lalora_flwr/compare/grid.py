@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.settings import KEYS, Value, check_values, flatten_toml, parse_override, read_toml
+from lalora_flwr.settings import KEYS, Kind, Value, check_values, flatten_toml, keys_of, parse_override, read_toml
 
 VARIANT, SEED, EPSILON, LR = "variant", "seed", "privacy.epsilon", "train.lr"
-RESERVED = ("output-dir", "run-name")  # the comparison names its folders itself
+RESERVED = keys_of(Kind.PLACE)  # the comparison names its folders itself
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _tuned(name: str, values: Any) -> tuple[Value, ...]:
         raise ConfigError(f"{name}: cannot be tuned; compare over it")
     checked = [_checked(name, value) for value in _listed(name, values)]
     numeric = all(isinstance(value, int | float) for value in checked)
-    return tuple(_no_twice(name, sorted(checked) if numeric else checked, [label_of(value) for value in checked]))  # type: ignore[type-var]
+    return tuple(_no_twice(name, sorted(checked) if numeric else checked, [label_of(value) for value in checked]))
 
 
 def _no_twice(name: str, items: list[Any], labels: list[str]) -> list[Any]:

@@ -15,17 +15,10 @@ from typing import Any
 from lalora_flwr.compare.cells import Labels, Tuned, method_label
 from lalora_flwr.compare.grid import EPSILON, LR, RESERVED, SEED, label_of
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.settings import read_toml
+from lalora_flwr.settings import Kind, keys_of, read_toml
 
 METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"  # as run_folder has them
-PERFORMANCE = (  # keys that change what a run costs, not what it computes
-    "train.max-physical-batch",
-    "train.gradient-checkpointing",
-    "train.device",
-    "train.num-gpus",
-    "train.num-threads",
-    "max-failures",
-)
+PERFORMANCE = keys_of(Kind.PERFORMANCE)
 # What a summary says besides accuracy, loss and the metrics of the task (F1, exact match, ...)
 NO_METRIC = frozenset(
     """strategy model data task seed rounds accuracy loss frozen_accuracy epsilon delta noise_multiplier sample_rate clip_norm

@@ -7,9 +7,11 @@ A package adds one through an entry point of the registry's group, as ``[project
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from lalora_flwr.ground.errors import ConfigError
@@ -48,7 +50,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """All names: those of this package first, then the others by alphabet."""
-        others = {*self._registered, *(point.name for point in entry_points(group=self.group))}
+        others = {*self._registered, *(point.name for point in self._points())}
         return [*self._shipped, *sorted(others - set(self._shipped))]
 
     def __contains__(self, name: object) -> bool:
@@ -69,13 +71,16 @@ class Registry:
             raise ConfigError(f"{self.key} = {name!r}: it is a {type(value).__name__}, not a {kind.__name__}")
         return value
 
+    def _points(self) -> tuple[EntryPoint, ...]:
+        return _points_of(self.group, tuple(sys.path))
+
     def _load(self, name: str) -> object:
         if name in self._registered:
             return self._registered[name]
         if place := self._shipped.get(name):
             module, _, attribute = place.partition(":")
             return getattr(import_module(module), attribute)
-        points = {p.value: p for p in entry_points(group=self.group) if p.name == name}  # one package may be found twice
+        points = {p.value: p for p in self._points() if p.name == name}  # one package may be found twice
         if not points:
             raise ConfigError(f"{self.key} = {name!r}: must be one of {self.suggest(name)}")
         if len(points) > 1:
@@ -91,3 +96,9 @@ class Registry:
         names = [*more, *self.names()]
         near = difflib.get_close_matches(name, names, n=1)
         return ", ".join(names) + (f"; did you mean {near[0]}?" if near else "")
+
+
+@lru_cache(maxsize=32)
+def _points_of(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Looking through all that is installed takes milliseconds: once per group and search path is enough for a process."""
+    return tuple(entry_points(group=group))

@@ -142,7 +142,7 @@ def _some_value(key: str, name: str) -> Callable[[Caps], bool]:
     def holds(caps: Caps) -> bool:
         low, high = getattr(caps, f"{key}_range")
         default = KEYS[name].default
-        return KEYS[name].check(low) or KEYS[name].check(high) or low <= default <= high  # type: ignore[operator]
+        return KEYS[name].check(low) or KEYS[name].check(high) or low <= default <= high
 
     return holds
 

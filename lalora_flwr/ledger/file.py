@@ -15,71 +15,40 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lalora_flwr.ground.errors import LedgerError
 from lalora_flwr.ground.files import sync_folder
 from lalora_flwr.ledger.book import Book
+from lalora_flwr.ledger.content import Appended, Content
+from lalora_flwr.ledger.database import (
+    APPLICATION_ID,
+    INSERT,
+    SCHEMA,
+    configure,
+    hash_of,
+    identity,
+    newest,
+    read_rows,
+    reading,
+    writing,
+)
 from lalora_flwr.ledger.entries import (
     FORMAT,
     NO_HASH,
     Entry,
     Genesis,
     clock,
-    from_json,
     hash_after,
     read_chain,
     to_json,
     written,
 )
-from lalora_flwr.ledger.state import Mark, Row, State, load_checkpoint, read_state, store_checkpoint
+from lalora_flwr.ledger.state import PUT_BACK, Mark, State, extended, load_checkpoint, read_state, store_checkpoint, was_rewritten
 from lalora_flwr.ledger.witness import Sighting, Witness
 
 BUSY_SECONDS = 30.0  # how long a use waits for other processes before it gives up
 READ_AGAIN = 32  # a reader that had to verify more entries than this leaves a checkpoint; after an append there always is one
-APPLICATION_ID = 0x4C41_4C4F  # "LALO", in the file's header
-SCHEMA = {
-    "entries": "CREATE TABLE entries (number INTEGER PRIMARY KEY, body TEXT NOT NULL, hash TEXT NOT NULL)",
-    "in_order": "CREATE TRIGGER in_order BEFORE INSERT ON entries"
-    " WHEN NEW.number IS NOT (SELECT coalesce(max(number) + 1, 0) FROM entries)"
-    " BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END",
-    "no_update": "CREATE TRIGGER no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END",
-    "no_delete": "CREATE TRIGGER no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END",
-}
-_INSERT = "INSERT INTO entries (number, body, hash) VALUES (?, ?, ?)"
-_PUT_BACK = "the file was changed or put back to an older copy"
-
-
-@dataclass
-class Content:
-    """All of a ledger at one moment: entries, their hashes, and what they add up to."""
-
-    entries: list[Entry]
-    hashes: list[str]
-    book: Book
-
-    @property
-    def head(self) -> str:
-        """The newest hash: whoever notes it can later prove that nothing up to here was taken away."""
-        return self.hashes[-1]
-
-    @property
-    def ledger(self) -> str:
-        """The ledger's random id."""
-        first = self.entries[0]
-        assert isinstance(first, Genesis)
-        return first.ledger
-
-
-@dataclass(frozen=True)
-class Appended:
-    """An entry that is on disk: its number and hash, and the id of the ledger."""
-
-    ledger: str
-    number: int
-    hash: str
 
 
 class LedgerFile:
@@ -107,8 +76,8 @@ class LedgerFile:
         """
         seen = self._seen()
         with self._open() as connection:
-            with _reading(connection):
-                rows = _rows(connection)
+            with reading(connection):
+                rows = read_rows(connection)
                 if thorough and (found := connection.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
                     raise LedgerError(found)
             entries, hashes = [], []
@@ -143,21 +112,21 @@ class LedgerFile:
         seen = self._seen()  # before the ledger is read, which only grows
         with self._open() as connection:
             known, self._known = self._known or load_checkpoint(self.cache, self.path.stat().st_uid), None
-            with _reading(connection):
+            with reading(connection):
                 mark = self._mark(connection)
-                if known and known.ledger != _identity(connection):
+                if known and known.ledger != identity(connection):
                     known = None
                 first = known.last if known else 0
-                rows = _rows(connection, first)
-                if known and _was_rewritten(known.mark, mark, appended=len(rows) > 1):
-                    first, rows = 0, _rows(connection)
-                witnessed = _hash_of(connection, seen.entries - 1) if seen else ""
+                rows = read_rows(connection, first)
+                if known and was_rewritten(known.mark, mark, appended=len(rows) > 1):
+                    first, rows = 0, read_rows(connection)
+                witnessed = hash_of(connection, seen.entries - 1) if seen else ""
             if known and first:
-                state = _extended(known, rows, mark)
+                state = extended(known, rows, mark)
             else:
                 state, hashes = read_state(rows, mark)
                 if known and hashes[known.last : known.last + 1] != [known.head]:
-                    raise LedgerError(f"entry {known.last} is not the one that was there before; {_PUT_BACK}")
+                    raise LedgerError(f"entry {known.last} is not the one that was there before; {PUT_BACK}")
             self._compare(seen, witnessed, state.ledger, state.book.length)
         if len(rows) > READ_AGAIN:
             store_checkpoint(self.cache, state)
@@ -169,7 +138,7 @@ class LedgerFile:
         with self._open() as connection:
             if self._witness:
                 self._witness.check_writable()
-            with _writing(connection):
+            with writing(connection):
                 connection.execute("INSERT INTO entries SELECT coalesce(max(number) + 1, 0), '', '' FROM entries")  # undone
 
     def append(self, make: Callable[[Book], Entry], *, behind: tuple[int, str] | None = None) -> Appended:
@@ -198,22 +167,22 @@ class LedgerFile:
         with self._open() as connection:
             if self._witness:
                 self._witness.check_writable()  # before anything is counted
-            with _writing(connection):
-                if behind and _hash_of(connection, behind[0]) != behind[1]:
+            with writing(connection):
+                if behind and hash_of(connection, behind[0]) != behind[1]:
                     raise LedgerError("not the ledger in which the steps were reserved")
-                if _newest(connection) != (state.last, state.head) or self._mark(connection) != state.mark:
+                if newest(connection) != (state.last, state.head) or self._mark(connection) != state.mark:
                     return False
                 if self._witness:  # so that it is there, and one entry behind at most, if this process dies now
                     self._witness.write(state.ledger, state.book.length, state.head)
                 self._known = None  # until the entry is known to be on disk
                 number, body = state.book.add(entry), to_json(entry)
                 state.previous, state.head = state.head, hash_after(state.head, body)
-                connection.execute(_INSERT, (number, body, state.head))
+                connection.execute(INSERT, (number, body, state.head))
                 connection.execute("COMMIT")
-            with _writing(connection):  # no other process can append, nor write witness or checkpoint
+            with writing(connection):  # no other process can append, nor write witness or checkpoint
                 if self._witness:
                     self._witness.write(state.ledger, state.book.length, state.head)
-                if _newest(connection) == (state.last, state.head):
+                if newest(connection) == (state.last, state.head):
                     state.mark = self._mark(connection)
                     store_checkpoint(self.cache, state)
         self._known = state
@@ -231,7 +200,7 @@ class LedgerFile:
         content = (self if self._seen() else alone).read()
         with self._open() as connection:
             self._witness.check_writable()
-            with _writing(connection):
+            with writing(connection):
                 self._witness.write(content.ledger, len(content.entries), content.head)
         return content
 
@@ -255,7 +224,7 @@ class LedgerFile:
         elif seen.ledger != ledger:
             raise LedgerError(f"its witness {name} is that of another ledger, {seen.ledger}")
         elif seen.head != witnessed:
-            raise LedgerError(f"its witness {name} saw {seen.entries} entries at {seen.time}, which are not there; {_PUT_BACK}")
+            raise LedgerError(f"its witness {name} saw {seen.entries} entries at {seen.time}, which are not there; {PUT_BACK}")
 
     def _mark(self, connection: sqlite3.Connection) -> Mark:
         stat = os.stat(self.path)  # never opened here: closing it would drop SQLite's locks
@@ -269,7 +238,7 @@ class LedgerFile:
                 raise LedgerError("no such file; `lalora ledger create` makes one")
             uri = f"{self.path.absolute().as_uri()}?mode=rw"  # never creates
             with closing(sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)) as connection:
-                _configure(connection)
+                configure(connection)
                 yield connection
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: {error}") from error
@@ -295,12 +264,12 @@ def create(path: Path | str) -> str:
             made = Path(scratch) / "ledger"
             made.touch(mode=0o600)
             with closing(sqlite3.connect(made, isolation_level=None)) as connection:
-                _configure(connection)
+                configure(connection)
                 connection.execute("BEGIN IMMEDIATE")
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 for statement in SCHEMA.values():
                     connection.execute(statement)
-                connection.execute(_INSERT, (0, body, hash_after(NO_HASH, body)))
+                connection.execute(INSERT, (0, body, hash_after(NO_HASH, body)))
                 connection.execute("COMMIT")
             os.link(made, path)  # fails if there is something
         sync_folder(path.absolute().parent)
@@ -309,83 +278,3 @@ def create(path: Path | str) -> str:
     except (OSError, sqlite3.Error) as error:
         raise LedgerError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     return first.ledger
-
-
-def _configure(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA synchronous = EXTRA")  # an append is on disk, its folder included, when COMMIT returns
-    if connection.execute("PRAGMA journal_mode = DELETE").fetchone()[0] != "delete":
-        raise LedgerError("not in the journal mode of a ledger")
-
-
-@contextmanager
-def _reading(connection: sqlite3.Connection) -> Iterator[None]:
-    """One view of a ledger of the right form. No other process can append meanwhile, so verifying has to wait until after."""
-    with _transaction(connection, "BEGIN"):
-        _check_form(connection)
-        yield
-
-
-@contextmanager
-def _writing(connection: sqlite3.Connection) -> Iterator[None]:
-    """The write lock of a ledger of the right form; what the block did not commit is undone."""
-    with _transaction(connection, "BEGIN IMMEDIATE"):
-        _check_form(connection)
-        yield
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
-    connection.execute(begin)
-    try:
-        yield
-    finally:
-        if connection.in_transaction:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-
-
-def _check_form(connection: sqlite3.Connection) -> None:
-    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise LedgerError("not a ledger")
-    if dict(connection.execute("SELECT name, sql FROM sqlite_master")) != SCHEMA:
-        raise LedgerError("its schema was changed")
-
-
-def _rows(connection: sqlite3.Connection, first: int = 0) -> list[Row]:
-    query = "SELECT number, body, hash FROM entries WHERE number >= ? ORDER BY number"
-    return connection.execute(query, (first,)).fetchall()  # an open cursor is a lock
-
-
-def _newest(connection: sqlite3.Connection) -> Any:
-    return connection.execute("SELECT number, hash FROM entries ORDER BY number DESC LIMIT 1").fetchone()
-
-
-def _hash_of(connection: sqlite3.Connection, number: int) -> Any:
-    """The hash of an entry; empty if there is none of that number."""
-    found = connection.execute("SELECT hash FROM entries WHERE number = ?", (number,)).fetchone()
-    return found[0] if found else ""
-
-
-def _identity(connection: sqlite3.Connection) -> str:
-    """The ledger's random id, as its first entry says it; empty if it does not."""
-    found = connection.execute("SELECT body FROM entries WHERE number = 0").fetchone()
-    with suppress(LedgerError):
-        if found and isinstance(first := from_json(found[0]), Genesis):
-            return first.ledger
-    return ""
-
-
-def _was_rewritten(before: Mark, mark: Mark, *, appended: bool) -> bool:
-    """Whether something else than appending entries may have happened to the file."""
-    if mark == before:
-        return False
-    return not appended or (mark.schema, mark.inode) != (before.schema, before.inode) or mark.size < before.size
-
-
-def _extended(known: State, rows: list[Row], mark: Mark) -> State:
-    """The state after the entries that follow it; the first row is its own newest."""
-    if not rows or not known.holds(rows[0]):
-        raise LedgerError(f"entry {known.last} is not the one that was there before; {_PUT_BACK}")
-    known.extend(rows[1:])
-    known.mark = mark
-    return known

@@ -15,8 +15,9 @@ from functools import lru_cache
 
 from lalora_flwr.ground.errors import BudgetExhausted, SiteRefusal
 from lalora_flwr.ledger.book import Book, Records, Target
+from lalora_flwr.ledger.content import Appended
 from lalora_flwr.ledger.entries import EVALUATE, Commit, Reserve, clock, is_step, written
-from lalora_flwr.ledger.file import Appended, LedgerFile
+from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.privacy.accounting import HEADLINE, Segment
 from lalora_flwr.privacy.composition.composer import Composer
 from lalora_flwr.privacy.counting import Compose, RunLedger, at_least

@@ -22,6 +22,7 @@ from lalora_flwr.ledger.entries import NO_HASH, Genesis, hash_after, read_chain
 log = logging.getLogger("lalora_flwr.site")
 VERSION = 1
 NAME = "checkpoint"
+PUT_BACK = "the file was changed or put back to an older copy"
 Row = tuple[Any, Any, Any]  # number, body, hash
 
 
@@ -95,6 +96,22 @@ def read_state(rows: Iterable[Row], mark: Mark) -> tuple[State, list[str]]:
     if not hashes:
         raise LedgerError("it holds no entry")
     return state, hashes
+
+
+def was_rewritten(before: Mark, mark: Mark, *, appended: bool) -> bool:
+    """Whether something else than appending entries may have happened to the file."""
+    if mark == before:
+        return False
+    return not appended or (mark.schema, mark.inode) != (before.schema, before.inode) or mark.size < before.size
+
+
+def extended(known: State, rows: list[Row], mark: Mark) -> State:
+    """The state after the entries that follow it; the first row is its own newest."""
+    if not rows or not known.holds(rows[0]):
+        raise LedgerError(f"entry {known.last} is not the one that was there before; {PUT_BACK}")
+    known.extend(rows[1:])
+    known.mark = mark
+    return known
 
 
 def load_checkpoint(folder: Path, owner: int) -> State | None:

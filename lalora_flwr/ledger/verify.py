@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lalora_flwr.ground.errors import LedgerError
+from lalora_flwr.ledger.content import Content
 from lalora_flwr.ledger.entries import Reserve
-from lalora_flwr.ledger.file import Content, LedgerFile
+from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.privacy.composition.composer import Composer
 from lalora_flwr.privacy.counting import Compose
 

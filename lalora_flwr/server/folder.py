@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lalora_flwr.ground.errors import ConfigError, RunFailed
-from lalora_flwr.settings import Settings, flatten, read_toml, settings_from
+from lalora_flwr.settings import KEYS, Kind, Settings, flatten, read_toml, settings_from
 
 PACKAGES = ("lalora-flwr", "flwr", "torch", "timm", "peft", "opacus")
 METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"
@@ -68,9 +68,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-FREE_ON_RESUME = ("resume", "output-dir")  # keys that may differ from the first start
 
 
 FINISHED = "which is finished"
@@ -122,7 +119,7 @@ def folder_for(settings: Settings) -> Path:
         raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds a finished run; there is nothing to resume")
     before, now = flatten(settings_from(read_toml(path / CONFIG))), flatten(settings)
     for key, value in now.items():
-        if key not in FREE_ON_RESUME and before[key] != value:
+        if KEYS[key].kind is not Kind.PLACE and before[key] != value:
             raise ConfigError(f"{key} = {value!r}: the run to resume has {before[key]!r}; only an unchanged run goes on")
     return path
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lalora_flwr.settings import Settings
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def accuracy_figure(settings: Settings, frozen_accuracy: float, metrics: Sequence[dict[str, Any]]) -> Any:
+
+def accuracy_figure(settings: Settings, frozen_accuracy: float, metrics: Sequence[Mapping[str, Any]], *, seeded: bool) -> Figure:
     """Accuracy on public test records and ε spent, by round; the frozen model as a dashed line.
 
     Args:
         settings: the run's settings, for the title.
         frozen_accuracy: accuracy before training, 0 to 1.
         metrics: the lines of ``metrics.jsonl``.
+        seeded: whether the sites' noise followed from the run's seed, as only in a simulation.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import, and only the end of a run needs it
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -34,5 +38,9 @@ def accuracy_figure(settings: Settings, frozen_accuracy: float, metrics: Sequenc
         spent.legend(loc="lower right")
     axes.legend(loc="upper left")
     guarantee = f"ε = {settings.privacy.epsilon:g}" if settings.private else "non-private"
-    axes.set_title(f"{settings.strategy}, {settings.model.name}, {settings.num_supernodes} sites, {guarantee}, seeded")
+    title = f"{settings.strategy}, {settings.model.name}, {settings.num_supernodes} sites, {guarantee}"
+    axes.set_title(title + (", seeded" if seeded else ""))
+        f"{settings.strategy}, {settings.model.name}, {settings.num_supernodes} sites, {guarantee}"
+        + (", seeded" if seeded else "")
+    )
     return figure

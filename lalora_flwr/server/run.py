@@ -202,7 +202,9 @@ class _Run:
         """Adapter, plot, and last the summary."""
         settings, counts = self._settings, self.strategy.counts
         self._folder.save_adapter(self._learner.adapter.save)
-        self._folder.save_plot("accuracy", accuracy_figure(settings, self._frozen_accuracy, self._metrics))
+        self._folder.save_plot(
+            "accuracy", accuracy_figure(settings, self._frozen_accuracy, self._metrics, seeded=not counts.real)
+        )
         headline = counts.of(counts.most())
         self._folder.finish(
             {

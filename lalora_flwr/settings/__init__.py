@@ -1,9 +1,9 @@
 """Run-config keys: documented, typed, checked before any data is touched."""
 
+from lalora_flwr.settings.data_keys import DataSettings
 from lalora_flwr.settings.keys import Key, Kind, Value
-from lalora_flwr.settings.read import KEYS, check_values, flatten, settings_from
+from lalora_flwr.settings.read import KEYS, check_values, flatten, keys_of, settings_from
 from lalora_flwr.settings.schema import (
-    DataSettings,
     LoraSettings,
     MergeSettings,
     ModelSettings,
@@ -28,6 +28,7 @@ __all__ = [
     "check_values",
     "flatten",
     "flatten_toml",
+    "keys_of",
     "parse_override",
     "read_toml",
     "settings_from",

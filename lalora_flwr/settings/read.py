@@ -37,6 +37,11 @@ def _walk(cls: type, prefix: str = "") -> list[Key]:
 KEYS: dict[str, Key] = {k.name: k for k in _walk(Settings)}
 
 
+def keys_of(*kinds: Kind) -> frozenset[str]:
+    """The names of the keys of some kinds."""
+    return frozenset(name for name, key in KEYS.items() if key.kind in kinds)
+
+
 def _typed(key: Key, value: Any) -> Value:
     want = type(key.default)
     if want is float and type(value) is int:

@@ -24,7 +24,7 @@ from lalora_flwr.site.admission import ledger_for, request_for
 from lalora_flwr.site.host import Host
 from lalora_flwr.site.model import own_model, start_from
 from lalora_flwr.site.pins import own_settings
-from lalora_flwr.site.records import fingerprint, owned_records
+from lalora_flwr.site.records import counted_records
 from lalora_flwr.site.round import Site
 from lalora_flwr.training.evaluate import evaluate
 from lalora_flwr.training.learner import Learner
@@ -64,8 +64,8 @@ def evaluate_on_site(host: Host, content: RecordDict, context: Context) -> Recor
     learner = _learner(site, settings, order, content)
     own_seed = dataclasses.replace(settings, seed=derive_seed(settings.seed, "evaluation"))  # not the draws of training
     source = site.source(own_seed, order.server_round)
-    records = owned_records(host.records, settings, context.node_config, learner.base)
-    ledger.identify(fingerprint(settings, context.node_config))
+    records, known_by = counted_records(host.records, settings, context.node_config, learner.base)
+    ledger.identify(known_by)
     ledger.reserve(caps.evaluation_noise, 1.0, 1)
     right = right_answers(learner, records)
     ledger.take_step()

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.partition import site_rows
 from lalora_flwr.data.records import RecordSet, no_records
+from lalora_flwr.ground.cache import Cache, stamp_below
 from lalora_flwr.ground.errors import ConfigError, SiteRefusal
 from lalora_flwr.ledger.fingerprint import fingerprint_of_files, fingerprint_of_share
 from lalora_flwr.models.base import BaseModel
-from lalora_flwr.settings import DataSettings, ModelSettings, Settings, flatten
+from lalora_flwr.settings import Settings, flatten
 
 log = logging.getLogger("lalora_flwr.site")
 
 NodeConfig = Mapping[str, bool | int | float | str]
 ReadRecords = Callable[[Settings, NodeConfig, BaseModel], RecordSet]
-Key = tuple[str, int, int, DataSettings, ModelSettings, int]  # path, or number and count of a share; settings and seed
+Key = tuple[Hashable, ...]
 
 
 class RecordStore:
-    """Encoded records of the last sites of a process, by everything that decides them."""
+    """Encoded records of the last sites of a process. Files that have changed since are read again."""
 
     def __init__(self, size: int = 64) -> None:
         """``size``: sites whose records are kept."""
-        self._size = size
-        self._kept: dict[Key, RecordSet] = {}
+        self._kept: Cache[Key, tuple[RecordSet, object]] = Cache(size)
 
     def __call__(self, settings: Settings, node_config: NodeConfig, base: BaseModel) -> RecordSet:
         """The site's records: those under its own ``data-path``, or its share of the run's data set; possibly none.
@@ -37,24 +37,23 @@ class RecordStore:
             ConfigError: if what it names does not exist, may not be opened or lacks a column.
         """
         if path := str(node_config.get("data-path", "")):
-            site = sites = 0
-        elif "partition-id" in node_config and "num-partitions" in node_config:
-            site, sites = int(node_config["partition-id"]), int(node_config["num-partitions"])
-        else:
+            key: Key = (path, stamp_below(path), settings.data, base.name, base.provenance.digest)
+            return self._kept.get(key, lambda: (_own(settings, path, base), None))[0]
+        if "partition-id" not in node_config or "num-partitions" not in node_config:
             raise SiteRefusal("data: the site's node-config names no data-path")
-        key = path, site, sites, settings.data, settings.model, settings.seed
-        if key not in self._kept:
-            while len(self._kept) >= self._size:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = _read(settings, base, path, site, sites)
-        return self._kept[key]
+        site, sites = int(node_config["partition-id"]), int(node_config["num-partitions"])
+        data = data_set(settings)  # another object if its files have changed; kept with the records, so that its id stays its own
+
+        def share() -> tuple[RecordSet, object]:
+            rows = site_rows(data.classes(), settings.data, settings.seed, sites, data.owners())[site]
+            return data.private(rows, base.encode), data
+
+        key = (id(data), site, sites, settings.data, settings.seed, base.name, base.provenance.digest)
+        return self._kept.get(key, share)[0]
 
 
-def _read(settings: Settings, base: BaseModel, path: str, site: int, sites: int) -> RecordSet:
-    if path:
-        return own_records(settings, path, base.encode, getattr(base, "vocabulary", 0), getattr(base, "segments", 0)).records
-    data = data_set(settings)
-    return data.private(site_rows(data.classes(), settings.data, settings.seed, sites, data.owners())[site], base.encode)
+def _own(settings: Settings, path: str, base: BaseModel) -> RecordSet:
+    return own_records(settings, path, base.encode, base.vocabulary, base.segments).records
 
 
 def owned_records(read: ReadRecords, settings: Settings, node_config: NodeConfig, base: BaseModel) -> RecordSet:
@@ -81,6 +80,20 @@ def owned_records(read: ReadRecords, settings: Settings, node_config: NodeConfig
     if not len(records):
         log.error("THE SITE HAS NO USABLE RECORD: it answers with noise alone, which is counted; see `lalora site check`")
     return records
+
+
+def counted_records(read: ReadRecords, settings: Settings, node_config: NodeConfig, base: BaseModel) -> tuple[RecordSet, str]:
+    """As `owned_records`, with the fingerprint by which the ledger knows them.
+
+    Guarantee: both are of one state of the owner's files; whether this refuses depends on whether they changed meanwhile,
+    never on what is in them.
+    """
+    path = str(node_config.get("data-path", ""))
+    before = stamp_below(path) if path else ()
+    records, known_by = owned_records(read, settings, node_config, base), fingerprint(settings, node_config)
+    if path and stamp_below(path) != before:
+        raise SiteRefusal("data: the site's records changed while they were read; ask again")
+    return records, known_by
 
 
 def fingerprint(settings: Settings, node_config: NodeConfig) -> str:

@@ -28,7 +28,7 @@ from lalora_flwr.site.admission import admitted
 from lalora_flwr.site.host import Host
 from lalora_flwr.site.model import check_start, own_model, start_from
 from lalora_flwr.site.pins import own_settings, with_own_model
-from lalora_flwr.site.records import NodeConfig, fingerprint, owned_records
+from lalora_flwr.site.records import NodeConfig, counted_records
 from lalora_flwr.training.learner import Learner
 from lalora_flwr.training.local import LocalRound, train_round
 from lalora_flwr.training.noise import mechanism_for
@@ -110,9 +110,9 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
     learner = own_model(host, settings, context.node_config, order.model_digest, quiet=caps is not None)
     start = _start(site, settings, learner, order, content)
     if caps:
-        records = owned_records(host.records, settings, context.node_config, learner.base)
+        records, known_by = counted_records(host.records, settings, context.node_config, learner.base)
         _warn_of_size(caps, records)
-        ledger.identify(fingerprint(settings, context.node_config))
+        ledger.identify(known_by)
         return _answer(site, start, records, mechanism, ledger)
     records = host.records(settings, context.node_config, learner.base)
     if not len(records):

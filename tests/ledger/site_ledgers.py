@@ -12,8 +12,9 @@ from typing import Any
 
 from flwr.app import Context
 
+from lalora_flwr.ledger.database import SCHEMA
 from lalora_flwr.ledger.entries import clock
-from lalora_flwr.ledger.file import SCHEMA, LedgerFile, create
+from lalora_flwr.ledger.file import LedgerFile, create
 from lalora_flwr.ledger.site_ledger import Request, SiteLedger
 from lalora_flwr.privacy.accounting import HEADLINE, Segment
 

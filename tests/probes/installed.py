@@ -9,8 +9,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).with_name("package")
 
 
-def install(folder: Path) -> Path:
-    """Install the probes into a folder of their own, without a network, and return it."""
+def install(folder: Path, package: Path = PACKAGE) -> Path:
+    """Install a package, the probes by default, into a folder of its own, without a network, and return the folder."""
     options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", str(folder), str(PACKAGE)], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", str(folder), str(package)], check=True)
     return folder

@@ -150,3 +150,29 @@ def test_every_model_that_fails_has_the_same_reason(tmp_path: Path, ask: Ask) ->
         reasons.add(reply.error.reason)
         assert steps_in(held) == 0
     assert reasons == {MODEL_DIFFERS}
+
+
+LONG = {"num_rounds": 9}  # rounds enough for all that a test asks
+
+
+def test_files_that_have_changed_are_read_again_and_not_while_they_are_read(tmp_path: Path, ask: Ask) -> None:
+    data, store = write_csv(tmp_path / "t.csv", GOOD), RecordStore()
+    assert not ask(data, LONG, store)[0].has_error()
+    write_csv(tmp_path / "t.csv", GOOD[:10])
+    seen: list[int] = []
+
+    def noted(*arguments: Any) -> Any:
+        records = store(*arguments)
+        seen.append(len(records))
+        return records
+
+    assert not ask(data, LONG, noted)[0].has_error() and seen == [10]
+
+    def changing(*arguments: Any) -> Any:
+        records = store(*arguments)
+        write_csv(tmp_path / "t.csv", GOOD[:12])
+        return records
+
+    reply, held = ask(data, LONG, changing)
+    assert reply.error.reason == "data: the site's records changed while they were read; ask again"
+    assert steps_in(held) == 4  # of the two before

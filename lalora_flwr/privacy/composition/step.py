@@ -65,7 +65,8 @@ def _loss_at(x: Array, sigma: float, q: float) -> Array:
     if q == 1:
         return z
     with np.errstate(over="ignore", divide="ignore"):
-        return np.where(z < 30, np.log1p(q * np.expm1(np.minimum(z, 30.0))), z + np.log(q))
+        near, far = np.log1p(q * np.expm1(np.minimum(z, 30.0))), z + np.log(q)
+        return np.asarray(np.where(z < 30, near, far))
 
 
 def _point_of(loss: Array, sigma: float, q: float) -> Array:

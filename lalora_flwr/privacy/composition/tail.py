@@ -62,12 +62,14 @@ class _Tail:
 
     def _sums_at(self, point: int) -> Array:
         whole_turns = self._turns * (point % self._lattice.points)
-        return (self._series * np.exp(2j * math.pi * (whole_turns - np.rint(whole_turns)))).real.sum(axis=1)
+        turned = self._series * np.exp(2j * math.pi * (whole_turns - np.rint(whole_turns)))
+        return np.asarray(turned.real.sum(axis=1))
 
     def _log_delta(self, sums: Array, losses: Array | float) -> Array | float:
         """log of the bound on δ, without infinite losses."""
         raised = np.maximum(sums[0] - sums[1], 0.0) * self._factor + self._error
-        return self._cumulant - self._theta * losses + np.log(raised)
+        log_delta: Array | float = self._cumulant - self._theta * losses + np.log(raised)
+        return log_delta
 
     def epsilon_at(self, delta: float) -> float:
         if delta <= 0:
