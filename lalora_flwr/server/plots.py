@@ -40,7 +40,4 @@ def accuracy_figure(settings: Settings, frozen_accuracy: float, metrics: Sequenc
     guarantee = f"ε = {settings.privacy.epsilon:g}" if settings.private else "non-private"
     title = f"{settings.strategy}, {settings.model.name}, {settings.num_supernodes} sites, {guarantee}"
     axes.set_title(title + (", seeded" if seeded else ""))
-        f"{settings.strategy}, {settings.model.name}, {settings.num_supernodes} sites, {guarantee}"
-        + (", seeded" if seeded else "")
-    )
     return figure
