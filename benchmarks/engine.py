@@ -21,21 +21,24 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.architectures import build
-from lalora_flwr.adapter.lora import adapter_parameters, attach_adapter, set_active
+from lalora_flwr.adapter.lora import LORA
+from lalora_flwr.adapter.slots import LORA_A, LORA_B
 from lalora_flwr.data.inputs import Inputs, to_device
 from lalora_flwr.data.records import Records
 from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.gradients.engine import PerSampleGradients
-from lalora_flwr.methods.schedules import parse_schedule
+from lalora_flwr.methods.filters import GAUSS5
+from lalora_flwr.methods.schedules import schedule_of
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.counting import RunLedger
 from lalora_flwr.privacy.mechanism import Mechanism, PrivateSum
 from lalora_flwr.privacy.randomness import SeededRandom
 from lalora_flwr.settings import LoraSettings, TrainSettings
-from lalora_flwr.training.local import train_round
+from lalora_flwr.training.learner import Learner
+from lalora_flwr.training.local import LocalRound, train_round
 
 BATCH = {"swin-tiny": 16, "swin-base": 4, "roberta-base": 16}
-LORA = {
+RANKS = {
     "swin-tiny": LoraSettings(rank=16, alpha=16.0),
     "swin-base": LoraSettings(rank=16, alpha=16.0),
     "roberta-base": LoraSettings(rank=8, alpha=8.0, targets="query,value"),
@@ -50,16 +53,18 @@ class Subject:
     def __init__(self, name: str, dtype: torch.dtype, device: torch.device, factors: str, batch: int) -> None:
         self.base: BaseModel = build(name, small=False)
         self.base.module.to(device, dtype)
-        self.model: nn.Module = attach_adapter(self.base, LORA[name], seed=0).to(device).train()  # Opacus insists
+        self.adapter = LORA.attach(self.base, RANKS[name], seed=0)
+        self.model: nn.Module = self.adapter.model.to(device).train()  # Opacus insists
         remove_dropout(self.model)  # so that every engine does the same work
         self.records = batch
         inputs, self.labels = self.base.synthetic_batch(batch, torch.Generator().manual_seed(0))
         self.inputs: Inputs = to_device(inputs, device)
         self.labels = self.labels.to(device)
         with torch.no_grad():
-            for parameter in adapter_parameters(self.model).values():
+            for parameter in self.adapter.parameters.values():
                 parameter.normal_(std=0.02)
-        self.active = set_active(self.model, frozenset(factors))
+        parts = {"A": LORA_A, "B": LORA_B}
+        self.active = self.adapter.activate(self.adapter.layout.of(*(parts[letter] for letter in factors)))
         self.optimizer = torch.optim.SGD(self.active.values(), lr=1e-4)
 
     def losses(self) -> Tensor:
@@ -78,7 +83,7 @@ def plain_step(subject: Subject) -> Step:
 
 
 def our_step(subject: Subject) -> Step:
-    engine = PerSampleGradients(subject.model)
+    engine = PerSampleGradients(subject.model, subject.adapter.parameters)
     mechanism = Mechanism(1.0, 1.0, 1.0, float(subject.records))
     ledger = RunLedger(float("inf"), 10**9, 1e-5, "pld")
     source = SeededRandom(0, 0, 0)
@@ -232,22 +237,21 @@ def step_table(name: str, repeats: int, device: torch.device) -> None:
 
 def our_round(subject: Subject) -> Step:
     """A round of LA-LoRA with the filter, as a site runs it."""
-    engine = PerSampleGradients(subject.model)
+    adapter = subject.adapter
+    learner = Learner(subject.base, adapter, PerSampleGradients(adapter.model, adapter.parameters), adapter.state())
     records = Records(subject.inputs, subject.labels)
+    masks = schedule_of("step:BA").masks(adapter.layout, 1, ROUND_STEPS, {})
+    what = LocalRound(1, adapter.layout, masks, GAUSS5, TrainSettings(local_steps=ROUND_STEPS, lr=1e-4))
 
     def step() -> None:
         train_round(
-            subject.base,
-            subject.model,
-            engine,
+            learner,
             records,
-            server_round=1,
-            schedule=parse_schedule("step:BA"),
-            filter_name="gauss5",
-            train=TrainSettings(local_steps=ROUND_STEPS, lr=1e-4),
+            what,
             mechanism=Mechanism(1.0, 1.0, 1.0, float(subject.records)),  # q = 1: the same batch for both sides
             ledger=RunLedger(float("inf"), 10**9, 1e-5, "pld"),
             source=SeededRandom(0, 0, 0),
+            memory={},
         )
 
     return step

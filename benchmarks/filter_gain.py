@@ -17,48 +17,51 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lalora_flwr.adapter.lora import adapter_parameters, factor_of, set_active
+from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout
 from lalora_flwr.cli.options import resolve
 from lalora_flwr.data.records import RecordSet
-from lalora_flwr.methods.filters import FILTERS
+from lalora_flwr.methods.filters import Filter
 from lalora_flwr.privacy.mechanism import clip
 from lalora_flwr.settings import Settings
-from lalora_flwr.site import round as site
-from lalora_flwr.training.learner import Adapted, adapted_model
+from lalora_flwr.settings.choices import FILTERS
+from lalora_flwr.site.records import RecordStore
+from lalora_flwr.training.learner import Learner, ModelStore
 
 WHITE = 70 / 256
 BATCH = 64
 
 
-def clipped_sum(settings: Settings, adapted: Adapted, records: RecordSet, rows: Tensor) -> dict[str, Tensor]:
+def clipped_sum(settings: Settings, learner: Learner, records: RecordSet, rows: Tensor) -> dict[str, Tensor]:
     """Sum over the rows of the records' clipped gradients of A and B together, without noise."""
-    adapted.model.train()
-    set_active(adapted.model, frozenset({"A", "B"}))
+    adapter = learner.adapter
+    adapter.model.train()
+    adapter.activate(adapter.layout.of(LORA_A, LORA_B))
     total: dict[str, Tensor] = {}
     for part in records.parts(rows, BATCH):
         inputs, labels = records.batch(part)
-        gradients = adapted.engine(len(labels), lambda x=inputs, y=labels: adapted.base.losses(adapted.model, x, y))
+        gradients = learner.engine(len(labels), lambda x=inputs, y=labels: learner.base.losses(adapter.model, x, y))
         sums, _ = clip(gradients, settings.privacy.clip_norm)
         total = {name: total[name] + value if total else value for name, value in sums.items()}
     return total
 
 
-def warm_up(settings: Settings, adapted: Adapted, records: RecordSet, steps: int) -> None:
+def warm_up(settings: Settings, learner: Learner, records: RecordSet, steps: int) -> None:
     """Plain clipped SGD on A and B."""
     generator = torch.Generator().manual_seed(0)
-    parameters = adapter_parameters(adapted.model)
+    parameters = learner.adapter.parameters
     for _ in range(steps):
         rows = torch.randint(len(records), (min(BATCH, len(records)),), generator=generator)
-        total = clipped_sum(settings, adapted, records, rows.unique())
+        total = clipped_sum(settings, learner, records, rows.unique())
         with torch.no_grad():
             for name, gradient in total.items():
                 parameters[name] -= settings.train.lr * gradient / len(rows)
 
 
-def kept(name: str, total: dict[str, Tensor], factor: str) -> float:
+def kept(name: str, total: dict[str, Tensor], layout: Layout, part: str) -> float:
     """Share of the factor's power that the filter keeps, over all its tensors."""
-    chosen = {key: value for key, value in total.items() if factor_of(key) == factor}
-    after = sum(float(FILTERS[name](key, value).square().sum()) for key, value in chosen.items())
+    chosen = {key: value for key, value in total.items() if layout[key].part == part}
+    smooth = FILTERS.get(name, Filter)
+    after = sum(float(smooth(layout[key], value, {}).square().sum()) for key, value in chosen.items())
     return after / sum(float(value.square().sum()) for value in chosen.values())
 
 
@@ -70,16 +73,16 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=1024, help="records whose gradients are summed")
     arguments = parser.parse_args()
     settings = resolve(arguments.config, arguments.c)
-    adapted = adapted_model(settings)
-    records = site.load_records(settings, {"partition-id": 0, "num-partitions": settings.num_supernodes}, adapted.base)
-    warm_up(settings, adapted, records, arguments.steps)
-    total = clipped_sum(settings, adapted, records, torch.arange(min(arguments.records, len(records))))
+    learner = ModelStore().learner(settings)
+    records = RecordStore()(settings, {"partition-id": 0, "num-partitions": settings.num_supernodes}, learner.base)
+    warm_up(settings, learner, records, arguments.steps)
+    total = clipped_sum(settings, learner, records, torch.arange(min(arguments.records, len(records))))
     print(f"{settings.model.name} on {settings.data.name}, after {arguments.steps} steps; white noise: {WHITE:.3f}")
     print("| factor | filter | power kept | gain in signal-to-noise |\n|---|---|---|---|")
-    for factor in ("A", "B"):
+    for part in (LORA_A, LORA_B):
         for name in ("gauss5", "gauss5-permuted"):
-            share = kept(name, total, factor)
-            print(f"| {factor} | {name} | {share:.3f} | {share / WHITE:.2f} |")
+            share = kept(name, total, learner.adapter.layout, part)
+            print(f"| {part.removeprefix('lora_')} | {name} | {share:.3f} | {share / WHITE:.2f} |")
 
 
 if __name__ == "__main__":

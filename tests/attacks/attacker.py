@@ -30,6 +30,7 @@ from lalora_flwr.adapter.slots import digest
 from lalora_flwr.ground.errors import LaloraError, LedgerError
 from lalora_flwr.ledger.entries import Reserve
 from lalora_flwr.ledger.file import LedgerFile, create
+from lalora_flwr.methods.method import method_of
 from lalora_flwr.privacy.mechanism import PrivateSum
 from lalora_flwr.privacy.randomness import SystemRandom
 from lalora_flwr.settings import Settings, settings_from
@@ -292,7 +293,7 @@ def order(
     model: Path,
     change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state,
     *,
-    sent: Callable[[str], bool] = lambda name: True,
+    sent: Callable[[str], bool] | None = None,
     **fields: Any,
 ) -> Message:
     """A server's order, consistent in itself whatever it says.
@@ -301,14 +302,19 @@ def order(
         run: the run-config; one that no settings can be made of gets the order of `RUN`.
         model: the folder of the base model, which the server holds too.
         change: makes the adapter that the site is to start from of the initial one.
-        sent: which tensors travel.
+        sent: which tensors travel; none: those that the run's method sends, and the others are as the site draws them.
         fields: fields of the order that say something else.
     """
     family = str(run.get("model.name", "hf/")).partition("/")[0]
     honest = {**RUN, "model.name": f"hf/{model}"}
     settings = settings_or_none({**run, "model.name": f"{family}/{model}"}) or settings_from(honest)
-    learner = learner_or_none(settings) or learner_or_none(settings_from(honest))
+    learner = learner_or_none(settings) or learner_or_none(settings := settings_from(honest))
     state = change(dict(learner.initial)) if learner else {}
+    if sent is None and learner:
+        method = method_of(settings)
+        travels = method.travel.down(method.at_rest(learner.adapter.layout))
+        state = {name: tensor if name in travels else learner.initial[name] for name, tensor in state.items()}
+        sent = travels.__contains__
     values: dict[str, Any] = {
         "server_round": 1,
         "adapter_digest": digest(state),
@@ -317,7 +323,7 @@ def order(
     }
     stamp()
     content = RecordDict(
-        {ARRAYS: to_arrays({n: t for n, t in state.items() if sent(n)}), CONFIG: TrainOrder(**values).to_record()}
+        {ARRAYS: to_arrays({n: t for n, t in state.items() if sent and sent(n)}), CONFIG: TrainOrder(**values).to_record()}
     )
     return Message(content, dst_node_id=7, message_type="train")
 

@@ -46,7 +46,7 @@ class Attack:
     run: dict[str, Any]
     fields: dict[str, Any] = field(default_factory=dict)
     adapter: tuple[str, float] = ("initial", 1.0)
-    sent: str = "AB"
+    sent: str | None = None  # factors that travel; none: those of the method
 
     def change(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         kind, size = self.adapter
@@ -64,7 +64,8 @@ class Attack:
 
     def problems(self, target: Target, seed: int = 0) -> list[str]:
         run = {**RUN, **self.run}
-        message = order(run, target.model, self.change, sent=lambda n: factor_of(n) in (*self.sent, "head"), **self.fields)
+        sent = None if self.sent is None else lambda n: factor_of(n) in (*self.sent, "head")
+        message = order(run, target.model, self.change, sent=sent, **self.fields)
         return problems(message, run, target.whole, target.without, seed=seed)
 
 
@@ -242,7 +243,7 @@ def attacks(draw: st.DrawFn) -> Attack:
     }
     changed = draw(mostly([], st.lists(st.sampled_from(sorted(fields)), max_size=2, unique=True), 2))
     adapter = draw(mostly(("initial", 1.0), st.tuples(st.sampled_from(["A", "B", "everything", "one", "head"]), SIZES), 2))
-    sent = draw(mostly("AB", st.sampled_from(["A", "B", ""]), 8))
+    sent = draw(mostly(None, st.sampled_from(["A", "B", "AB", ""]), 8))
     return Attack(draw(runs()), {name: draw(fields[name]) for name in changed}, adapter, sent)
 
 
