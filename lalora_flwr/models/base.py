@@ -83,7 +83,9 @@ class BaseModel:
         """
         if not hasattr(self.module, "set_grad_checkpointing"):
             raise ConfigError(f"train.gradient-checkpointing = true: {self.name} cannot recompute its activations")
-        self.module.set_grad_checkpointing(True)  # type: ignore[operator]
+        switch = self.module.set_grad_checkpointing
+        assert callable(switch)
+        switch(True)
 
     def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
         """Made-up records on the CPU, for checks: standard normal images, labels 0, 1, …"""

@@ -122,7 +122,7 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
     try:
         return _answer(site, start, records, mechanism, run_ledger)
     finally:
-        context.state[LEDGER] = ConfigRecord(run_ledger.state())  # type: ignore[arg-type]
+        context.state[LEDGER] = ConfigRecord({**run_ledger.state()})
 
 
 @dataclass(frozen=True)
