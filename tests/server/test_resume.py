@@ -122,7 +122,7 @@ def test_a_crash_at_any_write_loses_nothing(
 
 
 def test_a_failure_of_the_first_attempt_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise ValueError("no more memory")
 
     with monkeypatch.context() as patch:
