@@ -24,6 +24,7 @@ from lalora_flwr.ledger.node_values import (
     one_of,
     positive_range,
     seconds,
+    short_text,
     switch,
     text,
 )
@@ -84,7 +85,7 @@ class Caps:
     allow_run_model: bool = _key(switch, False, cap=False)
     records_at_once: int = _key(at_least(1), 1, cap=False)
     allow_evaluation: bool = _key(switch, False, cap=False)
-    profile: str = _key(text, "", cap=False)
+    profile: str = _key(short_text, "", cap=False)
 
 
 READERS: dict[str, Reader] = {f.name.replace("_", "-"): f.metadata["read"] for f in fields(Caps)}

@@ -15,6 +15,15 @@ def text(value: Any) -> str:
     return value
 
 
+LONGEST = 1000  # letters of a short text, which travels
+
+
+def short_text(value: Any) -> str:
+    if len(text(value)) > LONGEST:
+        raise ValueError(f"a text of at most {LONGEST} letters")
+    return text(value)
+
+
 def names(value: Any) -> tuple[str, ...]:
     """Comma-separated names in order."""
     found = tuple(name.strip() for name in text(value).split(",") if name.strip())

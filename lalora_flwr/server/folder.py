@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lalora_flwr.ground.errors import ConfigError, RunFailed
+from lalora_flwr.ground.files import sync_folder
 from lalora_flwr.settings import KEYS, Kind, Settings, flatten, read_toml, settings_from
 
 PACKAGES = ("lalora-flwr", "flwr", "torch", "timm", "peft", "opacus")
@@ -39,11 +40,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)  # the new name must survive a power cut too
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)  # the new name must survive a power cut too
 
 
 def to_json(value: Any, **options: Any) -> str:

@@ -1,12 +1,17 @@
-"""When a run stops: too many sites failed, too few are left, or a process that simulates them died."""
+"""When a run stops: too many sites failed, too few are left, a process that simulates them died, or a merge made no adapter."""
 
 from __future__ import annotations
 
 import logging
 
+import numpy as np
+
+from lalora_flwr.adapter.slots import Layout
 from lalora_flwr.ground.errors import NoSiteLeft, RunFailed, WorkerDied
+from lalora_flwr.methods.merges import Merged
 from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.settings import Settings
+from lalora_flwr.wire.public import written
 
 log = logging.getLogger("lalora_flwr.server")
 RAY_DEATHS = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "OutOfMemoryError")
@@ -52,3 +57,27 @@ def stop_on_failures(report: RoundReport, asked: int, settings: Settings) -> Non
     gone = f" and {len(report.left)} left for lack of budget" if report.left else ""
     failed = f"{len(report.failed)} of {asked} sites failed{gone}"
     raise RunFailed(f"round {report.server_round}: {failed}, {limit}" + (f" ({who})" if who else ""))
+
+
+def check_merged(server_round: int, merge: str, layout: Layout, merged: Merged) -> None:
+    """Hold a merge, which may be another package's, to its interface before anything is kept of what it made.
+
+    Raises:
+        RunFailed: it named a slot that there is not, or made values of another shape or that are not finite, or a directive that
+            cannot travel.
+    """
+    fault = ""
+    for name, value in merged.tensors.items():
+        if name not in layout:
+            fault = f"{name} is no slot of the adapter"
+        elif np.shape(value) != layout[name].shape:
+            fault = f"{name} has the shape {np.shape(value)}, not {layout[name].shape}"
+        elif not np.isfinite(value).all():
+            fault = f"{name} holds values that are not finite"
+    try:
+        written(merged.directive)
+        written(merged.memory.notes)
+    except (TypeError, ValueError) as error:
+        fault = f"its directive or its notes cannot be written: {error}"
+    if fault:
+        raise RunFailed(f"round {server_round}: the merge {merge!r} is broken: {fault}")

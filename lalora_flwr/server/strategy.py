@@ -22,7 +22,7 @@ from lalora_flwr.methods.updates import Update, Updates, together
 from lalora_flwr.server.counts import SiteCounts
 from lalora_flwr.server.exchange import Conversation, RoundReport, content_of, evaluation
 from lalora_flwr.server.roster import Roster
-from lalora_flwr.server.stopping import stop_on_dead_worker, stop_on_failures
+from lalora_flwr.server.stopping import check_merged, stop_on_dead_worker, stop_on_failures
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.orders import ARRAYS, EvaluateOrder
 from lalora_flwr.wire.public import Public
@@ -157,7 +157,7 @@ class FederatedStrategy(Strategy):
         """Merge the good replies in order of site.
 
         Raises:
-            RunFailed: if no site served the round, or more failed than ``max-failures``.
+            RunFailed: if no site served the round, more failed than ``max-failures``, or the merge made no adapter.
         """
         report = self._report
         missing = {self.roster.site(node) for node in self._asked}
@@ -175,6 +175,7 @@ class FederatedStrategy(Strategy):
             stop_on_dead_worker(report)
         stop_on_failures(report, len(self._asked), self._settings)
         merged = self._merge(report.server_round, good, nodes)
+        check_merged(report.server_round, self._method.merge.name, self._layout, merged)
         changed = to_arrays({name: torch.from_numpy(np.asarray(value)) for name, value in merged.tensors.items()})
         self._arrays = ArrayRecord({**self._arrays, **changed})
         self._memory, self._directive = merged.memory, merged.directive

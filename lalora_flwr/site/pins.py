@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from lalora_flwr.data.named import named_data_set
 from lalora_flwr.data.pins import check_pins, pinned
 from lalora_flwr.ground.errors import SiteRefusal
 from lalora_flwr.ledger.caps import DEMONSTRATION, Caps
@@ -31,8 +32,8 @@ def own_settings(caps: Caps, settings: Settings, node_config: NodeConfig, *, sim
     """
     check_pins(caps, settings)
     if caps.data_path:
-        if settings.data.name == "digits":
-            raise SiteRefusal("data: the run is about the embedded digits; the site has records of its own")
+        if named_data_set(settings.data.name) is not None:
+            raise SiteRefusal("data: the run is about a data set with a name; the site has records of its own")
         return pinned(caps, settings)
     if not simulated and (settings.data.name != "digits" or not set(DEMONSTRATION) <= set(node_config)):
         raise SiteRefusal("data: the site's node-config names no data-path")

@@ -15,7 +15,6 @@ from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lalora_flwr.data.images import ImageRecords
-from lalora_flwr.site import round as site
 from tests.attacks.attacker import RECORDS, RUN, Site, order, problems, table, text_model
 from tests.data.files import png
 from tests.models.folders import save_timm
@@ -195,13 +194,12 @@ def test_a_text_on_which_the_tokenizer_panics_is_left_out(model: Path, tmp_path:
     assert len(whole.serve(order(run, model), run).reserved) == 1
 
 
-def test_whatever_ends_a_round_is_answered_and_counted(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_ends_a_round_is_answered_and_counted(model: Path, tmp_path: Path) -> None:
     def panics(*_: Any) -> None:
         raise Panic("anything")
 
-    monkeypatch.setattr(site, "load_records", panics)
     run = {**RUN, "model.name": f"hf/{model}"}
-    served = Site(table(tmp_path / "a.csv"), model).serve(order(run, model), run, watch=False)
+    served = Site(table(tmp_path / "a.csv"), model, handed={"records": panics}).serve(order(run, model), run, watch=False)
     assert not served.reason and len(served.reserved) == 1  # with noise alone
 
 

@@ -134,7 +134,7 @@ def test_a_site_with_records_of_its_own_serves_no_run_about_digits(
 ) -> None:
     held = owned(context(settings := small(tmp_path)), tmp_path, **{"data-path": str(tmp_path)})
     reason = REAL(order(settings), held).error.reason
-    assert reason == "data: the run is about the embedded digits; the site has records of its own"
+    assert reason == "data: the run is about a data set with a name; the site has records of its own"
 
 
 def test_every_model_that_fails_has_the_same_reason(tmp_path: Path, ask: Ask) -> None:
