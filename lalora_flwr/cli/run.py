@@ -6,13 +6,14 @@ import json
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError, Interrupted
+from lalora_flwr.server.metrics import CONFIG, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.settings import Settings, read_toml, settings_from
 
 
@@ -33,18 +34,18 @@ class Progress:
     def header(self) -> None:
         self._console.print(f"{'round':>9}  {'accuracy':>8}  {'ε spent':>12}  {'sites':>5}  {'seconds':>7}  {'left':>6}")
 
-    def __call__(self, line: dict[str, Any]) -> None:
-        now, done, total = time.monotonic(), line["round"], self._settings.num_rounds
+    def __call__(self, line: RoundMetrics) -> None:
+        now, done, total = time.monotonic(), line.round, self._settings.num_rounds
         self._first = self._first or now
         left = f"{(now - self._first) / (done - 1) * (total - done):.0f}s" if done > 1 else ""
-        epsilon = f"{line['epsilon']:.3f}" if line["private"] else "non-private"
-        accuracy = "" if line["accuracy"] is None else f"{line['accuracy']:.3f}"
+        epsilon = f"{line.epsilon:.3f}" if line.private else "non-private"
+        accuracy = "" if line.accuracy is None else f"{line.accuracy:.3f}"
         self._console.print(
-            f"{done:>5}/{total:<3}  {accuracy:>8}  {epsilon:>12}  {line['sites']:>5}  {line['seconds']:>7.1f}  {left:>6}"
+            f"{done:>5}/{total:<3}  {accuracy:>8}  {epsilon:>12}  {line.sites:>5}  {line.seconds:>7.1f}  {left:>6}"
         )
-        for site, reason in line["failed_sites"].items():
+        for site, reason in line.failed_sites.items():
             self._console.print(f"           site {site} failed: {reason}")
-        for site in line["left_sites"]:
+        for site in line.left_sites:
             self._console.print(f"           site {site} leaves the run: its budget is spent")
 
 
@@ -83,7 +84,7 @@ def resumed(run: Path, config: Path | None, override: list[str] | None) -> Setti
     Raises:
         ConfigError: if there is none, it is finished, or other settings are given too.
     """
-    from lalora_flwr.server.folder import CONFIG, folder_for
+    from lalora_flwr.server.folder import folder_for
 
     if config or override:
         raise ConfigError("--resume: a run goes on with its own settings; leave out --config and -c")
@@ -120,15 +121,20 @@ def check_partition(settings: Settings) -> None:
 
 def report(folder: Path, console: Console) -> None:
     """The result in three lines."""
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = Summary.from_json(json.loads((folder / SUMMARY).read_text()))
     guarantee = (
-        f"ε = {summary['epsilon']:.3f} at δ = {summary['delta']:g} (largest over sites"
-        + (", seeded: describes the mechanism, not this run's secrecy)" if summary["seeded"] else ")")
-        if summary["private"]
+        f"ε = {summary.epsilon:.3f} at δ = {summary.delta:g} (largest over sites"
+        + (", seeded: describes the mechanism, not this run's secrecy)" if summary.seeded else ")")
+        if summary.private
         else "NON-PRIVATE"
     )
-    console.print(f"accuracy {summary['frozen_accuracy']:.3f} (frozen model) -> {summary['accuracy']:.3f}; {guarantee}")
-    if "site_accuracy" in summary:
-        covered = "exact, on private records; ε does NOT cover it" if "leaks" in summary else "noised, which the ε above covers"
-        console.print(f"sites' own accuracy {summary['site_accuracy']:.3f}: {covered}")
+    console.print(f"accuracy {_figure(summary.frozen_accuracy)} (frozen model) -> {_figure(summary.accuracy)}; {guarantee}")
+    of_sites = summary.quality.get("site_accuracy")
+    if of_sites is not None:
+        covered = "exact, on private records; ε does NOT cover it" if summary.leaks else "noised, which the ε above covers"
+        console.print(f"sites' own accuracy {_figure(of_sites)}: {covered}")
     console.print(f"results in {folder}", soft_wrap=True)
+
+
+def _figure(accuracy: float | None) -> str:
+    return "none" if accuracy is None else f"{accuracy:.3f}"

@@ -51,11 +51,11 @@ def _equal(final: Sequence[Result], tuned: str | None) -> str:
 def privacy(final: Sequence[Result], tuned: bool) -> list[str]:
     """What the ε of the table means, and what it does not cover."""
     done = [result for result in final if not result.failure]
-    private = [result for result in done if result.summary.get("private", True)]
+    private = [result for result in done if result.summary and result.summary.private]
     parts = []
     if private:
         what = f"Privacy: {EPSILON} is the most that any site may spend in one run, for one of its records."
-        if any(result.summary.get("seeded") for result in private):
+        if any(result.seeded for result in private):
             what += " The runs are seeded, so ε describes the mechanism and not the secrecy of these very runs."
         if tuned:
             what += " The tuning runs read the same private records; their ε comes on top and is not in the table."

@@ -89,7 +89,7 @@ def _without_twins(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
     kept, twice = [], []
     for result in results:
         shape = repr(sorted((k, v) for k, v in result.values.items() if k not in ("output-dir", "run-name", *PERFORMANCE)))
-        if result.summary.get("seeded") and shape in first:
+        if result.seeded and shape in first:
             twice.append(f"{result.path}: repeats {first[shape].path}")
             continue
         first.setdefault(shape, result)

@@ -101,7 +101,7 @@ def _legend(figure: Any, axes: Sequence[Any]) -> None:
 
 
 def _frozen(axes: Any, results: Sequence[Result]) -> None:
-    found = {value for result in results if (value := result.summary.get("frozen_accuracy")) is not None}
+    found = {value for result in results if (value := result.frozen_accuracy) is not None}
     if len(found) == 1:
         axes.axhline(100 * found.pop(), linestyle=(0, (4, 3)), linewidth=1, color="0.45", label=FROZEN, zorder=1)
 
@@ -123,20 +123,16 @@ def _curves(
         yield method, xs, [statistics.fmean(a) for a in at], [statistics.stdev(a) if len(a) > 1 else 0.0 for a in at]
 
 
-def _evaluated(result: Result) -> list[Mapping[str, Any]]:
-    return [line for line in result.metrics if line.get("accuracy") is not None]
-
-
 def _round_points(result: Result) -> list[Point]:
-    return [(line["round"], line["accuracy"]) for line in _evaluated(result)]
+    return [(line.round, line.accuracy) for line in result.metrics if line.accuracy is not None]
 
 
 def _byte_points(result: Result) -> list[Point]:
     sent, points = 0, []
     for line in result.metrics:
-        sent += line["bytes_up"]
-        if line.get("accuracy") is not None:
-            points.append((sent / 1e6, line["accuracy"]))
+        sent += line.bytes_up
+        if line.accuracy is not None:
+            points.append((sent / 1e6, line.accuracy))
     return points
 
 

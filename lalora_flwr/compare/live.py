@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lalora_flwr.compare.cells import Cell, Role, tuned_label
-from lalora_flwr.compare.results import METRICS, is_finished, saved_accuracy
+from lalora_flwr.compare.results import is_finished, saved_accuracy
+from lalora_flwr.server.metrics import METRICS
 
 
 class Progress:

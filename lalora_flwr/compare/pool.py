@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from lalora_flwr.compare.cells import Cell
 from lalora_flwr.ground.errors import LaloraError, RunFailed
-from lalora_flwr.settings import flatten, settings_from
+from lalora_flwr.server.metrics import RoundMetrics
+from lalora_flwr.settings import Value, flatten, settings_from
 
 TICK = 0.5  # seconds between two looks at the running cells
-Job = Callable[[dict[str, Any]], None]
+Values = dict[str, Value]  # a run's settings, flat
+Job = Callable[[Values], None]
 
 
 class Watcher(Protocol):
@@ -42,7 +44,7 @@ class Worker:
     group: str = ""
 
 
-def run_cell(values: dict[str, Any]) -> None:
+def run_cell(values: Values) -> None:
     """Run one cell in this process.
 
     Raises:
@@ -52,7 +54,7 @@ def run_cell(values: dict[str, Any]) -> None:
 
     parent = os.getppid()
 
-    def leave_with_parent(_: dict[str, Any]) -> None:
+    def leave_with_parent(_: RoundMetrics) -> None:
         if os.getppid() != parent:  # killed: nobody waits, and the same command may be at work again
             os._exit(1)
 

@@ -8,28 +8,22 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lalora_flwr.compare.cells import Labels, Tuned, method_label
 from lalora_flwr.compare.grid import EPSILON, LR, RESERVED, SEED, label_of
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.settings import Kind, keys_of, read_toml
+from lalora_flwr.server.metrics import CONFIG, METRICS, SUMMARY, RoundMetrics, Summary
+from lalora_flwr.settings import Kind, Value, keys_of, read_toml
 
-METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"  # as run_folder has them
 PERFORMANCE = keys_of(Kind.PERFORMANCE)
-# What a summary says besides accuracy, loss and the metrics of the task (F1, exact match, ...)
-NO_METRIC = frozenset(
-    """strategy model data task seed rounds accuracy loss frozen_accuracy epsilon delta noise_multiplier sample_rate clip_norm
-    accountant private seeded failures bytes_up bytes_down seconds peak_memory_mb sites versions""".split()  # noqa: SIM905
-)
 AFTER_METRICS = ("frozen_accuracy", "epsilon", "noise_multiplier", "sample_rate", "bytes_up", "bytes_down", "seconds")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run of a comparison. A failed one has a reason and an empty summary.
+    """One run of a comparison. A failed one has a reason and no summary.
 
     Attributes:
         labels: the compared axes but the seed.
@@ -40,21 +34,21 @@ class Result:
 
     path: Path
     labels: Labels
-    values: Mapping[str, Any]
+    values: Mapping[str, Value]
     tuned: Tuned = ()
     stages: tuple[str, ...] = ()
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    metrics: tuple[Mapping[str, Any], ...] = ()
+    summary: Summary | None = None
+    metrics: tuple[RoundMetrics, ...] = ()
     failure: str = ""
 
     @property
     def method(self) -> str:
-        return method_label(self.labels, self.values["strategy"])
+        return method_label(self.labels, str(self.values["strategy"]))
 
     @property
     def stem(self) -> str:
         """The method apart from its learning rate."""
-        return method_label(self.labels, self.values["strategy"], without=[LR])
+        return method_label(self.labels, str(self.values["strategy"]), without=[LR])
 
     @property
     def epsilon(self) -> float:
@@ -67,8 +61,18 @@ class Result:
     @property
     def accuracy(self) -> float | None:
         """Of the last round, 0 to 1; None if the run failed or diverged."""
-        value = self.summary.get("accuracy")
-        return value if isinstance(value, int | float) and math.isfinite(value) else None
+        value = self.summary.accuracy if self.summary else None
+        return value if value is not None and math.isfinite(value) else None
+
+    @property
+    def frozen_accuracy(self) -> float | None:
+        """The same before training."""
+        return self.summary.frozen_accuracy if self.summary else None
+
+    @property
+    def seeded(self) -> bool:
+        """Whether all its draws follow from its seed."""
+        return self.summary is not None and self.summary.seeded
 
     @property
     def is_final(self) -> bool:
@@ -88,24 +92,26 @@ def is_finished(folder: Path) -> bool:
     return (folder / SUMMARY).is_file()
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any], tuple[dict[str, Any], ...]]:
+def read_run(folder: Path) -> tuple[dict[str, Value], Summary, tuple[RoundMetrics, ...]]:
     """Settings, summary and lines of metrics of a finished run.
 
     Raises:
         ConfigError: if a file is missing or cannot be read.
     """
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-        return read_toml(folder / CONFIG), summary, tuple(json.loads(line) for line in lines)
+        return read_toml(folder / CONFIG), _summary(folder), tuple(RoundMetrics.from_json(json.loads(line)) for line in lines)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: not a finished run: {error}") from None
 
 
 def saved_accuracy(folder: Path) -> float | None:
     """The last round's accuracy of a finished run."""
-    value = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("accuracy")
-    return value if isinstance(value, int | float) else None
+    return _summary(folder).accuracy
+
+
+def _summary(folder: Path) -> Summary:
+    return Summary.from_json(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
 
 
 def varying(results: Sequence[Result]) -> list[str]:
@@ -115,13 +121,9 @@ def varying(results: Sequence[Result]) -> list[str]:
 
 
 def task_metrics(results: Iterable[Result]) -> list[str]:
-    """Names of the numbers in the summaries that only some tasks have."""
-    found: dict[str, None] = {}
-    for result in results:
-        for name, value in result.summary.items():
-            if name not in NO_METRIC and (value is None or (isinstance(value, int | float) and not isinstance(value, bool))):
-                found[name] = None
-    return list(found)
+    """What only some tasks measure: F1, exact match, ..."""
+    names = dict.fromkeys(name for result in results if result.summary for name in result.summary.quality)
+    return [name for name in names if name not in ("accuracy", "loss")]
 
 
 def csv_text(results: Sequence[Result], out: Path) -> str:
@@ -133,12 +135,13 @@ def csv_text(results: Sequence[Result], out: Path) -> str:
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(["method", "stage", *keys, *metrics, "run", "failure"])
     for result in results:
+        numbers = result.summary.numbers() if result.summary else {}
         rows.writerow(
             [
                 result.method,
                 "+".join(result.stages),
                 *(_field(result.values.get(key)) for key in keys),
-                *(_field(result.summary.get(name)) for name in metrics),
+                *(_field(numbers.get(name)) for name in metrics),
                 os.path.relpath(result.path, out),
                 " ".join(result.failure.split()),
             ]
@@ -146,7 +149,7 @@ def csv_text(results: Sequence[Result], out: Path) -> str:
     return file.getvalue()
 
 
-def _field(value: Any) -> str:
+def _field(value: Value | None) -> str:
     """Floats in full, so that a reader gets back the same number."""
     return "" if value is None else repr(value) if isinstance(value, float) else label_of(value)
 

@@ -170,7 +170,7 @@ def _line(*cells: str) -> str:
 
 
 def _frozen(final: Sequence[Result]) -> str:
-    found = {round(100 * value, 1) for result in final if (value := result.summary.get("frozen_accuracy")) is not None}
+    found = {round(100 * value, 1) for result in final if (value := result.frozen_accuracy) is not None}
     if not found:
         return ""
     low, high = min(found), max(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from lalora_flwr.server.folder import LOG
+from lalora_flwr.server.metrics import OnRound
 from lalora_flwr.server.run import named, run_federation
 from lalora_flwr.settings import Settings, flatten
 from lalora_flwr.site.app import make_client_app
@@ -81,7 +82,7 @@ def simulated_app(models: ModelStore) -> ClientApp:
 
 def run_inline(
     settings: Settings,
-    on_round: Callable[[dict[str, Any]], None] | None = None,
+    on_round: OnRound | None = None,
     app: ClientApp | None = None,
     models: ModelStore | None = None,
 ) -> Path:

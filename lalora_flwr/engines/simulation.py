@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ import tomli_w
 
 from lalora_flwr.ground.errors import RunFailed, WorkerDied
 from lalora_flwr.ground.owner import OWNER
-from lalora_flwr.server.folder import FAILURE, LOG, METRICS, SUMMARY, WORKER_DIED, folder_for
+from lalora_flwr.server.folder import LOG, WORKER_DIED, folder_for
+from lalora_flwr.server.metrics import FAILURE, METRICS, SUMMARY, OnRound, RoundMetrics
 from lalora_flwr.server.run import named
 from lalora_flwr.settings import Settings, flatten
 from lalora_flwr.settings.paths import with_absolute_paths
@@ -154,7 +155,7 @@ def _flwr(env: dict[str, str], *arguments: str) -> dict[str, Any]:
 
 def run_simulation(
     settings: Settings,
-    on_round: Callable[[dict[str, Any]], None] | None = None,
+    on_round: OnRound | None = None,
     *,
     num_actors: int = 0,
     client_app: str = CLIENT_APP,
@@ -184,7 +185,7 @@ def run_simulation(
     raise AssertionError("unreachable")
 
 
-def _attempt(settings: Settings, on_round: Callable[[dict[str, Any]], None] | None, num_actors: int, client_app: str) -> Path:
+def _attempt(settings: Settings, on_round: OnRound | None, num_actors: int, client_app: str) -> Path:
     """One SuperLink and one Ray, from the start or the last checkpoint to the summary."""
     folder = folder_for(settings)
     told = _lines_of(folder)  # of the attempt that is resumed
@@ -223,7 +224,7 @@ def _lines_of(folder: Path) -> list[str]:
     return (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
 
 
-def _follow(env: dict[str, str], run_id: str, folder: Path, told: int, on_round: Callable[[dict[str, Any]], None] | None) -> None:
+def _follow(env: dict[str, str], run_id: str, folder: Path, told: int, on_round: OnRound | None) -> None:
     """Pass on lines of metrics after the first ``told`` until Flower says that the run has ended."""
     asked, status = time.monotonic(), ""
     while not status.startswith("finished"):
@@ -234,7 +235,7 @@ def _follow(env: dict[str, str], run_id: str, folder: Path, told: int, on_round:
         lines = _lines_of(folder)
         for line in lines[told:]:
             if on_round:
-                on_round(json.loads(line))
+                on_round(RoundMetrics.from_json(json.loads(line)))
         told = max(told, len(lines))
         time.sleep(0.2)
     if (folder / SUMMARY).exists():

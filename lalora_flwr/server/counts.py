@@ -14,6 +14,7 @@ from typing import Any
 
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.privacy.accounting import Segment, epsilon_spent, noise_multiplier_for
+from lalora_flwr.server.metrics import SiteReport
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.replies import Counters, SiteMetrics
 from lalora_flwr.wire.tensors import BadReply
@@ -154,23 +155,23 @@ class SiteCounts:
         """The run's ε: the largest over the sites; 0 before any was heard of."""
         return max((self.epsilon_of(site) for site in self.heard()), default=0.0)
 
-    def report(self) -> dict[str, dict[str, Any]]:
+    def report(self) -> dict[str, SiteReport]:
         """For the summary: the server's count of each site that was heard of, with the site's own beside it."""
         return {str(site): self._report_of(site) for site in self.heard()}
 
-    def _report_of(self, site: int) -> dict[str, Any]:
+    def _report_of(self, site: int) -> SiteReport:
         count = self.of(site)
-        noised = {"evaluations": count.evaluations, "evaluation_noise": count.evaluation_noise}
-        return {
-            "steps": self.steps_of(site),
-            "epsilon": self.epsilon_of(site),
-            "noise_multiplier": count.noise_multiplier,
-            "sample_rate": count.sample_rate,
-            "seeded": not self.real,
-            "claimed_steps": count.claimed_steps,
-            "claimed_epsilon": count.claimed_epsilon,
-            **(noised if count.evaluation_noise else {}),
-        }
+        return SiteReport(
+            steps=self.steps_of(site),
+            epsilon=self.epsilon_of(site),
+            noise_multiplier=count.noise_multiplier,
+            sample_rate=count.sample_rate,
+            seeded=not self.real,
+            claimed_steps=count.claimed_steps,
+            claimed_epsilon=count.claimed_epsilon,
+            evaluations=count.evaluations if count.evaluation_noise else None,
+            evaluation_noise=count.evaluation_noise,
+        )
 
     def asked(self) -> dict[str, dict[str, int]]:
         """How often each site was asked, as plain JSON: to be kept before it is asked again."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 from safetensors import safe_open
@@ -20,10 +20,13 @@ from torch import Tensor
 
 from lalora_flwr.ground.errors import ConfigError, RunFailed
 from lalora_flwr.ground.files import sync_folder
-from lalora_flwr.settings import KEYS, Kind, Settings, flatten, read_toml, settings_from
+from lalora_flwr.server.metrics import CONFIG, FAILURE, METRICS, SUMMARY, RoundMetrics, Summary
+from lalora_flwr.settings import KEYS, Kind, Settings, Value, flatten, read_toml, settings_from
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PACKAGES = ("lalora-flwr", "flwr", "torch", "timm", "peft", "opacus")
-METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"
 ASKED = "checkpoint/asked.json"
 LOCK = ".lock"
 WORKER_DIED = "worker-died"  # kind of a failure
@@ -176,9 +179,9 @@ class RunFolder:
         """Whether it holds a result or says why there is none; the process of a run with neither was killed, or still runs."""
         return (self.path / SUMMARY).exists() or (self.path / FAILURE).exists()
 
-    def add_metrics(self, *lines: Mapping[str, Any]) -> None:
+    def add_metrics(self, *lines: RoundMetrics) -> None:
         """One round's line, or those of several."""
-        self._lines += [to_json(line) + "\n" for line in lines]
+        self._lines += [to_json(line.to_json()) + "\n" for line in lines]
         write_whole(self.path / METRICS, "".join(self._lines))
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -233,8 +236,8 @@ class RunFolder:
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that died after it; the checkpoint holds the same
         part.replace(folder)
 
-    def save_plot(self, name: str, figure: Any) -> None:
-        """A matplotlib figure as ``plots/<name>.png``."""
+    def save_plot(self, name: str, figure: Figure) -> None:
+        """A figure as ``plots/<name>.png``."""
         import io
 
         (self.path / "plots").mkdir(exist_ok=True)
@@ -242,19 +245,20 @@ class RunFolder:
         figure.savefig(picture, format="png", dpi=120)
         write_whole(self.path / "plots" / f"{name}.png", picture.getvalue())
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def finish(self, summary: Summary) -> None:
         """The last file: its presence says that the run is complete."""
-        write_whole(self.path / SUMMARY, to_json(summary, indent=2) + "\n")
+        write_whole(self.path / SUMMARY, to_json(summary.to_json(), indent=2) + "\n")
 
     def fail(self, reason: str, kind: str = "") -> None:
         """Why the run stopped, in one line; ``kind`` names what a caller may mend."""
         write_whole(self.path / FAILURE, to_json({"error": reason, **({"kind": kind} if kind else {})}) + "\n")
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(flat: Mapping[str, Value]) -> dict[str, object]:
     """Dotted keys as tables, the form a person writes."""
-    tables: dict[str, Any] = {}
+    top: dict[str, object] = {}
+    tables: dict[str, dict[str, object]] = {}
     for name, value in flat.items():
         group, _, key = name.rpartition(".")
-        (tables.setdefault(group, {}) if group else tables)[key] = value
-    return tables
+        (tables.setdefault(group, {}) if group else top)[key] = value
+    return {**top, **tables}

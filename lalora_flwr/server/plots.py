@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from lalora_flwr.server.metrics import RoundMetrics
 from lalora_flwr.settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def accuracy_figure(settings: Settings, frozen_accuracy: float, metrics: Sequence[Mapping[str, Any]], *, seeded: bool) -> Figure:
+def accuracy_figure(
+    settings: Settings, frozen_accuracy: float | None, metrics: Sequence[RoundMetrics], *, seeded: bool
+) -> Figure:
     """Accuracy on public test records and ε spent, by round; the frozen model as a dashed line.
 
     Args:
         settings: the run's settings, for the title.
         frozen_accuracy: accuracy before training, 0 to 1.
-        metrics: the lines of ``metrics.jsonl``.
+        metrics: one a round.
         seeded: whether the sites' noise followed from the run's seed, as only in a simulation.
     """
     from matplotlib.figure import Figure  # slow to import, and only the end of a run needs it
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    rounds = [0, *(line["round"] for line in metrics)]
-    seen = [(line["round"], line["accuracy"]) for line in metrics if line["accuracy"] is not None]
-    axes.plot(
-        [0, *(r for r, _ in seen)], [frozen_accuracy, *(a for _, a in seen)], marker="o", color="tab:blue", label="accuracy"
-    )
-    axes.axhline(frozen_accuracy, linestyle="--", color="grey", label="frozen model")
+    rounds = [0, *(line.round for line in metrics)]
+    known = [(0, frozen_accuracy), *((line.round, line.accuracy) for line in metrics)]
+    seen = [(number, accuracy) for number, accuracy in known if accuracy is not None]
+    axes.plot([number for number, _ in seen], [a for _, a in seen], marker="o", color="tab:blue", label="accuracy")
+    if frozen_accuracy is not None:
+        axes.axhline(frozen_accuracy, linestyle="--", color="grey", label="frozen model")
     axes.set(xlabel="round", ylabel="test accuracy", ylim=(0, 1))
     if settings.private:
         spent = axes.twinx()
-        spent.plot(rounds, [0, *(line["epsilon"] for line in metrics)], color="tab:orange", label="ε spent")
+        spent.plot(rounds, [0, *(line.epsilon for line in metrics)], color="tab:orange", label="ε spent")
         spent.set(ylabel=f"ε spent (δ = {settings.privacy.delta:g}), largest over sites", ylim=(0, None))
         spent.legend(loc="lower right")
     axes.legend(loc="upper left")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import resource
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -21,6 +19,7 @@ from lalora_flwr.ground.errors import LaloraError, NoSiteLeft, RunFailed, Worker
 from lalora_flwr.server.ending import STOPPED, last_word
 from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder, versions
+from lalora_flwr.server.metrics import OnRound, Quality, RoundMetrics, Summary
 from lalora_flwr.server.plots import accuracy_figure
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.strategy import FederatedStrategy
@@ -30,7 +29,6 @@ from lalora_flwr.training.evaluate import evaluate
 from lalora_flwr.training.learner import Learner, ModelStore
 from lalora_flwr.wire.tensors import to_arrays, to_tensors
 
-METRIC_NAMES = ("accuracy", "loss", "f1", "matthews", "exact_match", "site_accuracy")
 SITE_ACCURACY_LEAK = "site_accuracy: exact accuracy on the sites' private records, which no epsilon covers"
 SITE_ACCURACY_NOISED = "noised by each site; counted in its ledger and in the epsilon of this run"
 ROUND_TIMEOUT = 24 * 3600.0  # seconds; dead sites are noticed long before; see engines/deployment.py
@@ -45,15 +43,10 @@ def named(settings: Settings) -> Settings:
     return dataclasses.replace(settings, run_name=f"{settings.strategy}-{guarantee}-seed{settings.seed}-{stamp}")
 
 
-def _about_site_accuracy(*, exact: bool) -> dict[str, str]:
-    """What the summary says about the sites' own accuracy: a leak in a simulation, a private release of real sites."""
-    return {"leaks": SITE_ACCURACY_LEAK} if exact else {"site_accuracy_is": SITE_ACCURACY_NOISED}
-
-
 def run_federation(
     settings: Settings,
     grid: Grid,
-    on_round: Callable[[dict[str, Any]], None] | None = None,
+    on_round: OnRound | None = None,
     at_exit: Callable[[Callable[[], None]], None] = lambda handler: None,
     models: ModelStore | None = None,
 ) -> Path:
@@ -102,14 +95,14 @@ class _Run:
         settings: Settings,
         learner: Learner,
         folder: RunFolder,
-        on_round: Callable[[dict[str, Any]], None] | None,
+        on_round: OnRound | None,
         roster: Roster,
     ) -> None:
         self._settings, self._learner, self._folder = settings, learner, folder
         self._test = data_set(settings).public(learner.base.encode)
         self._on_round = on_round
-        self._metrics: list[dict[str, Any]] = []
-        self._frozen_accuracy = math.nan
+        self._metrics: list[RoundMetrics] = []
+        self._frozen_accuracy: float | None = None
         self._report = RoundReport(0)
         self._begun = self._round_begun = time.monotonic()
         self._seconds_before = 0.0
@@ -137,7 +130,8 @@ class _Run:
             self.strategy.restore(0, {}, {}, asked)
             return self._learner.initial
         state = checkpoint.state
-        self._metrics, self._frozen_accuracy = list(state["metrics"]), state["frozen_accuracy"]
+        self._metrics = [RoundMetrics.from_json(line) for line in state["metrics"]]
+        self._frozen_accuracy = state["frozen_accuracy"]
         self._seconds_before = state["seconds"]
         self._folder.add_metrics(*self._metrics)
         self.strategy.restore(checkpoint.server_round, state["strategy"], checkpoint.tensors, asked)
@@ -149,7 +143,7 @@ class _Run:
 
     def _checkpoint(self, server_round: int, adapter: dict[str, torch.Tensor]) -> Checkpoint:
         state = {
-            "metrics": self._metrics,
+            "metrics": [line.to_json() for line in self._metrics],
             "frozen_accuracy": self._frozen_accuracy,
             "seconds": self._seconds(),
             "strategy": self.strategy.state(),
@@ -165,26 +159,25 @@ class _Run:
             self._round_begun = time.monotonic()
             return MetricRecord()
         due = self._settings.evaluates_after(server_round)
-        quality: dict[str, Any] = evaluate(self._learner, self._test) if due else {"accuracy": None, "loss": None}
+        quality: Quality = evaluate(self._learner, self._test) if due else {"accuracy": None, "loss": None}
         if server_round == 0:
             self._frozen_accuracy = quality["accuracy"]
         else:
             now = time.monotonic()
-            line = {
-                "round": server_round,
-                **quality,
-                **self._on_sites(),
-                "epsilon": self.strategy.counts.epsilon(),
-                "sites": len(self._report.served),
-                "failures": len(self._report.failed),
-                "failed_sites": {str(site): reason for site, reason in self._report.failed.items()},
-                "left_sites": sorted(str(site) for site in self._report.left),
-                "seconds": round(now - self._round_begun, 3),
-                "bytes_up": self._report.bytes_up,
-                "bytes_down": self._report.bytes_down,
-                "private": self._settings.private,
-                "seeded": not self.strategy.counts.real,
-            }
+            line = RoundMetrics(
+                round=server_round,
+                quality={**quality, **self._on_sites()},
+                epsilon=self.strategy.counts.epsilon(),
+                sites=len(self._report.served),
+                failures=len(self._report.failed),
+                failed_sites={str(site): reason for site, reason in self._report.failed.items()},
+                left_sites=sorted(str(site) for site in self._report.left),
+                seconds=round(now - self._round_begun, 3),
+                bytes_up=self._report.bytes_up,
+                bytes_down=self._report.bytes_down,
+                private=self._settings.private,
+                seeded=not self.strategy.counts.real,
+            )
             self._metrics.append(line)
             self._folder.save_checkpoint(self._checkpoint(server_round, state))
             self._folder.add_metrics(line)
@@ -205,35 +198,39 @@ class _Run:
         self._folder.save_plot(
             "accuracy", accuracy_figure(settings, self._frozen_accuracy, self._metrics, seeded=not counts.real)
         )
+        self._folder.finish(self._summary(ended_early))
+
+    def _summary(self, ended_early: str) -> Summary:
+        settings, counts, base, last = self._settings, self.strategy.counts, self._learner.base.provenance, self._metrics[-1]
         headline = counts.of(counts.most())
-        self._folder.finish(
-            {
-                "strategy": settings.strategy,
-                "model": settings.model.name,
-                "model_revision": self._learner.base.provenance.revision,
-                "model_files": self._learner.base.provenance.files,
-                "model_digest": self._learner.base.provenance.digest,
-                "data": settings.data.name,
-                "seed": settings.seed,
-                "rounds": self._metrics[-1]["round"],
-                **({"ended_early": ended_early} if ended_early else {}),
-                **{name: value for name, value in self._metrics[-1].items() if name in METRIC_NAMES},
-                "frozen_accuracy": self._frozen_accuracy,
-                "epsilon": counts.epsilon(),
-                "delta": settings.privacy.delta,
-                "noise_multiplier": headline.noise_multiplier,
-                "sample_rate": headline.sample_rate,
-                "clip_norm": settings.privacy.clip_norm,
-                "accountant": settings.privacy.accountant,
-                "private": settings.private,
-                "seeded": not counts.real,
-                **(_about_site_accuracy(exact=counts.exact_accuracy) if settings.evaluate_sites else {}),
-                "failures": sum(line["failures"] for line in self._metrics),
-                "bytes_up": sum(line["bytes_up"] for line in self._metrics),
-                "bytes_down": sum(line["bytes_down"] for line in self._metrics),
-                "seconds": self._seconds(),
-                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-                "sites": counts.report(),
-                "versions": versions(),
-            }
+        exact = counts.exact_accuracy
+        return Summary(
+            strategy=settings.strategy,
+            model=settings.model.name,
+            model_revision=base.revision,
+            model_files=base.files,
+            model_digest=base.digest,
+            data=settings.data.name,
+            seed=settings.seed,
+            rounds=last.round,
+            ended_early=ended_early,
+            quality=last.quality,
+            frozen_accuracy=self._frozen_accuracy,
+            epsilon=counts.epsilon(),
+            delta=settings.privacy.delta,
+            noise_multiplier=headline.noise_multiplier,
+            sample_rate=headline.sample_rate,
+            clip_norm=settings.privacy.clip_norm,
+            accountant=settings.privacy.accountant,
+            private=settings.private,
+            seeded=not counts.real,
+            leaks=SITE_ACCURACY_LEAK if settings.evaluate_sites and exact else "",
+            site_accuracy_is=SITE_ACCURACY_NOISED if settings.evaluate_sites and not exact else "",
+            failures=sum(line.failures for line in self._metrics),
+            bytes_up=sum(line.bytes_up for line in self._metrics),
+            bytes_down=sum(line.bytes_down for line in self._metrics),
+            seconds=self._seconds(),
+            peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            sites=counts.report(),
+            versions=versions(),
         )

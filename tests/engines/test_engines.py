@@ -23,6 +23,7 @@ import pytest
 from lalora_flwr.engines import simulation
 from lalora_flwr.engines.inline import run_inline
 from lalora_flwr.ground.errors import LaloraError, RunFailed, WorkerDied
+from lalora_flwr.server.metrics import RoundMetrics
 from lalora_flwr.settings import flatten, settings_from
 from tests.cli.test_cli import pairs, real_lalora
 from tests.conftest import Finished, files_in, rounded, small, strict_json
@@ -258,17 +259,17 @@ def test_two_ray_workers_give_the_inline_engines_bytes_and_load_everything_once(
     (tmp_path / "notes").mkdir()
     monkeypatch.setenv(NOTES, str(tmp_path / "notes"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    told: list[dict[str, Any]] = []
+    told: list[RoundMetrics] = []
     during: dict[int, str] = {}
 
-    def on_round(line: dict[str, Any]) -> None:
+    def on_round(line: RoundMetrics) -> None:
         told.append(line)
         during.update(marked.alive())
 
     folder = simulation.run_simulation(small(tmp_path), on_round, num_actors=2, client_app="tests.faulty_client:spying")
     left = marked.gone()
     assert same_result(folder, finished().path)
-    assert [line["round"] for line in told] == [1, 2]
+    assert [line.round for line in told] == [1, 2]
     notes = [json.loads(path.read_text()) for path in sorted((tmp_path / "notes").iterdir())]
     assert len(notes) == 6 and {note["threads"] for note in notes} == {1}
     assert 1 < len({note["pid"] for note in notes}) <= 2

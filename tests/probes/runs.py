@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lalora_flwr.engines.inline import run_inline, simulated_app
+from lalora_flwr.server.metrics import RoundMetrics
 from lalora_flwr.settings import Settings
 from tests.conftest import MODELS, Finished, Spy, small
 
@@ -50,8 +51,8 @@ def run(probe: str, folder: Path, **more: Any) -> Finished:
 
 
 def killed_after(probe: str, folder: Path, rounds: int) -> None:
-    def on_round(line: Any) -> None:
-        if line["round"] == rounds:
+    def on_round(line: RoundMetrics) -> None:
+        if line.round == rounds:
             raise Killed
 
     app: Any = sites_of(probe)

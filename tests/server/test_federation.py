@@ -25,6 +25,7 @@ from lalora_flwr.ground.errors import ConfigError, RunFailed
 from lalora_flwr.methods.merges import Memory, Merge, Merged, Now
 from lalora_flwr.methods.updates import Tensors, Updates
 from lalora_flwr.models.embedded import build_vit_digits
+from lalora_flwr.server.metrics import RoundMetrics
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.run import run_federation
 from lalora_flwr.server.strategy import FederatedStrategy
@@ -666,12 +667,12 @@ def test_the_adapter_folder_holds_the_checkpoint_and_the_settings(finished: Call
 def test_on_round_gets_each_line_as_it_is_written(tmp_path: Path) -> None:
     from lalora_flwr.engines.inline import run_inline
 
-    told: list[dict[str, Any]] = []
+    told: list[RoundMetrics] = []
 
-    def on_round(line: dict[str, Any]) -> None:
-        assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == line["round"]
+    def on_round(line: RoundMetrics) -> None:
+        assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == line.round
         told.append(line)
 
     path = run_inline(small(tmp_path, privacy__epsilon=math.inf), on_round)
     written = [strict_json(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    assert [{**line, "epsilon": None} for line in told] == written
+    assert [{**line.to_json(), "epsilon": None} for line in told] == written

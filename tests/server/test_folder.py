@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from lalora_flwr.ground.errors import ConfigError, RunFailed
 from lalora_flwr.server.folder import Checkpoint, RunFolder, to_json, versions, write_whole
+from lalora_flwr.server.metrics import RoundMetrics, Summary
 from tests.conftest import files_in, small, strict_json
 
 
@@ -74,9 +75,10 @@ def test_json_has_no_constant_that_json_lacks() -> None:
 def test_metrics_gain_one_strict_line_a_round(tmp_path: Path) -> None:
     folder = RunFolder(small(tmp_path))
     for server_round in (1, 2):
-        folder.add_metrics({"round": server_round, "epsilon": math.inf})
+        folder.add_metrics(RoundMetrics(round=server_round, epsilon=math.inf))
         lines = (folder.path / "metrics.jsonl").read_text().splitlines()
-        assert [strict_json(line) for line in lines] == [{"round": r, "epsilon": None} for r in range(1, server_round + 1)]
+        said = [strict_json(line) for line in lines]
+        assert [(line["round"], line["epsilon"]) for line in said] == [(r, None) for r in range(1, server_round + 1)]
 
 
 def test_a_checkpoint_is_one_file_that_names_its_round(tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_a_checkpoint_is_one_file_that_names_its_round(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
-    RunFolder(small(tmp_path)).finish({"accuracy": 0.5})
+    RunFolder(small(tmp_path)).finish(Summary(quality={"accuracy": 0.5}))
     before = files_in(tmp_path)
     with pytest.raises(ConfigError, match=r"run-name = 'run': .* holds a run already, .*; choose another name") as refusal:
         RunFolder(small(tmp_path, seed=1))
@@ -134,7 +136,7 @@ def test_a_folder_says_what_became_of_its_run(tmp_path: Path) -> None:
     assert "which stopped (round 1: too many failures); choose another name, or go on" in refusal()
     (folder.path / "failure.json").write_text("[]")
     assert "which stopped (failure.json cannot be read)" in refusal()
-    folder.finish({})
+    folder.finish(Summary())
     assert refusal().endswith("which is finished; choose another name")
 
 

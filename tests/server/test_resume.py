@@ -22,6 +22,7 @@ from lalora_flwr.ground.errors import ConfigError, RunFailed
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.server import folder as run_folder
 from lalora_flwr.server import run as federation
+from lalora_flwr.server.metrics import RoundMetrics
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.replies import COUNTERS
 from tests.conftest import AppCall, Finished, Spy, files_in, rounded, run_spied, small, strict_json
@@ -45,8 +46,8 @@ def result(folder: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, Any]]:
 
 
 def killed_after(settings: Settings, rounds: int) -> None:
-    def on_round(line: dict[str, Any]) -> None:
-        if line["round"] == rounds:
+    def on_round(line: RoundMetrics) -> None:
+        if line.round == rounds:
             raise Killed
 
     with pytest.raises(Killed):

@@ -1,0 +1,200 @@
+"""What a run tells of itself: a line a round in ``metrics.jsonl``, and ``summary.json``. Writer and readers meet here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+Quality = Mapping[str, float | None]  # accuracy, loss, and what the task has besides; None: not evaluated, or not finite
+Record = TypeVar("Record", "RoundMetrics", "SiteReport", "Summary")
+METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"  # in a run's folder
+IF_SET = {"if-set": True}  # the field is in the file only if it says something
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundMetrics:
+    """One line of ``metrics.jsonl``.
+
+    Attributes:
+        round: from 1.
+        quality: on public records, and ``site_accuracy`` if the run asks its sites for theirs.
+        epsilon: spent so far, the largest over the sites; infinite without privacy.
+        sites, failures: how many sites served the round, and how many failed.
+        failed_sites: reason by site.
+        left_sites: those whose budget is spent.
+        seconds: of the round.
+        bytes_up, bytes_down: sent by all sites, and to them, in the round.
+        private: whether ε bounds anything.
+        seeded: whether all draws follow from the run's seed, as only in a simulation.
+    """
+
+    round: int
+    quality: Quality = field(default_factory=dict)
+    epsilon: float = math.inf
+    sites: int = 0
+    failures: int = 0
+    failed_sites: Mapping[str, str] = field(default_factory=dict)
+    left_sites: Sequence[str] = ()
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    private: bool = False
+    seeded: bool = True
+
+    @property
+    def accuracy(self) -> float | None:
+        """0 to 1; None if the round was not evaluated."""
+        return self.quality.get("accuracy")
+
+    def to_json(self) -> dict[str, object]:
+        return _flat(self)
+
+    @staticmethod
+    def from_json(line: Mapping[str, object]) -> RoundMetrics:
+        """Also of a line of an older version, which lacks fields.
+
+        Raises:
+            ValueError: if it is no such line.
+        """
+        return _read(RoundMetrics, line)
+
+
+OnRound = Callable[[RoundMetrics], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteReport:
+    """The server's count of a site, with the site's own beside it; as `SiteCount`."""
+
+    steps: int = 0
+    epsilon: float = math.inf
+    noise_multiplier: float | None = None
+    sample_rate: float | None = None
+    seeded: bool = True
+    claimed_steps: int | None = None
+    claimed_epsilon: float | None = None
+    evaluations: int | None = field(default=None, metadata=IF_SET)
+    evaluation_noise: float | None = field(default=None, metadata=IF_SET)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """``summary.json``: the result of a run that finished.
+
+    Attributes:
+        model_revision, model_files, model_digest: where the frozen model came from.
+        rounds: the last round.
+        ended_early: why a resumed run lacks rounds.
+        quality: of the last round.
+        frozen_accuracy: before training, 0 to 1.
+        epsilon, delta: the guarantee; ε is the server's own count, the largest over the sites.
+        noise_multiplier, sample_rate: of the site that ε belongs to.
+        leaks: which numbers of this summary ε does not cover.
+        site_accuracy_is: what makes ``site_accuracy`` private.
+        failures: of sites, over all rounds.
+        peak_memory_mb: of the server's process.
+        sites: by number.
+        versions: of packages.
+    """
+
+    strategy: str = ""
+    model: str = ""
+    model_revision: str | None = None
+    model_files: Mapping[str, str] = field(default_factory=dict)
+    model_digest: str | None = None
+    data: str = ""
+    seed: int = 0
+    rounds: int = 0
+    ended_early: str = field(default="", metadata=IF_SET)
+    quality: Quality = field(default_factory=dict)
+    frozen_accuracy: float | None = None
+    epsilon: float = math.inf
+    delta: float = 0.0
+    noise_multiplier: float | None = None
+    sample_rate: float | None = None
+    clip_norm: float = 0.0
+    accountant: str = ""
+    private: bool = True
+    seeded: bool = False
+    leaks: str = field(default="", metadata=IF_SET)
+    site_accuracy_is: str = field(default="", metadata=IF_SET)
+    failures: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    sites: Mapping[str, SiteReport] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the last round, 0 to 1; None if it diverged."""
+        return self.quality.get("accuracy")
+
+    def to_json(self) -> dict[str, object]:
+        return {**_flat(self), "sites": {site: _flat(report) for site, report in self.sites.items()}}
+
+    @staticmethod
+    def from_json(content: Mapping[str, object]) -> Summary:
+        """Also of a summary of an older version, which lacks fields.
+
+        Raises:
+            ValueError: if it is no summary.
+        """
+        return _read(Summary, content)
+
+    def numbers(self) -> dict[str, float | None]:
+        """All plain numbers by name, those that are not finite as None."""
+        found: dict[str, float | None] = {}
+        for name, value in self.to_json().items():
+            if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+                found[name] = value if value is None or math.isfinite(value) else None
+        return found
+
+
+def _flat(record: RoundMetrics | SiteReport | Summary) -> dict[str, object]:
+    """As JSON holds it: the names of the quality stand among the others."""
+    found: dict[str, object] = {}
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if f.name == "quality":
+            found.update(value)
+        elif value or not f.metadata:
+            found[f.name] = value
+    return found
+
+
+def _read(cls: type[Record], content: Mapping[str, object]) -> Record:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{cls.__name__}: not a table of names")
+    hints = get_type_hints(cls)
+    known: dict[str, Any] = {
+        f.name: _value(f.name, hints[f.name], content[f.name]) for f in fields(cls) if f.name in content and f.name != "quality"
+    }
+    if "quality" in hints:
+        rest = ((name, value) for name, value in content.items() if name not in hints)
+        known["quality"] = {name: value for name, value in rest if value is None or _is(float, value)}
+    try:
+        return cls(**known)
+    except TypeError as missing:
+        raise ValueError(f"{cls.__name__}: {missing}") from None
+
+
+def _value(name: str, hint: Any, value: object) -> object:
+    """A field's value, checked."""
+    if hint is float and value is None:
+        return math.inf  # JSON has no word for it
+    if name == "sites" and isinstance(value, Mapping):
+        return {site: _read(SiteReport, report) for site, report in value.items()}
+    kinds = getattr(hint, "__args__", None) if get_origin(hint) not in (Mapping, Sequence) else None
+    if not any(_is(kind, value) for kind in kinds or (hint,)):
+        raise ValueError(f"{name}: {value!r} is none of its values")
+    return value
+
+
+def _is(kind: Any, value: object) -> bool:
+    if kind in (float, int):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    return isinstance(value, get_origin(kind) or kind)
