@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.machine import processor
-from lalora_flwr.privacy.accounting import Segment, epsilon_spent, noise_multiplier_for
+from lalora_flwr.privacy.accounting import epsilon_spent, noise_multiplier_for
 from lalora_flwr.privacy.composition.composer import Composer
+from lalora_flwr.privacy.events import SampledGaussian
 
 DELTA = 1e-5
 SIZES = [500 + 37 * i for i in range(100)]  # records of a hundred sites
@@ -35,7 +36,7 @@ def cpu(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def history(pairs: int) -> list[Segment]:
+def history(pairs: int) -> list[SampledGaussian]:
     """Many different (σ, q), as a server that likes trouble would ask for them."""
     draw = random.Random(0)
     return [(draw.uniform(0.8, 8), draw.uniform(0.001, 0.2), draw.randrange(10, 100)) for _ in range(pairs)]

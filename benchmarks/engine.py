@@ -31,6 +31,7 @@ from lalora_flwr.methods.filters import GAUSS5
 from lalora_flwr.methods.schedules import schedule_of
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.counting import RunLedger
+from lalora_flwr.privacy.events import Target
 from lalora_flwr.privacy.mechanism import Mechanism, PrivateSum
 from lalora_flwr.privacy.randomness import SeededRandom
 from lalora_flwr.settings import LoraSettings, TrainSettings
@@ -85,7 +86,7 @@ def plain_step(subject: Subject) -> Step:
 def our_step(subject: Subject) -> Step:
     engine = PerSampleGradients(subject.model, subject.adapter.parameters)
     mechanism = Mechanism(1.0, 1.0, 1.0, float(subject.records))
-    ledger = RunLedger(float("inf"), 10**9, 1e-5, "pld")
+    ledger = RunLedger(Target(float("inf"), 1e-5, 10**9, "pld"))
     source = SeededRandom(0, 0, 0)
     device = next(iter(subject.active.values())).device
 
@@ -249,7 +250,7 @@ def our_round(subject: Subject) -> Step:
             records,
             what,
             mechanism=Mechanism(1.0, 1.0, 1.0, float(subject.records)),  # q = 1: the same batch for both sides
-            ledger=RunLedger(float("inf"), 10**9, 1e-5, "pld"),
+            ledger=RunLedger(Target(float("inf"), 1e-5, 10**9, "pld")),
             source=SeededRandom(0, 0, 0),
             memory={},
         )

@@ -32,11 +32,12 @@ PAIRS = 100
 MESSAGE = """
 import math, sys, time
 from lalora_flwr.privacy.accounting import HEADLINE
+from lalora_flwr.privacy.events import Target
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.site_ledger import Request, SiteLedger
 path, sigma, q, cheap = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "cheap"
 begun = time.process_time()
-request = Request("1", "la-lora", 1, "step:BA", "default", 1.0, 1e6, 1e-6, 10**9, HEADLINE)
+request = Request("1", "la-lora", 1, "step:BA", "default", 1.0, Target(1e6, 1e-6, 10**9, HEADLINE))
 compose = (lambda history, delta, accountant: math.sqrt(sum(n * (q / s) ** 2 for s, q, n in history))) if cheap else None
 ledger = SiteLedger(LedgerFile(path), request, 1e6, 1e-6, compose)
 ledger.known_noise(q)

@@ -28,6 +28,7 @@ from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.fingerprint import fingerprint_of_files
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.accounting import epsilon_spent
+from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.settings import Settings, settings_from
 from lalora_flwr.site.admission import ledger_for, request_for
 from lalora_flwr.site.records import NodeConfig
@@ -75,7 +76,7 @@ def _caps(caps: Caps) -> Iterator[Finding]:
     promise = f"epsilon {caps.max_epsilon:g} at delta {caps.delta:g}" + (", a weak promise" if weak else "")
     yield Finding(WARNING if weak else OK, "budget", promise)
     if caps.allow_evaluation:
-        cost = epsilon_spent([(caps.evaluation_noise, 1.0, 1)], caps.delta)
+        cost = epsilon_spent([SampledGaussian(caps.evaluation_noise, 1.0, 1)], caps.delta)
         dear = cost > caps.max_epsilon / 10
         yield Finding(WARNING if dear else OK, "evaluation", f"allowed; the first answer spends epsilon {cost:.3g}")
     if not caps.answer_seconds:
@@ -85,7 +86,7 @@ def _caps(caps: Caps) -> Iterator[Finding]:
 def _ledger(caps: Caps) -> Iterator[Finding]:
     try:
         content = LedgerFile(caps.ledger_path, witness=caps.witness_path).read()
-        ledger = ledger_for(caps, request_for(caps, Settings(), 0, 0, "check"))
+        ledger = ledger_for(caps, request_for(caps, Settings(), 0, 0, "check", clip_norm=1.0))
         LedgerFile(caps.ledger_path, witness=caps.witness_path).check_writable()
         spent, queries = ledger.spent(), ledger.queries_today()
     except LaloraError as error:

@@ -13,12 +13,11 @@ from datetime import datetime
 from typing import Any
 
 from lalora_flwr.ground.errors import LedgerError
-from lalora_flwr.ledger.entries import EVALUATE, Commit, Entry, Reserve, is_step
-from lalora_flwr.privacy.accounting import Segment
+from lalora_flwr.ledger.entries import EVALUATE, Commit, Entry, Reserve
+from lalora_flwr.privacy.events import SampledGaussian, Target
 
 Steps = Counter[tuple[float, float]]  # (σ, q) -> steps
 Rows = list[list[Any]]  # [σ, q, steps], as JSON holds them: of many runs only a few are ever looked at
-Target = tuple[float, float, int, str]  # ε, δ, steps, accountant that a run calibrated its noise for
 KEPT_HOURS = 2000  # a dataset's hours with a reservation, newest entries first: 83 days if every hour has one
 HOUR = 3600
 
@@ -87,11 +86,11 @@ class Book:
         return number
 
     def _reserve(self, number: int, entry: Reserve) -> None:
-        if not is_step(entry.sigma, entry.q, entry.steps):
+        if not entry.event.noisy:
             raise LedgerError(f"entry {number}: reserves what are no noisy steps")
         if self.dataset_of(entry.fingerprint) not in (None, entry.dataset):
             raise LedgerError(f"entry {number}: its records are in the ledger under another name")
-        if self.segments(entry.dataset, plus=(entry.sigma, entry.q, entry.steps)) != entry.segments:
+        if self.segments(entry.dataset, plus=entry.event) != entry.segments:
             raise LedgerError(f"entry {number}: its segments are not the sum of the entries before it")
         try:
             hour = int(datetime.fromisoformat(entry.time).timestamp()) // HOUR
@@ -100,8 +99,7 @@ class Book:
         run = None if entry.schedule == EVALUATE else entry.run
         if run is not None:
             _add(self._runs.setdefault(entry.dataset, {}).setdefault(run, []), entry.sigma, entry.q, entry.steps)
-            target = entry.run_epsilon, entry.run_delta, entry.run_steps, entry.run_accountant
-            self._noise.setdefault(_key(target, entry.q), entry.sigma)
+            self._noise.setdefault(_key(entry.target, entry.q), entry.sigma)
         self._names[entry.fingerprint] = entry.dataset
         dataset = self._datasets.setdefault(entry.dataset, _Dataset())
         dataset.totals[entry.sigma, entry.q] += entry.steps
@@ -138,14 +136,14 @@ class Book:
         """Which records the dataset was when steps on it were last reserved."""
         return self._datasets[dataset].records if dataset in self._datasets else None
 
-    def segments(self, dataset: str, *, plus: Segment | None = None) -> tuple[Segment, ...]:
+    def segments(self, dataset: str, *, plus: SampledGaussian | None = None) -> tuple[SampledGaussian, ...]:
         """All steps on a dataset as sorted (σ, q, steps), one for each (σ, q); with more steps added if given."""
         total = self._datasets[dataset].totals.copy() if dataset in self._datasets else Counter()
         if plus:
-            total[plus[0], plus[1]] += plus[2]
+            total[plus[:2]] += plus.steps
         return _sorted(total)
 
-    def run_segments(self, dataset: str, run: str) -> tuple[Segment, ...]:
+    def run_segments(self, dataset: str, run: str) -> tuple[SampledGaussian, ...]:
         """The same for the steps that one run took in training; evaluations are not among them."""
         return _sorted(_counted(self._runs.get(dataset, {}).get(run, [])))
 
@@ -204,8 +202,8 @@ def _add(rows: Rows, sigma: float, q: float, steps: int) -> None:
     rows.append([sigma, q, steps])
 
 
-def _sorted(total: Steps) -> tuple[Segment, ...]:
-    return tuple((sigma, q, steps) for (sigma, q), steps in sorted(total.items()) if steps)
+def _sorted(total: Steps) -> tuple[SampledGaussian, ...]:
+    return tuple(SampledGaussian(sigma, q, steps) for (sigma, q), steps in sorted(total.items()) if steps)
 
 
 def _counted(segments: Iterable[Sequence[Any]]) -> Steps:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from lalora_flwr.ground.errors import LedgerError
-from lalora_flwr.privacy.accounting import Segment
+from lalora_flwr.privacy.events import SampledGaussian, Target
 
 FORMAT = 1
 NO_HASH = "0" * 64
@@ -67,7 +66,17 @@ class Reserve:
     accountant: str
     delta: float
     epsilon: float
-    segments: tuple[Segment, ...]
+    segments: tuple[SampledGaussian, ...]
+
+    @property
+    def event(self) -> SampledGaussian:
+        """What the entry reserves."""
+        return SampledGaussian(self.sigma, self.q, self.steps)
+
+    @property
+    def target(self) -> Target:
+        """What the run calibrated its noise for."""
+        return Target(self.run_epsilon, self.run_delta, self.run_steps, self.run_accountant)
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ def from_json(body: str) -> Entry:
             raise ValueError("its keys are not those of its kind")
         for f in fields(cls):
             if f.name == "segments":
-                values["segments"] = tuple(_segment(item) for item in values["segments"])
+                values["segments"] = tuple(_event(item) for item in values["segments"])
             elif type(values[f.name]) is not _TYPES[str(f.type)]:
                 raise TypeError(f"{f.name} has the wrong type")
         entry = cls(**values)
@@ -134,11 +143,11 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
 
 
-def _segment(item: Any) -> Segment:
+def _event(item: list[Any]) -> SampledGaussian:
     sigma, q, steps = item
     if [type(value) for value in item] != [float, float, int]:
         raise TypeError("segments have the wrong type")
-    return sigma, q, steps
+    return SampledGaussian(sigma, q, steps)
 
 
 def hash_after(previous: str, body: str) -> str:
@@ -168,8 +177,3 @@ def read_chain(rows: Iterable[tuple[Any, Any, Any]], first: int = 0, previous: s
             raise LedgerError(f"entry {number}: not a ledger of this version")
         yield entry, digest
         previous = digest
-
-
-def is_step(sigma: float, q: float, steps: int) -> bool:
-    """Whether these are noisy steps of the mechanism that a ledger can count."""
-    return steps >= 1 and 0 < sigma < math.inf and 0 < q <= 1

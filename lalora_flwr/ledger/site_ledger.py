@@ -14,13 +14,14 @@ from datetime import datetime
 from functools import lru_cache
 
 from lalora_flwr.ground.errors import BudgetExhausted, SiteRefusal
-from lalora_flwr.ledger.book import Book, Records, Target
+from lalora_flwr.ledger.book import Book, Records
 from lalora_flwr.ledger.content import Appended
-from lalora_flwr.ledger.entries import EVALUATE, Commit, Reserve, clock, is_step, written
+from lalora_flwr.ledger.entries import EVALUATE, Commit, Reserve, clock, written
 from lalora_flwr.ledger.file import LedgerFile
-from lalora_flwr.privacy.accounting import HEADLINE, Segment
+from lalora_flwr.privacy.accounting import HEADLINE
 from lalora_flwr.privacy.composition.composer import Composer
 from lalora_flwr.privacy.counting import Compose, RunLedger, at_least
+from lalora_flwr.privacy.events import SampledGaussian, Target
 
 log = logging.getLogger("lalora_flwr.site")
 ACCOUNTANT = HEADLINE  # composes every dataset's ε, whatever a run calibrates with
@@ -43,15 +44,8 @@ class Request:
     schedule: str
     dataset: str
     clip_norm: float
-    run_epsilon: float
-    run_delta: float
-    run_steps: int
-    run_accountant: str
+    target: Target
     counted_steps: int = 0
-
-    @property
-    def target(self) -> Target:
-        return self.run_epsilon, self.run_delta, self.run_steps, self.run_accountant
 
     @property
     def evaluates(self) -> bool:
@@ -161,7 +155,8 @@ class SiteLedger:
         )
 
     def _admit(self, book: Book, sigma: float, q: float, steps: int, fingerprint: str) -> tuple[RunLedger, Reserve]:
-        if not is_step(sigma, q, steps):
+        new = SampledGaussian(sigma, q, steps)
+        if not new.noisy:
             raise ValueError(f"{steps} steps at σ = {sigma}, q = {q}: not noisy steps of the mechanism")
         request, clock = self._request, self._clock()
         named = book.dataset_of(fingerprint)
@@ -170,11 +165,11 @@ class SiteLedger:
         if not book.recent(request.dataset, clock) < self._max_queries_per_day:
             raise SiteRefusal("cap: the site has answered as many queries today as max-queries-per-day allows")
         if request.evaluates:
-            run = RunLedger(math.inf, steps, request.run_delta, request.run_accountant)
+            run = RunLedger(request.target._replace(epsilon=math.inf, steps=steps))
         else:
             run = self._run_ledger(at_least(self._history(book), request.counted_steps, sigma, q))
         run.reserve(sigma, q, steps)
-        segments = book.segments(request.dataset, plus=(sigma, q, steps))
+        segments = book.segments(request.dataset, plus=new)
         epsilon = self._compose(segments, self._delta, ACCOUNTANT)
         if not epsilon <= self._max_epsilon:
             raise BudgetExhausted("budget: the site's records have no epsilon left for this round")
@@ -190,10 +185,10 @@ class SiteLedger:
             q=q,
             clip_norm=request.clip_norm,
             steps=steps,
-            run_epsilon=request.run_epsilon,
-            run_delta=request.run_delta,
-            run_steps=request.run_steps,
-            run_accountant=request.run_accountant,
+            run_epsilon=request.target.epsilon,
+            run_delta=request.target.delta,
+            run_steps=request.target.steps,
+            run_accountant=request.target.accountant,
             max_epsilon=self._max_epsilon,
             accountant=ACCOUNTANT,
             delta=self._delta,
@@ -238,12 +233,11 @@ class SiteLedger:
             return self._run
         return self._run_ledger(self._history(self._file.state().book))
 
-    def _history(self, book: Book) -> tuple[Segment, ...]:
+    def _history(self, book: Book) -> tuple[SampledGaussian, ...]:
         return book.run_segments(self._request.dataset, self._request.run)
 
-    def _run_ledger(self, history: Sequence[Segment]) -> RunLedger:
-        epsilon, delta, steps, accountant = self._request.target
-        return RunLedger(epsilon, steps, delta, accountant, history, self._compose)
+    def _run_ledger(self, history: Sequence[SampledGaussian]) -> RunLedger:
+        return RunLedger(self._request.target, history, self._compose)
 
 
 def _head(appended: Appended) -> str:
@@ -255,7 +249,7 @@ def _composer(file: LedgerFile) -> Compose:
     """The accountant, with what it keeps between processes in the ledger's cache folder."""
     composer = Composer(file.cache / "composed")
 
-    def compose(history: Sequence[Segment], delta: float, accountant: str) -> float:
+    def compose(history: Sequence[SampledGaussian], delta: float, accountant: str) -> float:
         file.make_cache()
         return composer(history, delta, accountant)
 

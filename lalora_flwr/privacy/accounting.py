@@ -22,9 +22,8 @@ import numpy as np
 from scipy.special import ndtr
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.privacy.composition.memory import Compositions, Segment
-
-__all__ = ["HEADLINE", "Segment", "epsilon_spent", "noise_multiplier_for"]
+from lalora_flwr.privacy.composition.memory import Compositions
+from lalora_flwr.privacy.events import SampledGaussian
 
 HEADLINE = "pld"
 
@@ -36,20 +35,20 @@ _GOAL, _TOLERANCE = 0.998, 0.995  # a calibrated σ costs this share of the want
 _compositions = Compositions()
 
 
-def epsilon_spent(history: Sequence[Segment], delta: float, accountant: str = HEADLINE) -> float:
+def epsilon_spent(history: Sequence[SampledGaussian], delta: float, accountant: str = HEADLINE) -> float:
     """ε at δ of all steps in the history, composed (not summed); 0 for none; inf if a step had no noise.
 
     Guarantee: an upper bound on the privacy loss of the composition, for one record added to or removed from the site,
     if each step included each record independently with its probability q and added N(0, σ²C²) to the clipped sum.
 
     Args:
-        history: (σ, q, steps) segments, in any order.
+        history: steps, in any order.
         delta: δ of the guarantee.
         accountant: ``pld``, ``rdp`` or ``prv``.
 
     Raises:
         ConfigError: ``prv`` at a δ at which it understates ε.
-        ValueError: if δ is not between 0 and 1, or a segment is none of the mechanism (``pld``).
+        ValueError: if δ is not between 0 and 1, or some are not steps of the mechanism (``pld``).
     """
     if accountant == HEADLINE:
         return _compositions.epsilon(history, delta)
@@ -84,7 +83,7 @@ def _rdp_of_step(sigma: float, q: float) -> np.ndarray:
         return np.asarray(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=RDPAccountant.DEFAULT_ALPHAS))
 
 
-def _rdp(history: tuple[Segment, ...], delta: float) -> float:
+def _rdp(history: tuple[SampledGaussian, ...], delta: float) -> float:
     with _quiet():
         from opacus.accountants import RDPAccountant
         from opacus.accountants.analysis.rdp import get_privacy_spent
@@ -94,7 +93,7 @@ def _rdp(history: tuple[Segment, ...], delta: float) -> float:
     return float(epsilon)
 
 
-def _prv(history: tuple[Segment, ...], delta: float) -> float:
+def _prv(history: tuple[SampledGaussian, ...], delta: float) -> float:
     if delta < _PRV_SMALLEST_DELTA:
         raise ConfigError(f"δ = {delta:g}: the PRV accountant understates ε below {_PRV_SMALLEST_DELTA:g}; use pld")
     coarse = _prv_epsilon(history, delta, _PRV_COARSE)
@@ -102,7 +101,7 @@ def _prv(history: tuple[Segment, ...], delta: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _prv_epsilon(history: tuple[Segment, ...], delta: float, eps_error: float) -> float:
+def _prv_epsilon(history: tuple[SampledGaussian, ...], delta: float, eps_error: float) -> float:
     with _quiet():
         from opacus.accountants import PRVAccountant
 
@@ -149,7 +148,7 @@ def _search(epsilon: float, delta: float, q: float, steps: int, accountant: str)
     high: tuple[float, float] | None = None  # enough
     x = min(max(math.log(_central_limit(epsilon, delta, q, steps)), least), most)
     for _ in range(100):
-        spent = epsilon_spent([(math.exp(x), q, steps)], delta, accountant)
+        spent = epsilon_spent([SampledGaussian(math.exp(x), q, steps)], delta, accountant)
         if spent <= epsilon:
             if spent >= _TOLERANCE * epsilon or x <= least:
                 return math.exp(x)

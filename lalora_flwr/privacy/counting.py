@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from lalora_flwr.ground.errors import BudgetExhausted
-from lalora_flwr.privacy.accounting import Segment, epsilon_spent
+from lalora_flwr.privacy.accounting import epsilon_spent
+from lalora_flwr.privacy.events import SampledGaussian, Target
 
-Compose = Callable[[Sequence[Segment], float, str], float]  # segments, δ, accountant -> ε; as `epsilon_spent`
+Compose = Callable[[Sequence[SampledGaussian], float, str], float]  # steps, δ, accountant -> ε; as `epsilon_spent`
 
 
 class Ledger(Protocol):
@@ -42,30 +43,21 @@ class Ledger(Protocol):
 
 
 class RunLedger:
-    """Counts the steps of one site in one run, up to a largest ε and a largest number of steps.
+    """Counts the steps of one site in one run, up to the ε and the steps of its target.
 
     Guarantee: `epsilon` composes every step for which `take_step` returned, with the σ and q it was reserved at.
     """
 
-    def __init__(
-        self,
-        max_epsilon: float,
-        max_steps: int,
-        delta: float,
-        accountant: str,
-        history: Sequence[Segment] = (),
-        compose: Compose = epsilon_spent,
-    ) -> None:
-        self._max_epsilon, self._max_steps = max_epsilon, max_steps
-        self._delta, self._accountant = delta, accountant
-        self._history: list[Segment] = list(history)
+    def __init__(self, limit: Target, history: Sequence[SampledGaussian] = (), compose: Compose = epsilon_spent) -> None:
+        self._limit = limit
+        self._history: list[SampledGaussian] = list(history)
         self._compose = compose
         self._reserved = 0  # steps of the last segment that are counted and not yet taken
 
     @property
     def steps(self) -> int:
         """Steps counted so far, open reservations included."""
-        return sum(steps for _, _, steps in self._history)
+        return sum(event.steps for event in self._history)
 
     @property
     def left(self) -> int:
@@ -75,12 +67,14 @@ class RunLedger:
     def reserve(self, noise_multiplier: float, sample_rate: float, steps: int) -> None:
         if self._reserved:
             raise RuntimeError("a reservation is open: commit it first")
-        if steps < 1 or not noise_multiplier >= 0 or not 0 < sample_rate <= 1:
-            raise ValueError(f"{steps} steps at σ = {noise_multiplier}, q = {sample_rate}: not steps of the mechanism")
-        history = _extend(self._history, noise_multiplier, sample_rate, steps)
-        if sum(n for _, _, n in history) > self._max_steps:
+        new = SampledGaussian(noise_multiplier, sample_rate, steps)
+        new.check()
+        if not steps:
+            raise ValueError("no step to reserve")
+        history = _extend(self._history, new)
+        if sum(event.steps for event in history) > self._limit.steps:
             raise BudgetExhausted("budget: the site has served all the steps its noise was calibrated for")
-        if self._max_epsilon != math.inf and not self._epsilon_of(history) <= self._max_epsilon:  # NaN is not <=
+        if self._limit.epsilon != math.inf and not self._epsilon_of(history) <= self._limit.epsilon:  # NaN is not <=
             raise BudgetExhausted("budget: the steps would exceed the largest epsilon the site may spend")
         self._history, self._reserved = history, steps
 
@@ -91,18 +85,18 @@ class RunLedger:
 
     def commit(self) -> None:
         if self._reserved:
-            sigma, q, steps = self._history[-1]
-            self._history[-1] = (sigma, q, steps - self._reserved)
+            last = self._history[-1]
+            self._history[-1] = last._replace(steps=last.steps - self._reserved)
         self._reserved = 0
 
     def epsilon(self) -> float:
         return self._epsilon_of(self._history)
 
-    def _epsilon_of(self, history: Sequence[Segment]) -> float:
-        return self._compose(history, self._delta, self._accountant)
+    def _epsilon_of(self, history: Sequence[SampledGaussian]) -> float:
+        return self._compose(history, self._limit.delta, self._limit.accountant)
 
     def state(self) -> dict[str, list[float] | list[int]]:
-        """The counted segments as three lists, for Flower's per-site state."""
+        """The counted steps as three lists, for Flower's per-site state."""
         columns = list(zip(*self._history, strict=True)) or [(), (), ()]
         return {name: list(column) for name, column in zip(_COLUMNS, columns, strict=True)}
 
@@ -110,19 +104,19 @@ class RunLedger:
 _COLUMNS = ("noise-multiplier", "sample-rate", "steps")
 
 
-def history_from(state: Mapping[str, Any]) -> list[Segment]:
-    """The segments that `RunLedger.state` wrote."""
-    return [(float(s), float(q), int(n)) for s, q, n in zip(*(state[name] for name in _COLUMNS), strict=True)]
+def history_from(state: Mapping[str, Any]) -> list[SampledGaussian]:
+    """The steps that `RunLedger.state` wrote."""
+    return [SampledGaussian(float(s), float(q), int(n)) for s, q, n in zip(*(state[name] for name in _COLUMNS), strict=True)]
 
 
-def _extend(history: Sequence[Segment], sigma: float, q: float, steps: int) -> list[Segment]:
-    """The history with steps added, joined to the last segment if they are of the same kind."""
-    if history and history[-1][:2] == (sigma, q):
-        return [*history[:-1], (sigma, q, history[-1][2] + steps)]
-    return [*history, (sigma, q, steps)]
+def _extend(history: Sequence[SampledGaussian], new: SampledGaussian) -> list[SampledGaussian]:
+    """The history with steps added, joined to the last ones if they are of the same kind."""
+    if history and history[-1][:2] == new[:2]:
+        return [*history[:-1], new._replace(steps=history[-1].steps + new.steps)]
+    return [*history, new]
 
 
-def at_least(history: Sequence[Segment], steps: int, sigma: float, q: float) -> list[Segment]:
+def at_least(history: Sequence[SampledGaussian], steps: int, sigma: float, q: float) -> list[SampledGaussian]:
     """The history with the steps added, at σ and q, that it lacks to hold ``steps`` in all; never fewer than it holds."""
-    missing = steps - sum(taken for _, _, taken in history)
-    return _extend(history, sigma, q, missing) if missing > 0 else list(history)
+    missing = steps - sum(event.steps for event in history)
+    return _extend(history, SampledGaussian(sigma, q, missing)) if missing > 0 else list(history)

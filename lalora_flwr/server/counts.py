@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.privacy.accounting import Segment, epsilon_spent, noise_multiplier_for
+from lalora_flwr.privacy.accounting import epsilon_spent
+from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.server.metrics import SiteReport
 from lalora_flwr.settings import Settings
+from lalora_flwr.training.noise import noise_for, target_of
 from lalora_flwr.wire.replies import Counters, SiteMetrics
 from lalora_flwr.wire.tensors import BadReply
 
@@ -102,11 +104,8 @@ class SiteCounts:
             raise BadReply(f"its sample rate changed from {count.sample_rate:.6g} to {q:.6g}")
 
     def _check_noise(self, claimed: Counters) -> None:
-        privacy = self.settings.privacy
         try:
-            wanted = noise_multiplier_for(
-                privacy.epsilon, privacy.delta, claimed.sample_rate, self.settings.steps_per_site, privacy.accountant
-            )
+            wanted = noise_for(target_of(self.settings), claimed.sample_rate)
         except ConfigError:
             raise BadReply(f"no noise reaches the run's epsilon at its sample rate {claimed.sample_rate:.6g}") from None
         low, high = SIGMA_RANGE
@@ -135,12 +134,12 @@ class SiteCounts:
         count, privacy = self.of(site), self.settings.privacy
         if not count.heard:
             return 0.0
-        evaluations: list[Segment] = []
+        evaluations: list[SampledGaussian] = []
         if count.evaluation_noise is not None:
-            evaluations = [(count.evaluation_noise, 1.0, count.evaluations)]
+            evaluations = [SampledGaussian(count.evaluation_noise, 1.0, count.evaluations)]
         if count.noise_multiplier is None or count.sample_rate is None:
             return privacy.epsilon + epsilon_spent(evaluations, privacy.delta, privacy.accountant)
-        training = (count.noise_multiplier, count.sample_rate, self.steps_of(site))
+        training = SampledGaussian(count.noise_multiplier, count.sample_rate, self.steps_of(site))
         return epsilon_spent([training, *evaluations], privacy.delta, privacy.accountant)
 
     def heard(self) -> list[int]:

@@ -15,6 +15,7 @@ from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.models import load_base_model
 from lalora_flwr.privacy.accounting import epsilon_spent
+from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.choices import FORMS
@@ -48,8 +49,8 @@ class Plan:
     def epsilon_after(self, rounds: int, settings: Settings) -> float:
         """Predicted ε of a site that served so many rounds."""
         steps = min(rounds * settings.train.local_steps, self.steps)
-        segment = (self.mechanism.noise_multiplier, self.mechanism.sample_rate, steps)
-        return epsilon_spent([segment], settings.privacy.delta, settings.privacy.accountant)
+        taken = SampledGaussian(self.mechanism.noise_multiplier, self.mechanism.sample_rate, steps)
+        return epsilon_spent([taken], settings.privacy.delta, settings.privacy.accountant)
 
 
 def make_plan(settings: Settings) -> Plan:

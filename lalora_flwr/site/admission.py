@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from lalora_flwr.ledger.caps import Caps, check_mechanism, check_run
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.site_ledger import Request, SiteLedger
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import Settings
-from lalora_flwr.training.noise import mechanism_for, sample_rate_for
+from lalora_flwr.training.noise import mechanism_for, sample_rate_for, target_of
 from lalora_flwr.wire.orders import TrainOrder
 
 
-def request_for(caps: Caps, settings: Settings, run_id: int, server_round: int, schedule: str, **more: Any) -> Request:
-    """What a run asks for, as the ledger takes it; ``more`` replaces single fields."""
-    privacy = settings.privacy
-    request = Request(
+def request_for(
+    caps: Caps, settings: Settings, run_id: int, server_round: int, schedule: str, clip_norm: float, counted_steps: int = 0
+) -> Request:
+    """What a run asks for, as the ledger takes it."""
+    return Request(
         run=str(run_id),
         strategy=settings.strategy,
         server_round=server_round,
         schedule=schedule,
         dataset=caps.dataset,
-        clip_norm=privacy.clip_norm,
-        run_epsilon=privacy.epsilon,
-        run_delta=privacy.delta,
-        run_steps=settings.steps_per_site,
-        run_accountant=privacy.accountant,
+        clip_norm=clip_norm,
+        target=target_of(settings),
+        counted_steps=counted_steps,
     )
-    return dataclasses.replace(request, **more)
 
 
 def ledger_for(caps: Caps, request: Request) -> SiteLedger:
@@ -47,9 +42,8 @@ def admitted(caps: Caps, settings: Settings, order: TrainOrder, run_id: int) -> 
     """
     check_run(caps, settings)
     schedule = method_of(settings).schedule.text
-    ledger = ledger_for(
-        caps, request_for(caps, settings, run_id, order.server_round, schedule, counted_steps=order.counted_steps)
-    )
+    clip_norm = settings.privacy.clip_norm
+    ledger = ledger_for(caps, request_for(caps, settings, run_id, order.server_round, schedule, clip_norm, order.counted_steps))
     known = ledger.known_noise(sample_rate_for(settings, caps.num_records))
     mechanism = mechanism_for(settings, caps.num_records, known)
     check_mechanism(caps, mechanism)

@@ -31,7 +31,7 @@ from lalora_flwr.site.pins import own_settings, with_own_model
 from lalora_flwr.site.records import NodeConfig, counted_records
 from lalora_flwr.training.learner import Learner
 from lalora_flwr.training.local import LocalRound, train_round
-from lalora_flwr.training.noise import mechanism_for
+from lalora_flwr.training.noise import mechanism_for, target_of
 from lalora_flwr.wire.orders import ARRAYS, MEMORY, TrainOrder
 from lalora_flwr.wire.profile import Profile
 from lalora_flwr.wire.replies import COUNTERS, Counters
@@ -201,8 +201,7 @@ def _warn_of_size(caps: Caps, records: RecordSet) -> None:
 
 def _virtual_ledger(context: Context, settings: Settings, mechanism: Mechanism, counted_steps: int) -> RunLedger:
     """The count of a virtual site without caps, which Flower keeps; a worker that died or a resumed run has lost it."""
-    privacy = settings.privacy
     kept = context.state.get(LEDGER)
     history = history_from(kept) if isinstance(kept, ConfigRecord) else []
     history = at_least(history, counted_steps, mechanism.noise_multiplier, mechanism.sample_rate)
-    return RunLedger(privacy.epsilon, settings.steps_per_site, privacy.delta, privacy.accountant, history)
+    return RunLedger(target_of(settings), history)

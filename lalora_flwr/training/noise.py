@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lalora_flwr.privacy.accounting import noise_multiplier_for
+from lalora_flwr.privacy.events import Target
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import Settings
 
@@ -12,13 +13,28 @@ def sample_rate_for(settings: Settings, records: int) -> float:
     return min(1.0, settings.train.batch_size / records)
 
 
+def target_of(settings: Settings) -> Target:
+    """What a run's noise is calibrated for."""
+    privacy = settings.privacy
+    return Target(privacy.epsilon, privacy.delta, settings.steps_per_site, privacy.accountant)
+
+
+def noise_for(target: Target, sample_rate: float) -> float:
+    """σ that the target asks for at q.
+
+    Raises:
+        ConfigError: if no noise level reaches its ε.
+    """
+    return noise_multiplier_for(target.epsilon, target.delta, sample_rate, target.steps, target.accountant)
+
+
 def mechanism_for(settings: Settings, records: int, sigma: float | None = None) -> Mechanism:
     """The constants of a site's steps.
 
     Guarantee: σ is calibrated for the most steps the site may take in the run, without amplification by the drawing of
     sites: the server sees who takes part. ``sigma``: the result, if it is known from before.
     """
-    sample_rate, privacy = sample_rate_for(settings, records), settings.privacy
+    sample_rate = sample_rate_for(settings, records)
     if sigma is None:
-        sigma = noise_multiplier_for(privacy.epsilon, privacy.delta, sample_rate, settings.steps_per_site, privacy.accountant)
-    return Mechanism(sigma, privacy.clip_norm, sample_rate, expected_batch=sample_rate * records)
+        sigma = noise_for(target_of(settings), sample_rate)
+    return Mechanism(sigma, settings.privacy.clip_norm, sample_rate, expected_batch=sample_rate * records)

@@ -16,7 +16,8 @@ from lalora_flwr.ledger.database import SCHEMA
 from lalora_flwr.ledger.entries import clock
 from lalora_flwr.ledger.file import LedgerFile, create
 from lalora_flwr.ledger.site_ledger import Request, SiteLedger
-from lalora_flwr.privacy.accounting import HEADLINE, Segment
+from lalora_flwr.privacy.accounting import HEADLINE
+from lalora_flwr.privacy.events import SampledGaussian, Target
 
 DELTA = 1e-5
 DIGITS_SITE: dict[str, Any] = {  # what the owner of a share of the digits says
@@ -31,9 +32,13 @@ DIGITS_SITE: dict[str, Any] = {  # what the owner of a share of the digits says
 TRIGGERS = [name for name, sql in SCHEMA.items() if sql.startswith("CREATE TRIGGER")]
 
 
-def compose(history: Sequence[Segment], delta: float, accountant: str) -> float:
+def compose(history: Sequence[SampledGaussian], delta: float, accountant: str) -> float:
     """Rises with every step, knows no order, and the whole is less than the sum of its parts."""
     return math.sqrt(sum(steps * (q / sigma) ** 2 for sigma, q, steps in history))
+
+
+def target(epsilon: float = 1e6, steps: int = 10**9, accountant: str = HEADLINE) -> Target:
+    return Target(epsilon, DELTA, steps, accountant)
 
 
 def request(**changed: Any) -> Request:
@@ -44,10 +49,7 @@ def request(**changed: Any) -> Request:
         "schedule": "step:BA",
         "dataset": "default",
         "clip_norm": 1.0,
-        "run_epsilon": 1e6,
-        "run_delta": DELTA,
-        "run_steps": 10**9,
-        "run_accountant": HEADLINE,
+        "target": target(),
     }
     return Request(**{**values, **changed})
 

@@ -19,7 +19,7 @@ from lalora_flwr.ledger.file import READ_AGAIN, LedgerFile, create
 from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.ledger.state import NAME, State, load_checkpoint, store_checkpoint
 from lalora_flwr.ledger.verify import verify
-from lalora_flwr.privacy.accounting import Segment
+from lalora_flwr.privacy.events import SampledGaussian
 from tests.ledger.site_ledgers import DELTA, compose, forge, new_ledger, request, serve, session
 
 PUT_BACK = "changed or put back to an older copy"
@@ -91,7 +91,7 @@ def histories(draw: st.DrawFn) -> list[Entry]:
                     accountant="prv",
                     delta=DELTA,
                     epsilon=1.0,
-                    segments=book.segments(dataset, plus=(sigma, q, steps)),
+                    segments=book.segments(dataset, plus=SampledGaussian(sigma, q, steps)),
                 )
             )
         book.add(entries[-1])
@@ -122,7 +122,7 @@ def test_hours_are_kept_by_entry_and_not_without_end(path: Path) -> None:
     book = Book()
     for hour in range(KEPT_HOURS + 5):
         time = f"{2000 + hour // 600}-{1 + hour // 24 % 25 // 3:02}-{1 + hour // 24 % 3:02}T{hour % 24:02}:00:00+00:00"
-        book.add(replace(reserve, time=time, segments=book.segments("b", plus=(reserve.sigma, reserve.q, reserve.steps))))
+        book.add(replace(reserve, time=time, segments=book.segments("b", plus=reserve.event)))
     ((_, _, hours),) = book.state()["datasets"].values()
     assert len(hours) <= KEPT_HOURS
 
@@ -347,7 +347,7 @@ def test_what_others_spent_meanwhile_counts(path: Path) -> None:
     room = compose([(2.0, 0.1, 2), (1.0, 0.1, 3 + 8)], DELTA, "")
     meanwhile = iter([lambda: serve(path, 1.0, steps=6)])
 
-    def slow(history: Sequence[Segment], delta: float, accountant: str) -> float:
+    def slow(history: Sequence[SampledGaussian], delta: float, accountant: str) -> float:
         next(meanwhile, lambda: None)()
         return compose(history, delta, accountant)
 

@@ -25,7 +25,7 @@ import pytest
 
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.verify import verify
-from tests.ledger.site_ledgers import serve, session
+from tests.ledger.site_ledgers import serve, session, target
 
 MADE = Path(__file__).with_name("files") / "first_version.ledger"
 HEAD = "eaa5ba3df7858cb926637222e6f669eec4163c3ad9b1be3d5d357a98c8c85382"
@@ -60,7 +60,7 @@ def test_its_sums_are_those_of_its_rounds(path: Path) -> None:
 
 
 def test_a_site_goes_on_with_it(path: Path, tmp_path: Path) -> None:
-    asked = {"run": "1", "run_epsilon": 8.0, "run_steps": 1000, "run_accountant": "prv"}
+    asked = {"run": "1", "target": target(8.0, 1000, "prv")}
     assert session(path, **asked).known_noise(0.1) == 2.0
     LedgerFile(path, witness=tmp_path / "witness").make_witness()
     serve(path, 2.0, 0.1, 5, witness=tmp_path / "witness", **asked)

@@ -10,17 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lalora_flwr.ground.errors import BudgetExhausted
-from lalora_flwr.privacy.accounting import Segment, epsilon_spent
+from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.counting import RunLedger, history_from
+from lalora_flwr.privacy.events import SampledGaussian, Target
 
 DELTA = 1e-4
 
 
-def ledger(max_epsilon: float = 100.0, max_steps: int = 1000, history: list[Segment] | None = None) -> RunLedger:
-    return RunLedger(max_epsilon, max_steps, DELTA, "rdp", history or [])
+def ledger(max_epsilon: float = 100.0, max_steps: int = 1000, history: list[SampledGaussian] | None = None) -> RunLedger:
+    return RunLedger(Target(max_epsilon, DELTA, max_steps, "rdp"), history or [])
 
 
-def spent(*history: Segment) -> float:
+def spent(*history: SampledGaussian) -> float:
     return epsilon_spent(history, DELTA, "rdp")
 
 
@@ -167,7 +168,7 @@ def test_an_empty_state_survives_flowers_record_and_back() -> None:
 
 
 def test_a_ledger_does_not_share_its_history_with_its_caller() -> None:
-    history: list[Segment] = [(2.0, 0.1, 3)]
+    history: list[SampledGaussian] = [SampledGaussian(2.0, 0.1, 3)]
     book = ledger(history=history)
     book.reserve(2.0, 0.1, 2)
     book.state()["steps"].clear()
@@ -176,10 +177,10 @@ def test_a_ledger_does_not_share_its_history_with_its_caller() -> None:
 
 
 def test_the_ledgers_accountant_and_delta_are_those_it_was_given() -> None:
-    history: list[Segment] = [(2.0, 0.1, 30)]
+    history: list[SampledGaussian] = [SampledGaussian(2.0, 0.1, 30)]
     for accountant in ("prv", "rdp"):
         for delta in (1e-3, 1e-6):
-            assert RunLedger(9.0, 99, delta, accountant, history).epsilon() == epsilon_spent(history, delta, accountant)
+            assert RunLedger(Target(9.0, delta, 99, accountant), history).epsilon() == epsilon_spent(history, delta, accountant)
 
 
 class Crashes(RuleBasedStateMachine):
@@ -248,7 +249,7 @@ TestCrashes.settings = settings(max_examples=40, stateful_step_count=20, deadlin
     ("sigma", "q", "steps"), [(1.0, 0.1, 0), (1.0, 0.1, -5), (-1.0, 0.1, 1), (math.nan, 0.1, 1), (1.0, 0.0, 1), (1.0, 1.5, 1)]
 )
 def test_what_is_no_step_cannot_be_reserved(sigma: float, q: float, steps: int) -> None:
-    counted = RunLedger(math.inf, 100, 1e-5, "rdp", [(1.0, 0.1, 10)])
-    with pytest.raises(ValueError, match="not steps"):
+    counted = RunLedger(Target(math.inf, 1e-5, 100, "rdp"), [SampledGaussian(1.0, 0.1, 10)])
+    with pytest.raises(ValueError, match=r"not steps|no step"):
         counted.reserve(sigma, q, steps)
     assert counted.steps == 10

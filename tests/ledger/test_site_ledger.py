@@ -21,8 +21,9 @@ from lalora_flwr.ledger.file import LedgerFile, create
 from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.ledger.verify import verify
 from lalora_flwr.methods.schedules import schedule_of
-from lalora_flwr.privacy.accounting import HEADLINE, Segment, epsilon_spent
-from tests.ledger.site_ledgers import DELTA, compose, new_ledger, request, serve, session
+from lalora_flwr.privacy.accounting import HEADLINE, epsilon_spent
+from lalora_flwr.privacy.events import SampledGaussian
+from tests.ledger.site_ledgers import DELTA, compose, new_ledger, request, serve, session, target
 
 MAX_EPSILON, RUN_EPSILON, RUN_STEPS = 0.8, 0.6, 30
 Q = 0.1
@@ -34,7 +35,7 @@ class Naive:
     def __init__(self) -> None:
         self.counted: list[list] = []
 
-    def segments(self, dataset: str, run: str | None = None) -> list[Segment]:
+    def segments(self, dataset: str, run: str | None = None) -> list[SampledGaussian]:
         total: Counter[float] = Counter()
         for its, ran, sigma, steps in self.counted:
             if its == dataset and run in (None, ran):
@@ -59,7 +60,7 @@ class OneRound:
 
     def __init__(self, path: Path, dataset: str, run: str) -> None:
         self.dataset, self.run = dataset, run
-        self.ledger = session(path, MAX_EPSILON, dataset=dataset, run=run, run_epsilon=RUN_EPSILON, run_steps=RUN_STEPS)
+        self.ledger = session(path, MAX_EPSILON, dataset=dataset, run=run, target=target(epsilon=RUN_EPSILON, steps=RUN_STEPS))
         self.place: int | None = None
         self.left = self.taken = 0
 
@@ -147,7 +148,7 @@ def path(tmp_path: Path) -> Path:
     return new_ledger(tmp_path)
 
 
-def total(path: Path, dataset: str = "default") -> tuple[Segment, ...]:
+def total(path: Path, dataset: str = "default") -> tuple[SampledGaussian, ...]:
     return LedgerFile(path).read().book.segments(dataset)
 
 
@@ -249,7 +250,7 @@ def test_nothing_is_reserved_before_the_records_are_known(path: Path) -> None:
 
 def test_a_resumed_run_goes_on_counting_and_the_dataset_counts_only_what_was_done(path: Path) -> None:
     serve(path, steps=6, run="1")
-    resumed = session(path, run="2", counted_steps=6, run_steps=9)
+    resumed = session(path, run="2", counted_steps=6, target=target(steps=9))
     with pytest.raises(BudgetExhausted, match="all the steps"):
         resumed.reserve(1.0, 0.1, 4)
     resumed.reserve(1.0, 0.1, 3)
@@ -265,7 +266,7 @@ def test_a_resumed_run_goes_on_counting_and_the_dataset_counts_only_what_was_don
 def test_the_server_cannot_lower_the_runs_count(path: Path) -> None:
     serve(path, steps=6)
     for claimed in (-5, 0, 3):
-        ledger = session(path, counted_steps=claimed, run_steps=7)
+        ledger = session(path, counted_steps=claimed, target=target(steps=7))
         with pytest.raises(BudgetExhausted):
             ledger.check(1.0, 0.1, 2)
 
@@ -275,8 +276,8 @@ def test_the_noise_is_known_again_only_for_the_same_target_and_rate(path: Path) 
     serve(path, 1.25, 0.1, 3)
     assert session(path, run="2", dataset="other").known_noise(0.1) == 1.25
     assert session(path).known_noise(0.2) is None
-    for changed in ({"run_epsilon": 2.0}, {"run_delta": 1e-6}, {"run_steps": 5}, {"run_accountant": "rdp"}):
-        assert session(path, **changed).known_noise(0.1) is None
+    for changed in ({"epsilon": 2.0}, {"delta": 1e-6}, {"steps": 5}, {"accountant": "rdp"}):
+        assert session(path, target=target()._replace(**changed)).known_noise(0.1) is None
 
 
 def test_a_commit_that_fails_leaves_the_reservation_counted_and_closed(path: Path) -> None:
@@ -312,7 +313,7 @@ def test_a_ledger_swapped_in_between_gives_nothing_back(path: Path) -> None:
 
 def test_an_evaluation_counts_for_the_dataset_and_not_for_the_run(path: Path) -> None:
     serve(path, 1.25, 1.0, 3, taken=3)
-    evaluation: dict[str, Any] = {"schedule": EVALUATE, "run_steps": 3, "run_epsilon": 1e-9, "clip_norm": 1.0}
+    evaluation: dict[str, Any] = {"schedule": EVALUATE, "target": target(1e-9, 3), "clip_norm": 1.0}
     ledger = session(path, **evaluation)
     ledger.check(20.0, 1.0, 1)
     ledger.reserve(20.0, 1.0, 1)
@@ -412,7 +413,13 @@ def test_queries_of_the_last_24_hours_are_never_too_few(times: list[int], now: i
                 **dict.fromkeys(("clip_norm", "run_epsilon", "run_delta", "max_epsilon", "delta", "epsilon"), 1.0),
                 "run_steps": 1,
             },
-            **{"dataset": "d", "sigma": 1.0, "q": 0.1, "steps": 1, "segments": book.segments("d", plus=(1.0, 0.1, 1))},
+            **{
+                "dataset": "d",
+                "sigma": 1.0,
+                "q": 0.1,
+                "steps": 1,
+                "segments": book.segments("d", plus=SampledGaussian(1.0, 0.1, 1)),
+            },
         )
         book.add(entry)
     found = book.recent("d", NOON + timedelta(hours=now / 3))

@@ -15,9 +15,10 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.privacy.accounting import Segment, epsilon_spent, noise_multiplier_for
+from lalora_flwr.privacy.accounting import epsilon_spent, noise_multiplier_for
+from lalora_flwr.privacy.events import SampledGaussian
 
-GRID: list[tuple[list[Segment], float]] = [
+GRID: list[tuple[list[SampledGaussian], float]] = [
     ([(1.0, 0.1, 150)], 1e-4),
     ([(0.8, 0.02, 1000)], 1e-5),
     ([(4.0, 1.0, 20)], 1e-4),
@@ -31,7 +32,7 @@ GRID: list[tuple[list[Segment], float]] = [
 IDS = [f"{'+'.join(f'{s:g}/{q:g}/{n}' for s, q, n in history)}" for history, _ in GRID]
 
 
-def pld(history: Sequence[Segment], delta: float) -> float:
+def pld(history: Sequence[SampledGaussian], delta: float) -> float:
     accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
     for sigma, q, steps in history:
         accountant.compose(SelfComposedDpEvent(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)), steps))
@@ -49,7 +50,7 @@ def gaussian_epsilon(sigma: float, steps: int, delta: float) -> float:
 
 
 @pytest.mark.parametrize(("history", "delta"), GRID, ids=IDS)
-def test_the_headline_is_googles_pld_within_a_hundredth(history: list[Segment], delta: float) -> None:
+def test_the_headline_is_googles_pld_within_a_hundredth(history: list[SampledGaussian], delta: float) -> None:
     """Both are upper bounds, by the same discretisation on other lattices."""
     google = pld(history, delta)
     assert google - 0.001 <= epsilon_spent(history, delta) <= google + 0.01
@@ -57,14 +58,14 @@ def test_the_headline_is_googles_pld_within_a_hundredth(history: list[Segment], 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
 @pytest.mark.parametrize(("history", "delta"), GRID, ids=IDS)
-def test_prv_is_at_most_two_hundredths_above_the_headline(history: list[Segment], delta: float) -> None:
+def test_prv_is_at_most_two_hundredths_above_the_headline(history: list[SampledGaussian], delta: float) -> None:
     headline = epsilon_spent(history, delta)
     assert headline - 0.001 <= epsilon_spent(history, delta, "prv") <= headline + 0.02
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
 @pytest.mark.parametrize(("history", "delta"), GRID, ids=IDS)
-def test_prv_is_that_of_opacus(history: list[Segment], delta: float) -> None:
+def test_prv_is_that_of_opacus(history: list[SampledGaussian], delta: float) -> None:
     accountant = PRVAccountant()
     accountant.history = history
     for eps_error in (0.01, 0.001):
@@ -81,7 +82,7 @@ def test_prv_is_refused_where_it_understates() -> None:
 
 @pytest.mark.filterwarnings("ignore:Optimal order", "ignore:divide by zero")
 @pytest.mark.parametrize(("history", "delta"), GRID, ids=IDS)
-def test_rdp_is_that_of_opacus_and_bounds_the_headline_from_above(history: list[Segment], delta: float) -> None:
+def test_rdp_is_that_of_opacus_and_bounds_the_headline_from_above(history: list[SampledGaussian], delta: float) -> None:
     accountant = RDPAccountant()
     accountant.history = history
     rdp, tight = epsilon_spent(history, delta, "rdp"), epsilon_spent(history, delta)
@@ -198,7 +199,7 @@ def test_a_delta_that_is_no_probability_is_an_error(delta: float) -> None:
 
 
 @pytest.mark.parametrize("segment", [(-1.0, 0.1, 1), (math.nan, 0.1, 1), (1.0, 0.0, 1), (1.0, 1.1, 1), (1.0, 0.1, -1)])
-def test_a_segment_that_is_none_of_the_mechanism_is_an_error(segment: Segment) -> None:
+def test_a_segment_that_is_none_of_the_mechanism_is_an_error(segment: SampledGaussian) -> None:
     with pytest.raises(ValueError, match="not steps of the mechanism"):
         epsilon_spent([segment], 1e-5)
 

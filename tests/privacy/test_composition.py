@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from scipy.special import log_ndtr
 from scipy.stats import norm
 
-from lalora_flwr.privacy.accounting import Segment, epsilon_spent
+from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.composition.history import composition, missing
 from lalora_flwr.privacy.composition.lattice import NOTHING, Lattice, choose_lattice
 from lalora_flwr.privacy.composition.spectrum import compose
 from lalora_flwr.privacy.composition.step import ADD, REMOVE, StepLoss, moments, step_loss
 from lalora_flwr.privacy.composition.tail import epsilon_at
+from lalora_flwr.privacy.events import SampledGaussian
 
 STEPS = [(1.0, 0.01), (0.3, 1e-3), (0.7, 1.0), (30.0, 0.2), (300.0, 1e-5), (2.0, 0.999)]
 BOTH = pytest.mark.parametrize("direction", [REMOVE, ADD], ids=["remove", "add"])
@@ -61,7 +62,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     return high
 
 
-def google(history: Sequence[Segment], delta: float, interval: float, pessimistic: bool = True) -> float:
+def google(history: Sequence[SampledGaussian], delta: float, interval: float, pessimistic: bool = True) -> float:
     """Google's accountant: connected dots from above, or rounded down for a bound from below."""
     whole = privacy_loss_distribution.identity(interval, pessimistic)
     for sigma, q, steps in history:
@@ -169,7 +170,7 @@ FAR = [  # σ, q, steps, δ, Google's interval
 
 @pytest.mark.slow  # Google's accountant takes up to seconds
 @pytest.mark.parametrize(("segment", "delta", "interval"), FAR)
-def test_far_out_it_is_googles_pld(segment: Segment, delta: float, interval: float) -> None:
+def test_far_out_it_is_googles_pld(segment: SampledGaussian, delta: float, interval: float) -> None:
     tight, own = google([segment], delta, interval), epsilon_spent([segment], delta)
     assert own == pytest.approx(tight, rel=0.01, abs=0.01)
     assert own <= epsilon_spent([segment], delta, "rdp")
@@ -178,7 +179,7 @@ def test_far_out_it_is_googles_pld(segment: Segment, delta: float, interval: flo
 @pytest.mark.parametrize(
     ("segment", "delta"), [((0.5, 0.01, 1), 1e-5), ((1.0, 0.01, 10), 1e-6), ((4.0, 0.1, 100), 1e-5), ((2.0, 1.0, 3), 1e-9)]
 )
-def test_it_is_never_below_googles_optimistic_bound(segment: Segment, delta: float) -> None:
+def test_it_is_never_below_googles_optimistic_bound(segment: SampledGaussian, delta: float) -> None:
     assert epsilon_spent([segment], delta) >= google([segment], delta, 2e-3, pessimistic=False)
 
 
@@ -232,7 +233,7 @@ def test_steps_rate_and_noise_move_it_the_right_way(sigma: float, q: float, step
     segments=st.lists(st.tuples(st.floats(0.5, 20), st.floats(1e-3, 1.0), st.integers(1, 50)), min_size=2, max_size=5),
     delta=deltas,
 )
-def test_a_history_costs_at_least_its_parts_and_at_most_their_sum_by_rdp(segments: list[Segment], delta: float) -> None:
+def test_a_history_costs_at_least_its_parts_and_at_most_their_sum_by_rdp(segments: list[SampledGaussian], delta: float) -> None:
     whole = epsilon_spent(segments, delta)
     assert whole <= epsilon_spent(segments, delta, "rdp") * (1 + 1e-3)
     assert whole >= max(epsilon_spent([segment], delta) for segment in segments) * ALMOST

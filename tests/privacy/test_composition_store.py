@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from lalora_flwr.privacy.accounting import Segment, epsilon_spent
+from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.composition.composer import Composer
 from lalora_flwr.privacy.composition.history import Composition, composition
 from lalora_flwr.privacy.composition.store import MOST_FILES, Store
+from lalora_flwr.privacy.events import SampledGaussian
 
 DELTA = 1e-5
-HISTORY: list[Segment] = [(1.0, 0.05, 30), (2.0, 0.1, 20), (4.0, 0.3, 10)]
-MORE: list[Segment] = [*HISTORY, (1.5, 0.02, 40)]
+HISTORY: list[SampledGaussian] = [(1.0, 0.05, 30), (2.0, 0.1, 20), (4.0, 0.3, 10)]
+MORE: list[SampledGaussian] = [*HISTORY, (1.5, 0.02, 40)]
 
 
-def composed(history: list[Segment] = HISTORY) -> Composition:
+def composed(history: list[SampledGaussian] = HISTORY) -> Composition:
     return composition(tuple(sorted(((s, q), n) for s, q, n in history)), DELTA)
 
 

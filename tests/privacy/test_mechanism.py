@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lalora_flwr.ground.errors import BudgetExhausted
 from lalora_flwr.privacy.counting import RunLedger
+from lalora_flwr.privacy.events import Target
 from lalora_flwr.privacy.mechanism import LARGEST, SMALLEST, Mechanism, PrivateSum, clip, grid_step, noised_on_grid
 from lalora_flwr.privacy.randomness import SeededRandom, SystemRandom
 from tests.reference import OpenLedger, Replay, generator, joint_norm
@@ -395,7 +396,7 @@ def test_if_the_ledger_refuses_nothing_is_released(sigma: float) -> None:
     total = PrivateSum(Mechanism(sigma, 1.0, 0.5, 2.0), LARGE, CPU)
     total.add({n: torch.ones(2, *shape) for n, shape in LARGE.items()})
     with pytest.raises(BudgetExhausted):
-        total.release(RunLedger(8.0, 10, 1e-4, "rdp"), Watched(calls))  # no step was reserved
+        total.release(RunLedger(Target(8.0, 1e-4, 10, "rdp")), Watched(calls))  # no step was reserved
     assert calls == []
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lalora_flwr.privacy.accounting import HEADLINE, Segment, epsilon_spent
+from lalora_flwr.privacy.accounting import HEADLINE, epsilon_spent
 from lalora_flwr.privacy.composition.memory import Compositions
+from lalora_flwr.privacy.events import SampledGaussian
 
 
 class Composer:
@@ -19,7 +20,7 @@ class Composer:
         """``cache``: as in `Compositions`."""
         self._compositions = Compositions(cache)
 
-    def __call__(self, history: Sequence[Segment], delta: float, accountant: str) -> float:
+    def __call__(self, history: Sequence[SampledGaussian], delta: float, accountant: str) -> float:
         if accountant == HEADLINE:
             return self._compositions.epsilon(history, delta)
         return epsilon_spent(history, delta, accountant)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from lalora_flwr.privacy.composition.history import Composition, Steps, composition
 from lalora_flwr.privacy.composition.store import Store
-
-Segment = tuple[float, float, int]  # noise multiplier σ, sample rate q, number of steps
+from lalora_flwr.privacy.events import SampledGaussian
 
 _MOST_RECENT = 8  # compositions of several pairs kept in memory
 _MOST_RESULTS = 1024
@@ -30,7 +29,7 @@ class Compositions:
         self._recent: OrderedDict[tuple[Steps, float], Composition] = OrderedDict()
         self._results: OrderedDict[tuple[Steps, float], float] = OrderedDict()
 
-    def epsilon(self, history: Sequence[Segment], delta: float) -> float:
+    def epsilon(self, history: Sequence[SampledGaussian], delta: float) -> float:
         """ε at δ of all steps; 0 for none; inf if a step had no noise.
 
         Raises:
@@ -72,11 +71,11 @@ class Compositions:
             self._store.put(composed)
 
 
-def _merged(history: Sequence[Segment]) -> Steps:
+def _merged(history: Sequence[SampledGaussian]) -> Steps:
     counts: dict[tuple[float, float], int] = {}
-    for sigma, q, steps in history:
-        if not (0 <= sigma < math.inf and 0 < q <= 1 and steps >= 0):
-            raise ValueError(f"{steps} steps at σ = {sigma}, q = {q}: not steps of the mechanism")
+    for event in history:
+        SampledGaussian(*event).check()
+        sigma, q, steps = event
         if steps:
             pair = float(sigma), float(q)
             counts[pair] = counts.get(pair, 0) + int(steps)
