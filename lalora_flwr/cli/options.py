@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,7 +21,7 @@ def resolve(config: Path | None, overrides: list[str] | None) -> Settings:
     Raises:
         ConfigError: for the first thing that cannot be used.
     """
-    flat: dict[str, Any] = read_toml(config) if config else {}
+    flat: dict[str, object] = read_toml(config) if config else {}
     for text in overrides or []:
         flat.update(parse_override(text))
     return settings_from(flat)

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from lalora_flwr.compare.grid import EPSILON, RESERVED, SEED, VARIANT, Grid, label_of
+from lalora_flwr.ground.labels import epsilon_label
 from lalora_flwr.settings import Settings, Value, flatten, settings_from
 
 TUNING, FINAL = "tuning", "final"
@@ -70,10 +70,6 @@ def method_label(labels: Iterable[tuple[str, str]], strategy: str, without: Iter
     return ", ".join(head + [f"{short(axis)} {label}" for axis, label in shown if axis not in ("strategy", VARIANT)])
 
 
-def epsilon_label(epsilon: float) -> str:
-    return "non-private" if epsilon == float("inf") else f"ε = {epsilon:g}"
-
-
 def tuned_label(tuned: Tuned) -> str:
     return ", ".join(f"{short(key)} {label_of(value)}" for key, value in tuned)
 
@@ -83,7 +79,7 @@ def shaping(settings: Settings) -> dict[str, Value]:
     return {name: value for name, value in flatten(settings).items() if name not in RESERVED}
 
 
-def make_cell(values: Mapping[str, Any], runs: Path) -> Cell:
+def make_cell(values: Mapping[str, object], runs: Path) -> Cell:
     """The cell of these values below the folder ``runs``.
 
     Raises:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lalora_flwr.compare.results import Result, by_epsilon, by_method
 from lalora_flwr.compare.table import spread
+from lalora_flwr.ground.labels import epsilon_label
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NAMES = ("accuracy-by-round", "accuracy-by-epsilon", "accuracy-by-bytes", "accuracy-by-learning-rate")
 # Okabe and Ito's palette, told apart by colour-blind readers as well; yellow last, for it is faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FROZEN = "frozen model"
-Style = Mapping[str, Any]
+Style = Mapping[str, Any]  # of matplotlib's plots
 
 
-def figures(results: Sequence[Result]) -> Iterator[tuple[str, Any]]:
+def figures(results: Sequence[Result]) -> Iterator[tuple[str, Figure]]:
     """Names and matplotlib figures of all plots that make sense for these runs."""
     usable = [result for result in results if result.accuracy is not None]
     final = [result for result in usable if result.is_final]
@@ -56,11 +62,7 @@ def _stems(results: Sequence[Result]) -> Iterator[tuple[tuple[str, float], list[
     yield from found.items()
 
 
-def _title(epsilon: float) -> str:
-    return "non-private (ε = inf)" if math.isinf(epsilon) else f"ε = {epsilon:g}"
-
-
-def _panels(epsilons: Sequence[float], xlabel: str) -> tuple[Any, dict[float, Any]]:
+def _panels(epsilons: Sequence[float], xlabel: str) -> tuple[Figure, dict[float, Axes]]:
     """One panel an ε, up to three in a row, on one scale."""
     from matplotlib.figure import Figure
 
@@ -72,7 +74,7 @@ def _panels(epsilons: Sequence[float], xlabel: str) -> tuple[Any, dict[float, An
         spare.remove()
     for index, axes in enumerate(grid[: len(epsilons)]):
         _plain(axes)
-        axes.set_title(_title(epsilons[index]), fontsize=10)
+        axes.set_title(epsilon_label(epsilons[index], said=True), fontsize=10)
         if index + columns >= len(epsilons):
             axes.set_xlabel(xlabel)
             axes.tick_params(labelbottom=True)
@@ -81,15 +83,15 @@ def _panels(epsilons: Sequence[float], xlabel: str) -> tuple[Any, dict[float, An
     return figure, dict(zip(epsilons, grid, strict=False))
 
 
-def _plain(axes: Any) -> None:
+def _plain(axes: Axes) -> None:
     axes.grid(True, linewidth=0.5, alpha=0.4)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: Any, axes: Sequence[Any]) -> None:
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """One legend for all panels, above them and in their way nowhere."""
-    found: dict[str, Any] = {}
+    found: dict[str, Artist] = {}
     for panel in axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
@@ -100,7 +102,7 @@ def _legend(figure: Any, axes: Sequence[Any]) -> None:
     figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
 
 
-def _frozen(axes: Any, results: Sequence[Result]) -> None:
+def _frozen(axes: Axes, results: Sequence[Result]) -> None:
     found = {value for result in results if (value := result.frozen_accuracy) is not None}
     if len(found) == 1:
         axes.axhline(100 * found.pop(), linestyle=(0, (4, 3)), linewidth=1, color="0.45", label=FROZEN, zorder=1)
@@ -136,7 +138,7 @@ def _byte_points(result: Result) -> list[Point]:
     return points
 
 
-def by_round(final: Sequence[Result], styles: Mapping[str, Style]) -> Any:
+def by_round(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
     """Accuracy against round, with a band of one standard deviation."""
     from matplotlib.ticker import MaxNLocator
 
@@ -155,7 +157,7 @@ def by_round(final: Sequence[Result], styles: Mapping[str, Style]) -> Any:
     return figure
 
 
-def by_bytes(final: Sequence[Result], styles: Mapping[str, Style]) -> Any:
+def by_bytes(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
     """Accuracy against what all sites have sent up so far."""
     groups = by_epsilon(final)
     figure, panels = _panels(list(groups), "sent up by all sites (MB)")
@@ -167,7 +169,7 @@ def by_bytes(final: Sequence[Result], styles: Mapping[str, Style]) -> Any:
     return figure
 
 
-def by_privacy(final: Sequence[Result], styles: Mapping[str, Style]) -> Any:
+def by_privacy(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
     """Accuracy of the last round against ε; without privacy is a place of its own at the end."""
     from matplotlib.figure import Figure
 
@@ -196,7 +198,7 @@ def by_privacy(final: Sequence[Result], styles: Mapping[str, Style]) -> Any:
     return figure
 
 
-def by_learning_rate(tried: Sequence[Result], final: Sequence[Result], styles: Mapping[str, Style]) -> Any:
+def by_learning_rate(tried: Sequence[Result], final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
     """Mean accuracy against the learning rate; a ring marks what the final runs used."""
     groups = by_epsilon(tried)
     figure, panels = _panels(list(groups), "learning rate")
@@ -209,7 +211,7 @@ def by_learning_rate(tried: Sequence[Result], final: Sequence[Result], styles: M
         panels[epsilon].plot(rates, means, label=stem, **styles[stem])
         best = chosen.get((stem, epsilon))
         if best in rates:
-            ring = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": "none"}
+            ring: Style = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": "none"}
             panels[epsilon].plot([best], [means[rates.index(best)]], color=styles[stem]["color"], **ring)
     for axes in panels.values():
         axes.set_xscale("log")

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from lalora_flwr.compare.cells import Plan, Role
+from lalora_flwr.compare.cells import Labels, Plan, Role
 from lalora_flwr.compare.grid import RESERVED
 from lalora_flwr.compare.results import Result, csv_text, is_finished, read_run
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.settings import flatten
+from lalora_flwr.ground.files import PUBLIC, lock, replace_file
+from lalora_flwr.settings import Value, flatten
 
 RECORD, RUNS, LOCK = "comparison.json", "runs", ".lock"
 
 
-def identity(plan: Plan) -> dict[str, Any]:
+def identity(plan: Plan) -> dict[str, object]:
     """What makes two comparisons the same, as plain JSON: the base, the axes and how they are tuned."""
     grid = plan.grid
-    plain: dict[str, Any] = json.loads(
+    plain: dict[str, object] = json.loads(
         json.dumps(
             {
                 "base": {key: repr(value) for key, value in sorted(grid.base.items()) if key not in RESERVED},
@@ -45,8 +44,6 @@ def claim(plan: Plan, out: Path) -> None:
     Raises:
         ConfigError: if it holds something else, or cannot be made.
     """
-    from lalora_flwr.server.folder import write_whole
-
     record = out / RECORD
     try:
         if record.exists():
@@ -56,7 +53,7 @@ def claim(plan: Plan, out: Path) -> None:
         if out.exists() and any(path.name != LOCK for path in out.iterdir()):
             raise ConfigError(f"--out {out}: holds something else; choose another folder")
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(record, _record(plan, []))
+        replace_file(record, _record(plan, []), mode=PUBLIC)
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
@@ -72,49 +69,51 @@ def locked(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        held = lock(out / LOCK)
+    except BlockingIOError:
+        raise ConfigError(f"--out {out}: another lalora compare is at work there") from None
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"--out {out}: another lalora compare is at work there") from None
+    with held:
         yield
-    finally:
-        os.close(file)  # lets go of the lock
 
 
 def save_roles(plan: Plan, out: Path, roles: Sequence[Role]) -> None:
     """What each run is for, so that `lalora report` reads the folder as the comparison it is."""
-    from lalora_flwr.server.folder import write_whole
+    replace_file(out / RECORD, _record(plan, roles), mode=PUBLIC)
 
-    write_whole(out / RECORD, _record(plan, roles))
+
+class _Use(TypedDict):
+    """What a run is for: a combination, and the stages that need it there."""
+
+    labels: dict[str, str]
+    tuned: dict[str, Value]
+    stages: list[str]
 
 
 def _record(plan: Plan, roles: Sequence[Role]) -> str:
-    runs: dict[str, list[dict[str, Any]]] = {}
+    runs: dict[str, list[_Use]] = {}
     for role in roles:
-        same = {"labels": dict(role.labels), "tuned": dict(role.tuned)}
+        new = _Use(labels=dict(role.labels), tuned=dict(role.tuned), stages=[role.stage])
         known = runs.setdefault(role.cell.name, [])
-        for entry in known:
-            if entry["labels"] == same["labels"] and role.stage not in entry["stages"]:
-                entry["stages"].append(role.stage)
-        if not any(entry["labels"] == same["labels"] for entry in known):
-            known.append({**same, "stages": [role.stage]})
+        same = [use for use in known if use["labels"] == new["labels"]]
+        for use in same:
+            use["stages"] += [stage for stage in new["stages"] if stage not in use["stages"]]
+        if not same:
+            known.append(new)
     content = {"identity": identity(plan), "tune": _tuning_facts(plan), "runs": runs}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _tuning_facts(plan: Plan) -> dict[str, Any]:
+def _tuning_facts(plan: Plan) -> dict[str, object]:
     set_ = {key: value if value != float("inf") else "inf" for key, value in plan.grid.tuning_set.items()}
     return {"values": {key: list(values) for key, values in plan.grid.tune.items()}, "set": set_}
 
 
 def results_of(out: Path, roles: Sequence[Role], failures: Mapping[str, str]) -> list[Result]:
     """A result for each run and combination, in the order of the roles; a run that both stages use appears once."""
-    stages: dict[tuple[Any, str], list[str]] = {}
-    first: dict[tuple[Any, str], Role] = {}
+    stages: dict[tuple[Labels, str], list[str]] = {}
+    first: dict[tuple[Labels, str], Role] = {}
     for role in roles:
         key = role.labels, role.cell.name
         first.setdefault(key, role)
@@ -139,20 +138,19 @@ def write_report(out: Path, results: Sequence[Result], markdown: str) -> None:
         ConfigError: if the folder cannot be written.
     """
     from lalora_flwr.compare.figures import figures
-    from lalora_flwr.server.folder import write_whole
 
     plots = out / "plots"
     try:
         plots.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "results.csv", csv_text(results, out))
+        replace_file(out / "results.csv", csv_text(results, out), mode=PUBLIC)
         drawn = {f"{name}.png": figure for name, figure in figures(results)}
         for name, figure in drawn.items():
             picture = io.BytesIO()
             figure.savefig(picture, format="png", dpi=150)
-            write_whole(plots / name, picture.getvalue())
+            replace_file(plots / name, picture.getvalue(), mode=PUBLIC)
         for name in _stale(drawn):
             (plots / name).unlink(missing_ok=True)
-        write_whole(out / "results.md", markdown)
+        replace_file(out / "results.md", markdown, mode=PUBLIC)
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror}") from None
 

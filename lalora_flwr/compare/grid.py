@@ -7,11 +7,12 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import KEYS, Kind, Value, check_values, flatten_toml, keys_of, parse_override, read_toml
 
+Item = TypeVar("Item")
 VARIANT, SEED, EPSILON, LR = "variant", "seed", "privacy.epsilon", "train.lr"
 RESERVED = keys_of(Kind.PLACE)  # the comparison names its folders itself
 
@@ -31,7 +32,7 @@ class Grid:
     ``tuning_seeds`` and ``tuning_set`` hold only while tuning; numbers on a ``tune`` axis ascend.
     """
 
-    base: Mapping[str, Any] = field(default_factory=dict)
+    base: Mapping[str, object] = field(default_factory=dict)
     over: Mapping[str, tuple[Option, ...]] = field(default_factory=dict)
     tune: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     tuning_seeds: tuple[int, ...] = ()
@@ -62,7 +63,7 @@ def read_grid(
             raise ConfigError(f"--grid {path}: config = {content['config']!r}: must be a path in quotes")
         config = config or path.parent / content["config"]
     base = read_toml(config) if config else {}
-    fixed: dict[str, Any] = dict(_table(content, "set"))
+    fixed: dict[str, object] = dict(_table(content, "set"))
     for text in overrides:
         fixed.update(parse_override(text))
     axes = {name: _options(name, values) for name, values in _table(content, "over").items()}
@@ -76,7 +77,7 @@ def read_grid(
     return Grid({**base, **fixed}, axes, tuned, seeds, only_tuning)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -90,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _table(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _table(content: Mapping[str, object], name: str) -> dict[str, object]:
     """A table of the grid file with flat keys; lists, also those of variants, stay as they are."""
     table = content.get(name, {})
     if not isinstance(table, dict):
@@ -98,19 +99,19 @@ def _table(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     return flatten_toml(table)
 
 
-def _checked(name: str, value: Any) -> Value:
+def _checked(name: str, value: object) -> Value:
     if name in RESERVED:
         raise ConfigError(f"{name}: cannot vary; a comparison names its folders itself (see --out)")
     return check_values({name: value})[name]
 
 
-def _listed(name: str, values: Any) -> list[Any]:
+def _listed(name: str, values: object) -> list[object]:
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{name} = {values!r}: must be a list of at least one value")
     return values
 
 
-def _options(name: str, values: Any) -> tuple[Option, ...]:
+def _options(name: str, values: object) -> tuple[Option, ...]:
     if name == VARIANT:
         options = [_variant(value) for value in _listed(name, values)]
     else:
@@ -124,14 +125,14 @@ def label_of(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _variant(value: Any) -> Option:
+def _variant(value: object) -> Option:
     if not isinstance(value, dict) or not isinstance(value.get("label"), str) or not value["label"].strip():
         raise ConfigError(f"variant = {value!r}: must be a table with a label and the keys it sets")
     flat = flatten_toml({name: part for name, part in value.items() if name != "label"})
     return Option(value["label"].strip(), {name: _checked(name, part) for name, part in flat.items()})
 
 
-def _tuned(name: str, values: Any) -> tuple[Value, ...]:
+def _tuned(name: str, values: object) -> tuple[Value, ...]:
     if name in (SEED, EPSILON, VARIANT):
         raise ConfigError(f"{name}: cannot be tuned; compare over it")
     checked = [_checked(name, value) for value in _listed(name, values)]
@@ -139,7 +140,7 @@ def _tuned(name: str, values: Any) -> tuple[Value, ...]:
     return tuple(_no_twice(name, sorted(checked) if numeric else checked, [label_of(value) for value in checked]))
 
 
-def _no_twice(name: str, items: list[Any], labels: list[str]) -> list[Any]:
+def _no_twice(name: str, items: list[Item], labels: list[str]) -> list[Item]:
     for label in labels:
         if labels.count(label) > 1:
             raise ConfigError(f"{name}: {label!r} is listed twice")
@@ -150,7 +151,7 @@ def _no_twice(name: str, items: list[Any], labels: list[str]) -> list[Any]:
 _PART = re.compile(r"""((?:"(?:[^"\\]|\\.)*"|'[^']*'|[^,'"])*)(?:,|$)""")
 
 
-def _axis(text: str) -> tuple[str, list[Any]]:
+def _axis(text: str) -> tuple[str, list[object]]:
     name, equals, rest = text.partition("=")
     name = name.strip()
     if name == VARIANT:
@@ -167,7 +168,7 @@ def _axis(text: str) -> tuple[str, list[Any]]:
     return name, [parse_override(f"{name}={part}")[name] for part in parts]
 
 
-def _tuning(content: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Value]]:
+def _tuning(content: Mapping[str, object]) -> tuple[tuple[int, ...], dict[str, Value]]:
     table = content.get("tuning", {})
     if not isinstance(table, dict) or not set(table) <= {SEED, "set"}:
         raise ConfigError(f"tuning = {table!r}: must be a table that has seed, set or both")
@@ -177,10 +178,10 @@ def _tuning(content: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Valu
 
 
 def _refuse_overlap(
-    fixed: Mapping[str, Any],
+    fixed: Mapping[str, object],
     over: Mapping[str, tuple[Option, ...]],
-    tune: Mapping[str, Any],
-    only_tuning: Mapping[str, Any],
+    tune: Mapping[str, object],
+    only_tuning: Mapping[str, object],
 ) -> None:
     """A key has one place only: which of two should win is nothing to guess."""
     taken: dict[str, str] = {}

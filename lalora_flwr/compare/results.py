@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from lalora_flwr.compare.cells import Labels, Tuned, method_label
 from lalora_flwr.compare.grid import EPSILON, LR, RESERVED, SEED, label_of
@@ -100,7 +101,11 @@ def read_run(folder: Path) -> tuple[dict[str, Value], Summary, tuple[RoundMetric
     """
     try:
         lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-        return read_toml(folder / CONFIG), _summary(folder), tuple(RoundMetrics.from_json(json.loads(line)) for line in lines)
+        return (
+            cast(dict[str, Value], read_toml(folder / CONFIG)),
+            _summary(folder),
+            tuple(RoundMetrics.from_json(json.loads(line)) for line in lines),
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: not a finished run: {error}") from None
 

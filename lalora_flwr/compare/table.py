@@ -12,6 +12,7 @@ from lalora_flwr.compare.cells import Labels, Tuned, tuned_label
 from lalora_flwr.compare.grid import LR, label_of
 from lalora_flwr.compare.results import Result, by_epsilon, by_method
 from lalora_flwr.compare.tuning import WORST, Choice, choose
+from lalora_flwr.ground.labels import epsilon_label
 from lalora_flwr.settings import Value
 
 
@@ -126,7 +127,7 @@ def _accuracies(final: Sequence[Result], choices: Mapping[Labels, Choice]) -> li
     }
     leaders = {eps: leader({name: spread(cells[name, eps]) for name in rows}) for eps in columns}
     show_lr = len({result.lr for result in final}) > 1 and not any(axis == LR for r in final for axis, _ in r.labels)
-    lines = [_line("method", *(_column(epsilon) for epsilon in columns)), _line(*["---"] * (len(columns) + 1))]
+    lines = [_line("method", *(epsilon_label(epsilon, said=True) for epsilon in columns)), _line(*["---"] * (len(columns) + 1))]
     edge = False
     for name in rows:
         texts = []
@@ -147,10 +148,6 @@ def _accuracies(final: Sequence[Result], choices: Mapping[Labels, Choice]) -> li
 def _bold_note(any_bold: bool) -> str:
     rule = "leads the next method of its column by more than the combined standard error of the two"
     return f"Bold: {rule}." if any_bold else f"No method is bold, because none {rule}."
-
-
-def _column(epsilon: float) -> str:
-    return "non-private (ε = inf)" if math.isinf(epsilon) else f"ε = {epsilon:g}"
 
 
 def _cell(runs: Sequence[Result], choice: Choice | None, show_lr: bool, bold: bool) -> str:

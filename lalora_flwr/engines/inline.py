@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -18,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from lalora_flwr.server.folder import LOG
 from lalora_flwr.server.metrics import OnRound
 from lalora_flwr.server.run import named, run_federation
-from lalora_flwr.settings import Settings, flatten
+from lalora_flwr.settings import Settings, Value, flatten
 from lalora_flwr.site.app import make_client_app
 from lalora_flwr.site.host import Host
 from lalora_flwr.training.learner import LearnerCache, ModelStore
@@ -29,7 +28,7 @@ FIRST_NODE = 100  # node ids are not partition ids, as in a real federation
 class InlineGrid(Grid):
     """Flower's `Grid` over a ClientApp that is called directly. Each site keeps its own context, as in Flower."""
 
-    def __init__(self, app: ClientApp, num_supernodes: int, run_config: dict[str, Any]) -> None:
+    def __init__(self, app: ClientApp, num_supernodes: int, run_config: dict[str, Value]) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # what messages are stamped with
         self._app = app
         self._numbers = itertools.count(1)
@@ -52,7 +51,7 @@ class InlineGrid(Grid):
     def run(self) -> Run:
         raise NotImplementedError("the inline engine has no SuperLink and so no Flower run")
 
-    def create_message(self, *_: Any, **__: Any) -> Message:
+    def create_message(self, *_: object, **__: object) -> Message:
         raise NotImplementedError("Flower's old way to make a message; this package builds `Message` itself")
 
     def get_node_ids(self) -> list[int]:

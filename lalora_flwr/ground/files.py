@@ -1,14 +1,19 @@
-"""Writing small files beside a ledger so that neither a crash nor another process ever finds a part of one."""
+"""Files that neither a crash nor another process ever finds in part, locks between processes, and digests."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
+
+OWNER_ONLY, PUBLIC = 0o600, 0o666  # the umask takes its part of the latter
 
 
-def replace_file(path: Path, text: str, *, durable: bool) -> None:
-    """Put ``text`` at ``path``, readable by its owner only: whoever reads finds the old content or the new, never a part.
+def replace_file(path: Path, content: str | bytes, *, durable: bool = True, mode: int = OWNER_ONLY) -> None:
+    """Put ``content`` at ``path``: whoever reads finds the old content or the new, never a part.
 
     With ``durable`` it is on disk when this returns, its name in the folder included.
 
@@ -17,8 +22,8 @@ def replace_file(path: Path, text: str, *, durable: bool) -> None:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-            file.write(text)
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -38,3 +43,37 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def lock(path: Path) -> BinaryIO:
+    """The file, made if need be, locked by this process until it is closed.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be made or opened.
+    """
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the file; False if there is none."""
+    try:
+        if path.exists():
+            lock(path).close()
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -94,7 +94,7 @@ CAP_KEYS = tuple(f.name.replace("_", "-") for f in fields(Caps) if f.metadata["c
 DEMONSTRATION = ("partition-id", "num-partitions")  # which share of the embedded digits a site without records of its own holds
 
 
-def caps_from(node_config: Mapping[str, Any], *, needed: bool) -> Caps | None:
+def caps_from(node_config: Mapping[str, object], *, needed: bool) -> Caps | None:
     """The caps of a node-config; None if it names none and they are not ``needed`` (in a simulation).
 
     Raises:
@@ -124,7 +124,7 @@ def caps_from(node_config: Mapping[str, Any], *, needed: bool) -> Caps | None:
     return caps
 
 
-def answer_seconds(node_config: Mapping[str, Any]) -> float:
+def answer_seconds(node_config: Mapping[str, object]) -> float:
     """At multiples of how many seconds a real site's replies leave; 0: at once, as if nothing but the node-config is refused."""
     if any(key not in node_config for key in NEEDED):
         return 0.0

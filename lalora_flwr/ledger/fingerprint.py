@@ -7,7 +7,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from lalora_flwr.ground.files import file_digest
 
 
 def fingerprint_of_files(pattern: str) -> str:
@@ -19,16 +20,11 @@ def fingerprint_of_files(pattern: str) -> str:
     path = Path(pattern).expanduser()
     found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
     total = hashlib.sha256(b"files")
-    for digest in sorted(_digest(file) for file in found if file.is_file()):
-        total.update(digest)
+    for digest in sorted(file_digest(file) for file in found if file.is_file()):
+        total.update(bytes.fromhex(digest))
     return total.hexdigest()
 
 
-def _digest(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").digest()
-
-
-def fingerprint_of_share(values: Mapping[str, Any]) -> str:
+def fingerprint_of_share(values: Mapping[str, object]) -> str:
     """SHA-256 over what defines a share of a common data set, for sites that hold one by number (demonstrations)."""
     return hashlib.sha256(b"share" + json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 Reader = Callable[[Any], Any]  # raises ValueError with what the key "must be"
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("a text")
     return value
@@ -18,13 +18,13 @@ def text(value: Any) -> str:
 LONGEST = 1000  # letters of a short text, which travels
 
 
-def short_text(value: Any) -> str:
+def short_text(value: object) -> str:
     if len(text(value)) > LONGEST:
         raise ValueError(f"a text of at most {LONGEST} letters")
     return text(value)
 
 
-def names(value: Any) -> tuple[str, ...]:
+def names(value: object) -> tuple[str, ...]:
     """Comma-separated names in order."""
     found = tuple(name.strip() for name in text(value).split(",") if name.strip())
     if not found or len(set(found)) < len(found):
@@ -32,7 +32,7 @@ def names(value: Any) -> tuple[str, ...]:
     return found
 
 
-def number(value: Any, low: float = 0.0, high: float = math.inf) -> float:
+def number(value: object, low: float = 0.0, high: float = math.inf) -> float:
     """A number above ``low`` and below ``high``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
         raise ValueError(f"a number above {low:g}" + (f" and below {high:g}" if high < math.inf else ""))
@@ -44,7 +44,7 @@ def below(high: float) -> Reader:
 
 
 def at_least(low: int) -> Reader:
-    def read(value: Any) -> int:
+    def read(value: object) -> int:
         if type(value) is not int or value < low:
             raise ValueError(f"a whole number of at least {low}")
         return value
@@ -52,7 +52,7 @@ def at_least(low: int) -> Reader:
     return read
 
 
-def positive_range(value: Any) -> tuple[float, float]:
+def positive_range(value: object) -> tuple[float, float]:
     """``"low,high"``: two positive numbers, the smaller first; both ends belong to the range."""
     try:
         low, high = (float(part) for part in text(value).split(","))
@@ -63,13 +63,13 @@ def positive_range(value: Any) -> tuple[float, float]:
     return low, high
 
 
-def seconds(value: Any) -> float:
+def seconds(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 3600:
         raise ValueError("a number of seconds from 0 to 3600")
     return float(value)
 
 
-def switch(value: Any) -> bool:
+def switch(value: object) -> bool:
     """``true`` or ``false``, with or without quotes."""
     if str(value).lower() not in ("true", "false"):
         raise ValueError("true or false")
@@ -77,7 +77,7 @@ def switch(value: Any) -> bool:
 
 
 def one_of(*values: str) -> Reader:
-    def read(value: Any) -> str:
+    def read(value: object) -> str:
         if value not in values:
             raise ValueError("one of " + ", ".join(values))
         return str(value)

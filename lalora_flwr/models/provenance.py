@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lalora_flwr.ground.files import file_digest
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -31,12 +33,6 @@ def provenance(module: nn.Module, files: list[Path], revision: str = "", about: 
     if about:
         digest = hashlib.sha256(f"{digest}{about}".encode()).hexdigest()
     return Provenance(revision, {file.name: file_digest(file) for file in sorted(files)}, digest)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_digest(module: nn.Module) -> str:

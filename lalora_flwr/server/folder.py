@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lalora_flwr.ground.errors import ConfigError, RunFailed
-from lalora_flwr.ground.files import sync_folder
+from lalora_flwr.ground.files import PUBLIC, is_locked, lock, replace_file
 from lalora_flwr.server.metrics import CONFIG, FAILURE, METRICS, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.settings import KEYS, Kind, Settings, Value, flatten, read_toml, settings_from
 
@@ -35,28 +33,21 @@ MORE = "more/"  # what names of tensors begin with that are no adapter's
 LOG = "flower.log"
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file so that a reader, or a crash, finds the old content or the new, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(path.parent)  # the new name must survive a power cut too
+def _write(path: Path, content: str | bytes) -> None:
+    replace_file(path, content, mode=PUBLIC)
 
 
-def to_json(value: Any, **options: Any) -> str:
+def to_json(value: object, *, indent: int | None = None) -> str:
     """JSON that any reader takes: an infinite ε becomes null."""
 
-    def clean(item: Any) -> Any:
+    def clean(item: object) -> object:
         if isinstance(item, Mapping):
             return {key: clean(part) for key, part in item.items()}
         if isinstance(item, list | tuple):
             return [clean(part) for part in item]
         return None if isinstance(item, float) and not math.isfinite(item) else item
 
-    return json.dumps(clean(value), allow_nan=False, **options)
+    return json.dumps(clean(value), allow_nan=False, indent=indent)
 
 
 def versions() -> dict[str, str]:
@@ -79,7 +70,7 @@ def how_it_ended(path: Path) -> str:
         return FINISHED
     if (path / FAILURE).exists():
         return f"which stopped ({_reason(path / FAILURE)})"
-    return "whose process still runs" if _is_held(path / LOCK) else "whose process was killed"
+    return "whose process still runs" if is_locked(path / LOCK) else "whose process was killed"
 
 
 def _reason(failure: Path) -> str:
@@ -87,17 +78,6 @@ def _reason(failure: Path) -> str:
         return str(json.loads(failure.read_text())["error"])
     except (OSError, ValueError, TypeError, KeyError):
         return f"{failure.name} cannot be read"
-
-
-def _is_held(lock: Path) -> bool:
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 def folder_for(settings: Settings) -> Path:
@@ -155,11 +135,10 @@ class RunFolder:
         self.path = folder_for(settings)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / LOCK).open("wb")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock(self.path / LOCK)
             (self.path / FAILURE).unlink(missing_ok=True)  # of the attempt that is resumed
             if not settings.resume:
-                write_whole(self.path / CONFIG, tomli_w.dumps(_nested(flatten(settings))))
+                _write(self.path / CONFIG, tomli_w.dumps(_nested(flatten(settings))))
         except BlockingIOError:
             raise ConfigError(
                 f"run-name = {settings.run_name!r}: another process still writes {self.path}; wait for it, or end it"
@@ -182,19 +161,19 @@ class RunFolder:
     def add_metrics(self, *lines: RoundMetrics) -> None:
         """One round's line, or those of several."""
         self._lines += [to_json(line.to_json()) + "\n" for line in lines]
-        write_whole(self.path / METRICS, "".join(self._lines))
+        _write(self.path / METRICS, "".join(self._lines))
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Everything in one file, so that adapter and state are always of the same round."""
         (self.path / CHECKPOINT).parent.mkdir(exist_ok=True)
         about = {"round": str(checkpoint.server_round), "state": json.dumps(checkpoint.state)}  # Python's JSON keeps inf
         more = {MORE + name: value for name, value in checkpoint.tensors.items()}
-        write_whole(self.path / CHECKPOINT, save({**checkpoint.adapter, **more}, metadata=about))
+        _write(self.path / CHECKPOINT, save({**checkpoint.adapter, **more}, metadata=about))
 
     def save_asked(self, asked: Mapping[str, Mapping[str, int]]) -> None:
         """How often each real site was asked for what, before it is asked: what it sends counts even if the server dies."""
         (self.path / ASKED).parent.mkdir(exist_ok=True)
-        write_whole(self.path / ASKED, json.dumps(asked) + "\n")
+        _write(self.path / ASKED, json.dumps(asked) + "\n")
 
     def load_asked(self) -> dict[str, dict[str, int]]:
         """What `save_asked` wrote last; empty if it never did.
@@ -243,15 +222,15 @@ class RunFolder:
         (self.path / "plots").mkdir(exist_ok=True)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120)
-        write_whole(self.path / "plots" / f"{name}.png", picture.getvalue())
+        _write(self.path / "plots" / f"{name}.png", picture.getvalue())
 
     def finish(self, summary: Summary) -> None:
         """The last file: its presence says that the run is complete."""
-        write_whole(self.path / SUMMARY, to_json(summary.to_json(), indent=2) + "\n")
+        _write(self.path / SUMMARY, to_json(summary.to_json(), indent=2) + "\n")
 
     def fail(self, reason: str, kind: str = "") -> None:
         """Why the run stopped, in one line; ``kind`` names what a caller may mend."""
-        write_whole(self.path / FAILURE, to_json({"error": reason, **({"kind": kind} if kind else {})}) + "\n")
+        _write(self.path / FAILURE, to_json({"error": reason, **({"kind": kind} if kind else {})}) + "\n")
 
 
 def _nested(flat: Mapping[str, Value]) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lalora_flwr.ground.labels import epsilon_label
 from lalora_flwr.server.metrics import RoundMetrics
 from lalora_flwr.settings import Settings
 
@@ -40,7 +41,7 @@ def accuracy_figure(
         spent.set(ylabel=f"ε spent (δ = {settings.privacy.delta:g}), largest over sites", ylim=(0, None))
         spent.legend(loc="lower right")
     axes.legend(loc="upper left")
-    guarantee = f"ε = {settings.privacy.epsilon:g}" if settings.private else "non-private"
+    guarantee = epsilon_label(settings.privacy.epsilon)
     title = f"{settings.strategy}, {settings.model.name}, {settings.num_supernodes} sites, {guarantee}"
     axes.set_title(title + (", seeded" if seeded else ""))
     return figure

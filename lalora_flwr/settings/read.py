@@ -42,7 +42,7 @@ def keys_of(*kinds: Kind) -> frozenset[str]:
     return frozenset(name for name, key in KEYS.items() if key.kind in kinds)
 
 
-def _typed(key: Key, value: Any) -> Value:
+def _typed(key: Key, value: object) -> Value:
     want = type(key.default)
     if want is float and type(value) is int:
         value = float(value)
@@ -54,7 +54,7 @@ def _typed(key: Key, value: Any) -> Value:
     return value
 
 
-def check_values(flat: Mapping[str, Any]) -> dict[str, Value]:
+def check_values(flat: Mapping[str, object]) -> dict[str, Value]:
     """Check names, types and ranges of flat run-config values.
 
     Raises:
@@ -81,7 +81,7 @@ def _build(cls: type, values: Mapping[str, Value], prefix: str = "") -> Any:
     return cls(**arguments)
 
 
-def settings_from(flat: Mapping[str, Any]) -> Settings:
+def settings_from(flat: Mapping[str, object]) -> Settings:
     """Typed settings from flat run-config values; what is not named keeps its default.
 
     Raises:

@@ -6,19 +6,18 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lalora_flwr.ground.errors import ConfigError
 
 
-def flatten_toml(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flatten_toml(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, value in table.items():
         flat.update(flatten_toml(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
     return flat
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, object]:
     """Flat values of a TOML experiment file (nested tables and dotted keys alike).
 
     Raises:
@@ -36,13 +35,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 _PAIR = re.compile(r"""([^\s=]+)=("(?:[^"\\]|\\.)*"|'[^']*'|[^\s'"]\S*|)(?=\s|$)""")
 
 
-def parse_override(text: str) -> dict[str, Any]:
+def parse_override(text: str) -> dict[str, object]:
     """Flat values of one ``-c`` argument: ``key=value`` pairs, separated by spaces, values as in TOML or bare words.
 
     Raises:
         ConfigError: if a part is not ``key=value``.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     rest = text.strip()
     while rest:
         match = _PAIR.match(rest)

@@ -4,60 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from lalora_flwr.ground.errors import ConfigError, RunFailed
-from lalora_flwr.server.folder import Checkpoint, RunFolder, to_json, versions, write_whole
+from lalora_flwr.server.folder import Checkpoint, RunFolder, to_json, versions
 from lalora_flwr.server.metrics import RoundMetrics, Summary
 from tests.conftest import files_in, small, strict_json
-
-
-class Crash(BaseException):
-    """The end of the process, as far as the code under test can tell."""
-
-
-def crash(*_: Any, **__: Any) -> Any:
-    raise Crash
-
-
-@pytest.mark.parametrize("moment", ["fsync", "replace"])
-def test_a_crash_while_writing_leaves_the_old_content(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, fresh = tmp_path / "metrics.jsonl", tmp_path / "summary.json"
-    write_whole(path, "old\n")
-    with monkeypatch.context() as crashing:
-        crashing.setattr(*((os, "fsync", crash) if moment == "fsync" else (Path, "replace", crash)))
-        for target in (path, fresh):
-            with pytest.raises(Crash):
-                write_whole(target, "new\n" * 10_000)
-    assert path.read_text() == "old\n" and not fresh.exists()
-    write_whole(path, b"newer\n")
-    assert path.read_text() == "newer\n"
-
-
-def test_what_is_replaced_into_place_is_complete_and_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    fsync, replace = os.fsync, Path.replace
-
-    def seen_replace(self: Path, target: Any) -> Path:
-        assert synced and self.read_bytes() == b"x" * 100 and self.parent == Path(target).parent
-        return replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), fsync(fd)))
-    monkeypatch.setattr(Path, "replace", seen_replace)
-    write_whole(tmp_path / "file", b"x" * 100)
-    assert synced[0] == 100 and len(synced) == 2  # the file before its name, the folder after it
-    assert files_in(tmp_path) == {"file": b"x" * 100}
-
-
-def test_text_is_written_as_utf_8(tmp_path: Path) -> None:
-    write_whole(tmp_path / "file", "ε ≤ 8")
-    assert (tmp_path / "file").read_bytes() == "ε ≤ 8".encode()
 
 
 def test_json_has_no_constant_that_json_lacks() -> None:

@@ -103,7 +103,7 @@ def test_a_round_that_failed_on_a_site_counts_in_full_after_a_resume(tmp_path: P
 def test_a_crash_at_any_write_loses_nothing(
     write: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: MakeFinished
 ) -> None:
-    real, count = run_folder.write_whole, 0
+    real, count = run_folder._write, 0
 
     def crashing(path: Path, data: bytes | str) -> None:
         nonlocal count
@@ -113,7 +113,7 @@ def test_a_crash_at_any_write_loses_nothing(
         real(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "write_whole", crashing)
+        patch.setattr(run_folder, "_write", crashing)
         with contextlib.suppress(Killed):
             run_inline(small(tmp_path, **MIXED))
     if (tmp_path / "run" / "summary.json").exists():  # fewer writes than this
