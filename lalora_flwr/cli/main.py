@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -35,10 +36,11 @@ site.command()(start)
 app.add_typer(site, name="site")
 
 
-def main() -> None:
-    """Run the command line. Exit 2: something to mend in the settings; 1: the run failed; 130: interrupted."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, by default this process's own. Exit 2: something to mend in the settings; 1: the run failed;
+    130: interrupted."""
     try:
-        app()
+        app(arguments, prog_name="lalora")
     except LaloraError as error:
         print("lalora:", " ".join(str(error).split()), file=sys.stderr)  # one line, whatever a library said
         sys.exit(2 if isinstance(error, ConfigError) else 130 if isinstance(error, Interrupted) else 1)

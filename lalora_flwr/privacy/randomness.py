@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -39,8 +40,12 @@ class SystemRandom:
 
     seeded = False
 
+    def __init__(self, entropy: Callable[[int], bytes] = os.urandom) -> None:
+        """``entropy``: makes so many random bytes; the guarantee is that of the default."""
+        self._entropy = entropy
+
     def uniform(self, n: int) -> Tensor:
-        bits = np.frombuffer(os.urandom(8 * n), dtype=np.uint64) >> np.uint64(11)
+        bits = np.frombuffer(self._entropy(8 * n), dtype=np.uint64) >> np.uint64(11)
         return torch.from_numpy(bits.astype(np.float64) * 2.0**-53)
 
     def normal(self, shape: torch.Size) -> Tensor:

@@ -61,9 +61,8 @@ def lalora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["lalora", *arguments])
         with warnings_on_stderr(), pytest.raises(SystemExit) as left:
-            cli.main()
+            cli.main(arguments)
         out, err = capsys.readouterr()
         return int(left.value.code or 0), out, err
 
@@ -303,9 +302,8 @@ def test_an_interrupted_run_says_so_in_one_line_and_ends_with_130(lalora: Lalora
 
 def test_an_engine_that_wrote_no_summary_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(federation._Run, "finish", lambda self: None)
-    monkeypatch.setattr(sys, "argv", ["lalora", "run", "--engine", "inline", "-c", pairs(output_dir=tmp_path, **NO_NOISE)])
     with pytest.raises(BaseException) as left:
-        cli.main()
+        cli.main(["run", "--engine", "inline", "-c", pairs(output_dir=tmp_path, **NO_NOISE)])
     assert not isinstance(left.value, SystemExit) or left.value.code
     assert list(tmp_path.rglob("checkpoint"))
 

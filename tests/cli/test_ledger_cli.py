@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -24,13 +23,12 @@ Lalora = Callable[..., Outcome]
 
 
 @pytest.fixture
-def lalora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lalora:
+def lalora(capsys: pytest.CaptureFixture[str]) -> Lalora:
     """``lalora ledger …`` in this process: exit code, stdout, stderr."""
 
     def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["lalora", "ledger", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            cli.main(["ledger", *map(str, arguments)])
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out, err
 

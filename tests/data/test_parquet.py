@@ -19,11 +19,6 @@ from tests.data.files import keep, png, red, rows_of, settings, write_images
 SITES: dict[str, Any] = {"name": "sites", "test": "file:public.csv", "labels": "x,y"}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def save(path: Path, **columns: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.table(columns), path)

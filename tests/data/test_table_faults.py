@@ -15,11 +15,6 @@ from tests.data.files import png, write, write_images
 from tests.data.kinds import csv, parquet
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def nothing(folder: Path) -> Path:
     return folder / "none.csv"
 

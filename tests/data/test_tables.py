@@ -14,11 +14,6 @@ from tests.data.files import png, write, write_csv
 from tests.data.kinds import ROWS, csv, json_array, jsonl, marked, parquet, tsv, upper_case
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 @pytest.mark.parametrize("make", [csv, tsv, jsonl, json_array, parquet, upper_case, marked])
 def test_a_file_holds_these_records(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     splits = from_files("data.name", str(make(tmp_path)))
