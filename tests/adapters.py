@@ -71,7 +71,8 @@ def lora_of(model: PeftModel) -> LoraAdapter:
     """A model's adapter, as the package describes it."""
     config = model.peft_config["default"]
     assert isinstance(config, LoraConfig)
-    return LoraAdapter(model, LoraSettings(rank=config.r, alpha=float(config.lora_alpha)))
+    base = BaseModel("test", model.get_base_model(), "", (), (), 0)
+    return LoraAdapter(model, base, LoraSettings(rank=config.r, alpha=float(config.lora_alpha)))
 
 
 def check(base: BaseModel, model: PeftModel, engine: type[PerSampleGradients] = PerSampleGradients) -> None:

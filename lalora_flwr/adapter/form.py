@@ -25,7 +25,10 @@ class Adapter:
         model: runs the base model with the adapter in it.
         layout: the slots, in the order in which they are clipped, noised and stepped.
         parameters: the model's parameter of each slot, by the slot's name, in the order of the layout.
+        in_peft: whether PEFT loads the folder that `save` writes.
     """
+
+    in_peft = False
 
     def __init__(self, model: nn.Module, slots: Mapping[Slot, nn.Parameter]) -> None:
         """

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.pytorch_utils import Conv1D
 
 from lalora_flwr.adapter.form import Adapter, AdapterForm
+from lalora_flwr.adapter.peft_folder import WRAPPED, finish_folder
 from lalora_flwr.adapter.slots import HEAD, LORA_A, LORA_B, Slot
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
@@ -54,6 +55,11 @@ def _excluded(head: str, trained: bool) -> str | None:
     return rf"{'.*' if trained else ''}{re.escape(head)}(\..*)?"
 
 
+def trains_head(base: BaseModel, lora: LoraSettings) -> bool:
+    """Whether the classification head is trained: as ``lora.head`` says, or with ``auto`` if it is new and so knows nothing."""
+    return base.fresh_head if lora.head == "auto" else lora.head == "trained"
+
+
 def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
     """The module names to adapt, each checked against the model.
 
@@ -61,7 +67,7 @@ def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
         ConfigError: if a target matches no linear layer, listing those the model has.
     """
     targets = list(base.targets) if lora.targets == "auto" else [t.strip() for t in lora.targets.split(",") if t.strip()]
-    whole = lora.head == "trained"
+    whole = trains_head(base, lora)
     linear = [name for name in _adaptable(base.module) if not _in_head(name, base.head, whole)]
     for target in targets or [""]:
         if not any(_matches(name, target) for name in linear):
@@ -70,6 +76,15 @@ def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
                 f"{_short(dict.fromkeys(name.rpartition('.')[2] for name in linear), 20)}"
             )
     return targets
+
+
+def _refuse_rank(base: BaseModel, lora: LoraSettings, targets: Iterable[str]) -> None:
+    """A rank above the smaller side of a layer holds more numbers than the layer and can express no more."""
+    named = [(name, module) for name, module in base.module.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    sides = {name: min(module.weight.shape) for name, module in named if any(_matches(name, target) for target in targets)}
+    widest = max(sides, key=lambda name: sides[name])
+    if lora.rank > sides[widest]:
+        raise ConfigError(f"lora.rank = {lora.rank}: above the smaller side of every layer it adapts, at most {sides[widest]}")
 
 
 def _refuse_batch_norm(base: BaseModel) -> None:
@@ -86,8 +101,10 @@ class LoraAdapter(Adapter):
     """Factors of PEFT's LoRA layers, and the modules of a trained head."""
 
     model: PeftModel
+    in_peft = True
 
-    def __init__(self, model: PeftModel, lora: LoraSettings) -> None:
+    def __init__(self, model: PeftModel, base: BaseModel, lora: LoraSettings) -> None:
+        self._base, self._trained = base, trains_head(base, lora)
         self._scale = lora.rank / lora.alpha
         super().__init__(model, dict(_slots(model)))
 
@@ -100,16 +117,15 @@ class LoraAdapter(Adapter):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.2 * self._scale))
 
     def save(self, folder: Path) -> None:
-        """A folder that ``PeftModel.from_pretrained`` loads."""
+        """A folder that ``PeftModel.from_pretrained`` loads; see `finish_folder`."""
         self.model.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form to fill in
+        finish_folder(folder, self._base, trained=self._trained)
 
 
 class Lora(AdapterForm):
     """LoRA (arXiv 2106.09685) through PEFT: A Kaiming-uniform from the seed, B zero.
 
-    With ``lora.head = "trained"`` the classification head is trained too and belongs to the adapter; the seed also draws
-    it if the published weights have none.
+    A trained head belongs to the adapter (`trains_head`); the seed also draws it if the published weights have none.
     """
 
     def attach(self, base: BaseModel, settings: LoraSettings, seed: int) -> LoraAdapter:
@@ -120,13 +136,15 @@ class Lora(AdapterForm):
                 BatchNorm.
         """
         _refuse_batch_norm(base)
-        trained = settings.head == "trained"
-        if trained and not base.head:
+        trained = trains_head(base, settings)
+        if settings.head == "trained" and not base.head:
             raise ConfigError(f"lora.head = 'trained': {base.name} has no classification head here; leave it frozen")
+        targets = resolve_targets(base, settings)
+        _refuse_rank(base, settings, targets)
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; a float is fine
-            target_modules=resolve_targets(base, settings),
+            target_modules=targets,
             exclude_modules=_excluded(base.head, trained),
             lora_dropout=settings.dropout,
             fan_in_fan_out=any(isinstance(m, Conv1D) for m in base.module.modules()),  # PEFT would find out, and warn
@@ -135,7 +153,7 @@ class Lora(AdapterForm):
         with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own, which are replaced below
             model = get_peft_model(base.module, config)
         assert isinstance(model, PeftModel)
-        adapter = LoraAdapter(model, settings)
+        adapter = LoraAdapter(model, base, settings)
         for parameter in adapter.parameters.values():  # PEFT leaves a trained head in the base's precision
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         if not any(parameter.is_meta for parameter in model.parameters()):
@@ -145,7 +163,6 @@ class Lora(AdapterForm):
 
 LORA = Lora()
 DEFAULT = "default"  # the name under which PEFT keeps a model's only adapter
-WRAPPED = "base_model.model."  # where PEFT keeps the base model, and what its tensor names begin with
 
 
 def _slots(model: PeftModel) -> Iterator[tuple[Slot, nn.Parameter]]:
@@ -189,8 +206,3 @@ def _redrawn(module: nn.Module) -> nn.Module:
         if callable(reset := getattr(part, "reset_parameters", None)):
             reset()
     return drawn
-
-
-def head_modules(base: BaseModel) -> dict[str, nn.Module]:
-    """The modules that a trained head consists of, by name: PEFT takes all whose name ends with the head's."""
-    return {name: module for name, module in base.module.named_modules() if base.head and name.endswith(base.head)}

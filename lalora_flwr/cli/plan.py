@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,15 +35,18 @@ def plan(
     settings = resolve(config, override)
     if plot and not data:
         raise ConfigError("--plot: draws who holds what; add --data")
+    from lalora_flwr.server.advice import advice
     from lalora_flwr.server.plan import make_plan  # torch and friends, only once the settings hold
 
     console = Console()
-    print_plan(settings, make_plan(settings), console)
-    if data:
-        _show_holdings(settings, plot or Path(settings.output_dir) / "partition.png", console)
+    made = make_plan(settings)
+    print_plan(settings, made, console)
+    smallest = _show_holdings(settings, plot or Path(settings.output_dir) / "partition.png", console) if data else None
+    print_advice(advice(settings, made, smallest), console)
 
 
-def _show_holdings(settings: Settings, plot: Path, console: Console) -> None:
+def _show_holdings(settings: Settings, plot: Path, console: Console) -> int:
+    """Who holds what, as a table and a picture. Returns the records of the smallest site."""
     from lalora_flwr.data.holdings import holdings, holdings_figure
 
     held = holdings(settings)
@@ -55,6 +59,13 @@ def _show_holdings(settings: Settings, plot: Path, console: Console) -> None:
     except (OSError, ValueError) as error:  # ValueError: an ending that is no picture's
         raise ConfigError(f"--plot {plot}: {error}") from None
     console.print(f"who holds what: {plot}", soft_wrap=True, highlight=False)
+    return min(held.records())
+
+
+def print_advice(lines: Iterable[str], console: Console) -> None:
+    """Warnings, each one line of its own."""
+    for line in lines:
+        console.print(f"warning: {line}", soft_wrap=True, markup=False, highlight=False, style="yellow")
 
 
 def _table_of(settings: Settings, held: Holdings) -> Table:
@@ -89,11 +100,15 @@ def print_plan(settings: Settings, plan: Plan, console: Console) -> None:
     console.print(table)
 
 
+def _head(plan: Plan) -> str:
+    return "none" if not plan.head else plan.head + (" (new)" if plan.new_head else "")
+
+
 def _facts(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
     mechanism, privacy, train = plan.mechanism, settings.privacy, settings.train
     up = " or ".join(f"{b:,}" for b in dict.fromkeys(plan.bytes_up))
     facts = [
-        ("method", f"{settings.strategy}: schedule {plan.schedule}, filter {plan.filter}, head {settings.lora.head}"),
+        ("method", f"{settings.strategy}: schedule {plan.schedule}, filter {plan.filter}, head {_head(plan)}"),
         ("model", f"{settings.model.name}: {plan.trainable:,} trainable and {plan.frozen:,} frozen parameters"),
         ("sites", f"{settings.num_supernodes}, {plan.records} records each in an equal split"),
         ("steps", f"{settings.num_rounds} rounds x {train.local_steps} local steps; at most {plan.steps} a site"),
@@ -109,8 +124,6 @@ def _facts(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
             f"ε ≤ {privacy.epsilon:g} at δ = {privacy.delta:g}, one record of a site, add/remove, {privacy.accountant.upper()}",
         ),
     ]
-    if privacy.delta > 1 / plan.records:
-        facts.append(("warning", f"δ = {privacy.delta:g} is above 1 / {plan.records} records: too weak a guarantee"))
     if settings.data.partition == "dirichlet":
         facts.append(("note", "Dirichlet sites differ in size: each calibrates its own q and σ to the same ε"))
     return facts

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError, Interrupted
+from lalora_flwr.ground.processors import check_threads
 from lalora_flwr.server.metrics import CONFIG, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.settings import Settings, read_toml, settings_from
 
@@ -61,13 +62,16 @@ def run(
     """Run a federation; results go to a new folder under output-dir. Exits non-zero unless the summary was written."""
     settings = resumed(resume, config, override) if resume else resolve(config, override)
     console = Console(highlight=False)
-    from lalora_flwr.cli.plan import print_plan  # torch and friends, only once the settings hold
+    from lalora_flwr.cli.plan import print_advice, print_plan  # torch and friends, only once the settings hold
+    from lalora_flwr.server.advice import advice
     from lalora_flwr.server.plan import make_plan
     from lalora_flwr.server.run import named
 
     settings = named(settings)
-    print_plan(settings, make_plan(settings), console)
-    check_partition(settings)
+    check_threads(settings.train.num_threads)
+    made = make_plan(settings)
+    print_plan(settings, made, console)
+    print_advice(advice(settings, made, smallest_site(settings)), console)
     progress = Progress(settings, console)
     progress.header()
     try:
@@ -106,8 +110,9 @@ def _run_on(engine: Engine, settings: Settings, progress: Progress, num_actors: 
     return run_simulation(settings, progress, num_actors=num_actors)
 
 
-def check_partition(settings: Settings) -> None:
-    """Split the data once, so that an impossible split is one line here and not a failure on every virtual site.
+def smallest_site(settings: Settings) -> int:
+    """Records of the smallest site. Splits the data once, so that an impossible split is one line here and not a failure on
+    every virtual site.
 
     Raises:
         ConfigError: if the virtual sites cannot share the data as asked.
@@ -116,7 +121,7 @@ def check_partition(settings: Settings) -> None:
     from lalora_flwr.data.partition import site_rows
 
     data = data_set(settings)
-    site_rows(data.classes(), settings.data, settings.seed, settings.num_supernodes, data.owners())
+    return min(map(len, site_rows(data.classes(), settings.data, settings.seed, settings.num_supernodes, data.owners())))
 
 
 def report(folder: Path, console: Console) -> None:

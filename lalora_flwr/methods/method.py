@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lalora_flwr.adapter.slots import Layout
+from lalora_flwr.adapter.slots import LORA_B, Layout
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.filters import NONE, Filter
 from lalora_flwr.methods.merges import MEAN, Merge
@@ -14,6 +14,8 @@ from lalora_flwr.methods.travel import EVERYTHING, Travel, Turn
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.choices import FILTERS, MERGES, METHODS
 from lalora_flwr.wire.public import Public
+
+MOST_LOOKED_AT = 1000  # rounds of a schedule
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,24 @@ class Method:
         """Between rounds, when the adapter is only looked at."""
         ever = self.schedule.ever(layout)
         return Turn(layout, ever, ever)
+
+    def check_moves(self, layout: Layout, settings: Settings) -> None:
+        """Refuse a run whose steps would spend budget and move nothing: a layer's A has no gradient while its B is zero.
+
+        Raises:
+            ConfigError: the schedule does not fit the form, or no step of the run trains a B.
+        """
+        self.schedule.fits(layout)
+        zero, directive = layout.of(LORA_B), self.merge.start(layout)
+        if not zero or self.form != "lora":
+            return
+        rounds = range(1, min(settings.num_rounds, MOST_LOOKED_AT) + 1)
+        steps = settings.train.local_steps
+        if not any(self.schedule.trained_in(layout, number, steps, directive) & zero for number in rounds):
+            raise ConfigError(
+                f"lora.schedule = {self.schedule.text!r}: no step of the run trains B, which starts at zero, so that A has no "
+                "gradient and ε is spent on nothing; name B too"
+            )
 
     def check(self, settings: Settings) -> None:
         """Refuse settings that the method cannot run with.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 from lalora_flwr.data.inputs import Inputs, rows
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.files import PUBLIC, replace_file
 from lalora_flwr.models.provenance import Provenance
+from lalora_flwr.models.published import Published
 
 if TYPE_CHECKING:
     from lalora_flwr.data.cleaning import Rows
@@ -35,6 +39,8 @@ class BaseModel:
         fresh_head: the head is random and not part of the published weights; if it is trained, the run's seed draws it.
         provenance: which weights these are.
         head_weights: the modules of a trained head as they were loaded, by name, if the network's own were rounded since.
+        labels: names of the classes in order; empty for a language model.
+        published: how it is loaded elsewhere.
     """
 
     name: str
@@ -46,6 +52,8 @@ class BaseModel:
     fresh_head: bool = False
     provenance: Provenance = field(default_factory=Provenance)
     head_weights: dict[str, dict[str, Tensor]] = field(default_factory=dict, kw_only=True)
+    labels: tuple[str, ...] = field(default=(), kw_only=True)
+    published: Published = field(default_factory=Published, kw_only=True)
 
     @property
     def vocabulary(self) -> int:
@@ -74,6 +82,13 @@ class BaseModel:
             ConfigError: if it takes no tables.
         """
         raise ConfigError(f"data.name: {self.name} only takes digits")
+
+    def save_config(self, folder: Path) -> None:
+        """Write ``config.json`` with the names of the classes, if there are any, beside an adapter."""
+        if not self.labels:
+            return
+        about = {"num_classes": self.num_classes, "label_names": list(self.labels), "id2label": dict(enumerate(self.labels))}
+        replace_file(folder / "config.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n", mode=PUBLIC)
 
     def checkpoint_activations(self) -> None:
         """Keep only block boundaries in the forward pass and recompute the rest in the backward pass.

@@ -14,6 +14,7 @@ from lalora_flwr.data.digits import IMAGE_SIZE, NUM_CLASSES
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.provenance import provenance
+from lalora_flwr.models.published import Published
 from lalora_flwr.settings import ModelSettings
 
 ASSET_PACKAGE = "lalora_assets"
@@ -21,6 +22,15 @@ ASSET_NAME = "vit-digits.safetensors"
 
 # "attn.proj" rather than "proj": the latter would also match the patch embedding, a convolution
 DEFAULT_TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+LOADING = (
+    "from importlib.resources import files",
+    "from safetensors.torch import load",
+    "from timm.models.vision_transformer import VisionTransformer",
+    f"weights = load(files({ASSET_PACKAGE!r}).joinpath({ASSET_NAME!r}).read_bytes())",
+    "base = VisionTransformer(img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=80, depth=2, num_heads=4)",
+    "base.load_state_dict({name: tensor.float() for name, tensor in weights.items()})",
+)
 
 
 def vit_digits_architecture() -> nn.Module:
@@ -64,4 +74,10 @@ def embedded_model(settings: ModelSettings, facts: Facts) -> BaseModel:
     module = build_vit_digits()
     assert facts.input_shape is not None  # the settings admit only digits
     known = provenance(module, [])
-    return BaseModel(settings.name, module, "head", DEFAULT_TARGETS, facts.input_shape, len(facts.labels), provenance=known)
+    classes = len(facts.labels)
+    return BaseModel(
+        *(settings.name, module, "head", DEFAULT_TARGETS, facts.input_shape, classes),
+        provenance=known,
+        labels=facts.labels,
+        published=Published(loading=LOADING),
+    )

@@ -20,6 +20,7 @@ from transformers import (
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
+from lalora_flwr.models.hf_published import WITH_POOLER, hf_published
 from lalora_flwr.models.known import known_config
 from lalora_flwr.models.mean_pooling import MeanPooledClassifier, wants_mean
 from lalora_flwr.models.provenance import Provenance, commit_of, provenance
@@ -34,7 +35,6 @@ HubPlace = dict[str, str | None]  # arguments that say which state of a reposito
 # Those whose attention keeps the records of a batch apart; the others pack them into one sequence, or were not tried.
 ATTENTION = (None, "eager", "sdpa")
 POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta")  # the first token's position is the number of the padding plus 1
-WITH_POOLER = ("bert", "roberta", "xlm-roberta", "albert", "mobilebert")  # which the mean over tokens has no use for
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
 # of a configuration: what does not change what the network computes
@@ -77,14 +77,20 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
     known = Provenance() if tokenizer is None else provenance(module, files, revision, _about(config, tokenizer))
     longest = _longest(settings, config, max_tokens)
     targets = TRANSFORMERS_TARGETS[config.model_type]
+    mean = isinstance(module, MeanPooledClassifier)
+    public = hf_published(config, source, place.get("revision"), facts.task, mean=mean, weights=settings.pretrained)
     shape = (min(TOKENS, longest),)
     if facts.task == "language":
         vocabulary = int(config.vocab_size)
         return CausalLanguageModel(
-            settings.name, module, "", targets, shape, vocabulary, False, known, tokenizer, longest, answer
+            *(settings.name, module, "", targets, shape, vocabulary, False, known, tokenizer, longest, answer), published=public
         )
     head = "classifier" if hasattr(module, "classifier") else "score"
-    return SequenceClassifier(settings.name, module, head, targets, shape, len(facts.labels), fresh, known, tokenizer, longest)
+    return SequenceClassifier(
+        *(settings.name, module, head, targets, shape, len(facts.labels), fresh, known, tokenizer, longest),
+        labels=facts.labels,
+        published=public,
+    )
 
 
 def _place(settings: ModelSettings) -> tuple[str, HubPlace]:
@@ -180,11 +186,13 @@ def _module(
         kind = AutoModelForCausalLM
     elif mean:
         kind = AutoModel
-    else:
+    headed = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
+    headed = headed and config.num_labels == len(facts.labels)
+    if kind is AutoModelForSequenceClassification:
         config.num_labels = len(facts.labels)
     extra = {"add_pooling_layer": False} if mean and config.model_type in WITH_POOLER else {}
     if not (weights and settings.pretrained):
-        module, missing = kind.from_config(config, **SAFE, **extra), [""]
+        module, missing = kind.from_config(config, **SAFE, **extra), [] if headed and settings.pretrained else [""]
     else:
         module, report = kind.from_pretrained(
             source,

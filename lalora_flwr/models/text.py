@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -15,6 +17,7 @@ from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.data.texts import IGNORED, TextRecords
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.files import PUBLIC, replace_file
 from lalora_flwr.models.base import CHECK_RECORDS, BaseModel
 from lalora_flwr.models.made_up import made_up_tokens, short_lengths, telling_lengths
 
@@ -68,6 +71,13 @@ class TextModel(BaseModel):
         assert isinstance(inputs, dict)
         logits: Tensor = model(**inputs).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def save_config(self, folder: Path) -> None:
+        """The network's configuration, which holds the names of the classes."""
+        config = copy.deepcopy(self.config)
+        if self.labels:
+            config.id2label, config.label2id = dict(enumerate(self.labels)), {name: i for i, name in enumerate(self.labels)}
+        replace_file(folder / "config.json", config.to_json_string(use_diff=True), mode=PUBLIC)
 
     def checkpoint_activations(self) -> None:
         """As for images; the non-reentrant kind, since the engine asks for gradients of chosen tensors.

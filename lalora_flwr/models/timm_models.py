@@ -18,6 +18,7 @@ from lalora_flwr.data.records import RecordSet
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.provenance import Provenance, commit_of, provenance
+from lalora_flwr.models.published import Published
 from lalora_flwr.models.targets import timm_targets
 from lalora_flwr.settings import ModelSettings
 
@@ -77,12 +78,13 @@ def timm_model(
         files = [file, folder / "config.json"] if local else [file]
         # with the published number of classes every weight must be there; only then does the head change
         options = {"pretrained": True, "pretrained_cfg_overlay": {"source": "", "file": str(file)}}
-    module: Any = _created(settings, f"local-dir:{folder}" if local else name, facts.input_shape, options)
-    published = getattr(module, "pretrained_cfg", {})
+    module: Any
+    module, shaping = _created(settings, f"local-dir:{folder}" if local else name, facts.input_shape, options)
+    published: dict[str, Any] = getattr(module, "pretrained_cfg", {})
     head = published.get("classifier", "head")
     if not isinstance(head, str):
         raise ConfigError(f"model.name = {settings.name!r}: has {len(head)} heads; choose a model with one")
-    fresh = not files or module.num_classes != len(facts.labels)
+    fresh = not settings.pretrained or published.get("num_classes") != len(facts.labels)
     if files and fresh:
         module.reset_classifier(len(facts.labels))
     through_modules(module)
@@ -98,7 +100,35 @@ def timm_model(
         fresh_head=fresh,
         provenance=provenance(module, files, commit_of(files[0]) if files else "", about) if weights else Provenance(),
         prepare=None if facts.input_shape else create_transform(**preparation, is_training=False),
+        labels=facts.labels,
+        published=_published(settings, published, folder if local else None, {"num_classes": len(facts.labels), **shaping}),
     )
+
+
+SEPARATE_BIAS = (
+    "for part in base.modules():",
+    "    if hasattr(part, 'qkv_bias_separate'):",
+    "        part.qkv_bias_separate = True  # else its attention would pass the adapter by",
+)
+
+
+def _published(settings: ModelSettings, config: dict[str, Any], folder: Path | None, shaping: dict[str, Any]) -> Published:
+    """How the model is loaded elsewhere; ``shaping`` are the arguments that ``create_model`` got besides the weights."""
+    architecture, tag = config.get("architecture") or settings.name.removeprefix("timm/"), config.get("tag")
+    name = f"{architecture}.{tag}" if tag else architecture
+    if folder:  # the name that it was made from says nothing of its weights
+        place, source = str(folder.absolute()), f"local-dir:{folder.absolute()}"
+    else:
+        repository, source = config.get("hf_hub_id") or "timm/", name
+        place = f"timm/{name}" if repository == "timm/" else repository
+    given = "".join(f", {key}={value}" for key, value in shaping.items())
+    loading = ["import timm"]
+    if not settings.pretrained:
+        loading += ["import torch", "torch.manual_seed(0)  # its weights are random: those of this torch version"]
+    loading.append(f"base = timm.create_model({source!r}, pretrained={settings.pretrained}{given})")
+    if architecture.startswith(("swinv2", "beit", "eva")):
+        loading += SEPARATE_BIAS
+    return Published(place, loading=tuple(loading), license=str(config.get("license") or ""))
 
 
 def through_modules(module: nn.Module) -> None:
@@ -111,18 +141,21 @@ def through_modules(module: nn.Module) -> None:
             part.qkv_bias_separate = True  # type: ignore[assignment]
 
 
-def _created(settings: ModelSettings, name: str, input_shape: tuple[int, ...] | None, options: dict[str, Any]) -> nn.Module:
+def _created(
+    settings: ModelSettings, name: str, input_shape: tuple[int, ...] | None, options: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network, and what gave it the shape of the records."""
     import timm
 
-    if input_shape:  # records that come as tensors decide; images from files are resized to the model
-        options = {**options, "in_chans": input_shape[0]}
     try:
         if not input_shape:
-            return timm.create_model(name, **options)
+            return timm.create_model(name, **options), {}
+        shaping: dict[str, Any] = {"in_chans": input_shape[0]}
+        sized: dict[str, Any] = {**shaping, "img_size": input_shape[1]}
         try:
-            return timm.create_model(name, **options, img_size=input_shape[1])
+            return timm.create_model(name, **options, **sized), sized
         except TypeError:  # an architecture that takes any size has no such argument
-            return timm.create_model(name, **options)
+            return timm.create_model(name, **options, **shaping), shaping
     except Exception as error:  # broken files, an image too small: timm and its loaders raise many types
         what = f" for {input_shape[1]} x {input_shape[2]} images" if input_shape else ""
         reason = " ".join(str(error).split())[:300]

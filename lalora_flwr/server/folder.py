@@ -7,7 +7,6 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ from lalora_flwr.settings import KEYS, Kind, Settings, Value, flatten, read_toml
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PACKAGES = ("lalora-flwr", "flwr", "torch", "timm", "peft", "opacus")
 ASKED = "checkpoint/asked.json"
 LOCK = ".lock"
 WORKER_DIED = "worker-died"  # kind of a failure
@@ -48,17 +46,6 @@ def to_json(value: object, *, indent: int | None = None) -> str:
         return None if isinstance(item, float) and not math.isfinite(item) else item
 
     return json.dumps(clean(value), allow_nan=False, indent=indent)
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that shape a result."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 FINISHED = "which is finished"
@@ -207,11 +194,12 @@ class RunFolder:
         except Exception as error:  # safetensors and JSON raise their own
             raise RunFailed(f"{path} is damaged ({type(error).__name__}); the run cannot go on from it") from None
 
-    def save_adapter(self, save: Callable[[Path], None]) -> None:
-        """The adapter's folder; ``save`` writes it."""
+    def save_adapter(self, save: Callable[[Path], None], card: str) -> None:
+        """The adapter's folder: ``save`` writes it, and the model card joins it."""
         part, folder = self.path / ".adapter.part", self.path / "adapter"
         shutil.rmtree(part, ignore_errors=True)
         save(part)
+        _write(part / "README.md", card)
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that died after it; the checkpoint holds the same
         part.replace(folder)
 

@@ -85,6 +85,9 @@ class Summary:
 
     Attributes:
         model_revision, model_files, model_digest: where the frozen model came from.
+        labels: names of the classes in order.
+        date: when it finished, UTC.
+        commit: of this package's checkout, if it runs from one.
         rounds: the last round.
         ended_early: why a resumed run lacks rounds.
         quality: of the last round.
@@ -105,6 +108,9 @@ class Summary:
     model_files: Mapping[str, str] = field(default_factory=dict)
     model_digest: str | None = None
     data: str = ""
+    labels: Sequence[str] = ()
+    date: str = ""
+    commit: str = ""
     seed: int = 0
     rounds: int = 0
     ended_early: str = field(default="", metadata=IF_SET)
@@ -191,7 +197,7 @@ def _value(name: str, hint: Any, value: object) -> object:
     kinds = getattr(hint, "__args__", None) if get_origin(hint) not in (Mapping, Sequence) else None
     if not any(_is(kind, value) for kind in kinds or (hint,)):
         raise ValueError(f"{name}: {value!r} is none of its values")
-    return value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _is(kind: Any, value: object) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lalora_flwr.adapter.form import AdapterForm
+from lalora_flwr.adapter.lora import trains_head
 from lalora_flwr.adapter.slots import Mask
 from lalora_flwr.data.data_set import facts, private_records
 from lalora_flwr.data.partition import equal_share
@@ -33,6 +34,8 @@ class Plan:
         mechanism: that site's public constants.
         steps: the most noisy steps a site may take in the run.
         trainable, frozen: numbers of parameters.
+        head, new_head: whether the classification head is ``trained`` or ``frozen`` (empty if there is none), and whether the
+            published weights lack it, as far as that is known without them.
         bytes_down, bytes_up: bytes to and from one site in round 1 and in round 2 (methods that alternate by round differ).
     """
 
@@ -43,6 +46,8 @@ class Plan:
     steps: int
     trainable: int
     frozen: int
+    head: str
+    new_head: bool
     bytes_down: int
     bytes_up: tuple[int, int]
 
@@ -70,7 +75,7 @@ def make_plan(settings: Settings) -> Plan:
     adapter = FORMS.get(method.form, AdapterForm).attach(base, settings.lora, seed=0)
     PerSampleGradients(adapter.model, adapter.parameters)  # refuses layers without a per-sample rule
     layout = adapter.layout
-    method.schedule.fits(layout)
+    method.check_moves(layout, settings)
     directive = method.merge.start(layout)
     itemsize = np.dtype(method.transport.dtype).itemsize
 
@@ -88,6 +93,8 @@ def make_plan(settings: Settings) -> Plan:
         steps=settings.steps_per_site,
         trainable=trainable,
         frozen=total - trainable,
+        head="" if not base.head else "trained" if trains_head(base, settings.lora) else "frozen",
+        new_head=base.fresh_head,
         bytes_down=size(method.travel.down(turns[0])),
         bytes_up=(size(method.travel.up(turns[0]), itemsize), size(method.travel.up(turns[1]), itemsize)),
     )

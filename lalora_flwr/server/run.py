@@ -6,7 +6,7 @@ import dataclasses
 import resource
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -16,13 +16,17 @@ from flwr.supercore.run import RunNotRunningException
 
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.ground.errors import LaloraError, NoSiteLeft, RunFailed, WorkerDied
+from lalora_flwr.ground.processors import check_threads
+from lalora_flwr.methods.method import method_of
+from lalora_flwr.server.card import model_card
 from lalora_flwr.server.ending import STOPPED, last_word
 from lalora_flwr.server.exchange import RoundReport
-from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder, versions
+from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder
 from lalora_flwr.server.metrics import OnRound, Quality, RoundMetrics, Summary
 from lalora_flwr.server.plots import accuracy_figure
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.strategy import FederatedStrategy
+from lalora_flwr.server.versions import commit, versions
 from lalora_flwr.server.watched import WatchedGrid, watched
 from lalora_flwr.settings import Settings
 from lalora_flwr.training.evaluate import evaluate
@@ -67,6 +71,7 @@ def run_federation(
         RunFailed: if the run stopped; the folder then says why in ``failure.json``.
     """
     settings = named(settings)
+    check_threads(settings.train.num_threads)
     torch.set_num_threads(settings.train.num_threads)  # the same arithmetic in every engine
     learner = (models or ModelStore()).learner(settings)
     with RunFolder(settings) as folder, last_word(folder, at_exit):
@@ -107,6 +112,7 @@ class _Run:
         self._begun = self._round_begun = time.monotonic()
         self._seconds_before = 0.0
         digest = learner.base.provenance.digest
+        method_of(settings).check_moves(learner.adapter.layout, settings)
         self.strategy = FederatedStrategy(settings, learner.adapter.layout, self._keep, digest, folder.save_asked, roster)
 
     def _keep(self, report: RoundReport) -> None:
@@ -194,11 +200,13 @@ class _Run:
     def finish(self, ended_early: str = "") -> None:
         """Adapter, plot, and last the summary."""
         settings, counts = self._settings, self.strategy.counts
-        self._folder.save_adapter(self._learner.adapter.save)
         self._folder.save_plot(
             "accuracy", accuracy_figure(settings, self._frozen_accuracy, self._metrics, seeded=not counts.real)
         )
-        self._folder.finish(self._summary(ended_early))
+        summary = self._summary(ended_early)
+        card = model_card(summary, settings, self._learner.base, self._learner.adapter)
+        self._folder.save_adapter(self._learner.adapter.save, card)
+        self._folder.finish(summary)
 
     def _summary(self, ended_early: str) -> Summary:
         settings, counts, base, last = self._settings, self.strategy.counts, self._learner.base.provenance, self._metrics[-1]
@@ -211,6 +219,9 @@ class _Run:
             model_files=base.files,
             model_digest=base.digest,
             data=settings.data.name,
+            labels=self._learner.base.labels,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            commit=commit(),
             seed=settings.seed,
             rounds=last.round,
             ended_early=ended_early,

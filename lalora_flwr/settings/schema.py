@@ -54,7 +54,10 @@ class LoraSettings:
     targets: str = key("auto", "comma-separated module names that get an adapter; auto takes the model's usual ones")
     dropout: float = key(0.0, "dropout on the adapter's input", "a number in [0, 1)", lambda v: 0 <= v < 1)
     head: str = choice(
-        "frozen", "classification head: frozen, or trained at every step inside the same joint clip", "frozen", "trained"
+        "auto",
+        "classification head: frozen, trained at every step inside the same joint clip, or auto: trained if it is new, since "
+        "the published weights have none for the run's classes",
+        *("auto", "frozen", "trained"),
     )
     schedule: str = named(
         "auto",

@@ -13,6 +13,7 @@ from lalora_flwr.data.inputs import to_device
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.data.texts import IGNORED
 from lalora_flwr.ground.errors import SiteRefusal
+from lalora_flwr.ground.processors import processors
 from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.ledger.caps import Caps, check_run
 from lalora_flwr.ledger.entries import EVALUATE
@@ -50,7 +51,7 @@ def evaluate_on_site(host: Host, content: RecordDict, context: Context) -> Recor
     settings, caps = site.settings, site.caps
     if not settings.evaluate_sites or (caps and not caps.allow_evaluation):
         raise SiteRefusal("evaluation: not allowed by the site's node-config (allow-evaluation)")
-    torch.set_num_threads(settings.train.num_threads)
+    torch.set_num_threads(min(settings.train.num_threads, processors()))
     order = EvaluateOrder.of(content)
     if not caps:
         learner = _learner(site, settings, order, content)

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from lalora_flwr.adapter.slots import Layout, Mask
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.ground.errors import SiteRefusal
+from lalora_flwr.ground.processors import processors
 from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.ledger.caps import Caps, at_once, caps_from
 from lalora_flwr.ledger.site_ledger import SiteLedger
@@ -102,7 +103,7 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
     """
     site = Site.of(host, context)
     settings, caps = site.settings, site.caps
-    torch.set_num_threads(settings.train.num_threads)
+    torch.set_num_threads(min(settings.train.num_threads, processors()))
     order = TrainOrder.of(content)
     if caps:
         mechanism, ledger = admitted(caps, settings, order, context.run_id)

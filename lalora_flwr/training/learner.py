@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lalora_flwr.adapter.form import Adapter, AdapterForm
-from lalora_flwr.adapter.lora import head_modules
+from lalora_flwr.adapter.peft_folder import head_modules
 from lalora_flwr.data.data_set import Facts, facts
 from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.gradients.engine import PerSampleGradients

@@ -184,8 +184,8 @@ def test_plan_prints_noise_rate_steps_epsilon_and_bytes_and_touches_no_record(
 
 
 def test_plan_warns_of_a_delta_that_is_too_large(lalora: Lalora) -> None:
-    assert "above 1 / 550 records" in lalora("plan", "-c", pairs(privacy__delta=0.01, privacy__accountant="rdp"))[1]
-    assert "above 1 /" not in lalora("plan", "-c", pairs(privacy__accountant="rdp"))[1]
+    assert "not below 1 / 550 records" in lalora("plan", "-c", pairs(privacy__delta=0.01, privacy__accountant="rdp"))[1]
+    assert "below 1 /" not in lalora("plan", "-c", pairs(privacy__accountant="rdp"))[1]
 
 
 def test_plan_without_privacy_says_so_and_promises_no_epsilon(lalora: Lalora) -> None:
@@ -284,7 +284,7 @@ def test_a_librarys_many_lines_become_one(lalora: Lalora, monkeypatch: pytest.Mo
     def refuse(*_: Any) -> Any:
         raise SiteRefusal("first\nsecond\n\n   third")
 
-    monkeypatch.setattr(cli_run, "check_partition", refuse)
+    monkeypatch.setattr(cli_run, "smallest_site", refuse)
     outcome = lalora("run", "-c", pairs(output_dir="out"))
     assert_one_line(outcome, code=1)
     assert outcome[2] == "lalora: first second third\n"

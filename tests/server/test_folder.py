@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 
 from lalora_flwr.ground.errors import ConfigError, RunFailed
-from lalora_flwr.server.folder import Checkpoint, RunFolder, to_json, versions
+from lalora_flwr.server.folder import Checkpoint, RunFolder, to_json
 from lalora_flwr.server.metrics import RoundMetrics, Summary
+from lalora_flwr.server.versions import versions
 from tests.conftest import files_in, small, strict_json
 
 

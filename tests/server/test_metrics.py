@@ -25,7 +25,7 @@ LINES = st.builds(
     epsilon=sizes | st.just(math.inf),
     sites=counts,
     failed_sites=st.dictionaries(words, words),
-    left_sites=st.lists(words),
+    left_sites=st.lists(words).map(tuple),
     seconds=sizes,
     private=st.booleans(),
 )

@@ -1,0 +1,91 @@
+"""The model card of a run's adapter: Hugging Face's front matter, what it is, what ε means, how it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from lalora_flwr.adapter.form import Adapter
+from lalora_flwr.models.base import BaseModel
+from lalora_flwr.models.published import CAUSAL_LM
+from lalora_flwr.server.metrics import Summary
+from lalora_flwr.settings import Settings
+
+MEAN = """`model` gives the vectors of a text's tokens. The head takes their mean:
+
+```python
+from pathlib import Path
+from safetensors.torch import load_file
+head = load_file(Path(adapter) / "head.safetensors")
+
+def logits(**tokens):  # as the base model's tokenizer gives them, with return_tensors="pt"
+    mask = tokens["attention_mask"].unsqueeze(-1)
+    mean = (model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
+    return mean @ head["weight"].T + head["bias"]
+```"""
+
+
+def model_card(summary: Summary, settings: Settings, base: BaseModel, adapter: Adapter) -> str:
+    """``README.md`` of an adapter's folder."""
+    parts = [_front(summary, base), f"# {settings.run_name}", _method(summary, settings), "## Privacy", _privacy(summary)]
+    if base.labels:
+        parts += ["## Classes", _table((str(number), name) for number, name in enumerate(base.labels))]
+    figures = {"accuracy of the frozen model": summary.frozen_accuracy, **summary.quality}
+    shown = ((name, "none" if value is None else f"{value:.4f}") for name, value in figures.items())
+    parts += ["## Results", "On public records, after the last round:", _table(shown)]
+    if adapter.in_peft and base.published.loading:
+        parts += ["## Loading", "```python\n" + "\n".join(loading(base)) + "\n```"]
+        parts += [MEAN] if base.published.inside else []
+    return "\n\n".join(parts) + "\n"
+
+
+def loading(base: BaseModel) -> list[str]:
+    """Lines of Python that make ``model``, the run's own, from the adapter's folder and the published base model."""
+    cast = {torch.bfloat16: "bfloat16", torch.float16: "half"}.get(next(base.module.parameters()).dtype, "float")
+    load = f"model = PeftModel.from_pretrained(base.{cast}(), adapter).eval()"
+    return ["from peft import PeftModel", 'adapter = "."  # this folder', *base.published.loading, load]
+
+
+def _front(summary: Summary, base: BaseModel) -> str:
+    public = base.published
+    task = "text-classification" if public.task_type else "image-classification"
+    lines = {
+        "library_name": "peft",
+        "base_model": public.name,
+        "license": public.license,
+        "pipeline_tag": "text-generation" if public.task_type == CAUSAL_LM else task,
+        "tags": "[lora, federated-learning, differential-privacy, lalora-flwr]",
+        "metrics": f"[{', '.join(summary.quality)}]",
+    }
+    return "\n".join(["---", *(f"{key}: {value}" for key, value in lines.items() if value), "---"])
+
+
+def _method(summary: Summary, settings: Settings) -> str:
+    train = settings.train
+    return (
+        f"An adapter of `{summary.model}`, trained across {settings.num_supernodes} sites with the method `{summary.strategy}` "
+        f"on `{summary.data}`: {summary.rounds} rounds of {train.local_steps} local steps with an expected batch of "
+        f"{train.batch_size}, rank {settings.lora.rank}, seed {summary.seed}."
+    )
+
+
+def _privacy(summary: Summary) -> str:
+    if not summary.private:
+        return "None: the run had ε = inf, so there was no clip and no noise."
+    parts = [
+        f"(ε, δ) = ({summary.epsilon:.4g}, {summary.delta:g}) for one record added to or removed from any site, against the "
+        "server, the other sites and whoever has this adapter. Each local step clipped every record's gradient to the norm "
+        f"{summary.clip_norm:g} and added Gaussian noise; ε is composed over all steps by the accountant `{summary.accountant}`.",
+        "It covers this run alone: other runs on the same records add to it.",
+    ]
+    if summary.seeded:
+        parts.append("The run was seeded, so ε describes the mechanism and not the secrecy of this very run.")
+    if summary.leaks:
+        parts.append(f"Not covered: {summary.leaks}.")
+    return " ".join(parts)
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    cells = ((name, " ".join(text.split()).replace("|", "\\|")) for name, text in rows)
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in cells)])
