@@ -47,7 +47,7 @@ def plan(
 
 def _show_holdings(settings: Settings, plot: Path, console: Console) -> int:
     """Who holds what, as a table and a picture. Returns the records of the smallest site."""
-    from lalora_flwr.data.holdings import holdings, holdings_figure
+    from lalora_flwr.data.holdings import holdings, holdings_figure, unreadable_images
 
     held = holdings(settings)
     console.print(_table_of(settings, held))
@@ -59,6 +59,9 @@ def _show_holdings(settings: Settings, plot: Path, console: Console) -> int:
     except (OSError, ValueError) as error:  # ValueError: an ending that is no picture's
         raise ConfigError(f"--plot {plot}: {error}") from None
     console.print(f"who holds what: {plot}", soft_wrap=True, highlight=False)
+    broken = unreadable_images(settings)
+    shown = [f"data: {line}" for line in broken[:ROWS]]
+    print_advice([*shown, *([f"data: {len(broken)} images cannot be read"] if len(broken) > ROWS else [])], console)
     return min(held.records())
 
 

@@ -22,6 +22,7 @@ from lalora_flwr.data.pins import pinned
 from lalora_flwr.data.records import Records, RecordSet
 from lalora_flwr.ground.errors import LaloraError
 from lalora_flwr.ground.hardware import choose_device
+from lalora_flwr.ground.lists import joined
 from lalora_flwr.ledger.book import Book
 from lalora_flwr.ledger.caps import DEMONSTRATION, LANGUAGE, READERS, USUAL_EPSILON, Caps, caps_from
 from lalora_flwr.ledger.file import LedgerFile
@@ -124,7 +125,7 @@ def _settings(caps: Caps) -> Settings:
     """Settings of a run that fits the site."""
     family = "timm" if caps.task == "image" else "hf"
     flat = {"model.name": f"{family}/{caps.model_path or '-'}", "data.name": "sites", "data.test": "file:-"}
-    about = {"data.response": caps.response_column} if caps.task == LANGUAGE else {"data.labels": ",".join(caps.labels)}
+    about = {"data.response": caps.response_column} if caps.task == LANGUAGE else {"data.labels": joined(caps.labels)}
     longest = {"data.max-tokens": int(caps.max_tokens)} if caps.max_tokens < 2**20 else {}
     return pinned(caps, settings_from({**flat, **about, **longest}))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from lalora_flwr.data.named import named_data_set
+from lalora_flwr.ground.lists import listed
 from lalora_flwr.settings import DataSettings
 
 
 def declared_labels(settings: DataSettings) -> tuple[str, ...]:
     """The names that ``data.labels`` gives, in order; none if it is empty."""
-    return tuple(name.strip() for name in settings.labels.split(",") if name.strip())
+    return tuple(listed(settings.labels))
 
 
 def known_labels(settings: DataSettings) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +15,17 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset, Image, Value
+from datasets import Dataset, Image, Value
 from torch import Tensor
 
 from lalora_flwr.data.columns import Columns
+from lalora_flwr.data.labels import as_text, label_texts, values_of
 from lalora_flwr.data.limits import LONGEST_PATH
 from lalora_flwr.data.tables import in_order
 from lalora_flwr.ground.errors import ConfigError
 
 log = logging.getLogger("lalora_flwr.site")
+HIDDEN = (None, "-1")  # what stands for a label in a test set that keeps them back
 
 
 @dataclass(frozen=True)
@@ -40,46 +41,6 @@ class Rows:
 
     def take(self, indices: Sequence[int]) -> Rows:
         return Rows(self.table.select(indices), self.columns, self.labels[torch.tensor(list(indices), dtype=torch.long)])
-
-
-def label_texts(table: Dataset, column: str) -> list[str | None]:
-    """Each row's label by name; None where it is missing."""
-    feature = table.features[column]
-    values = _values(table, column)
-    if isinstance(feature, ClassLabel):
-        return [class_name(v, feature) for v in values]
-    return [as_text(v) for v in values]
-
-
-def class_name(value: object, feature: ClassLabel) -> str | None:
-    """The name of a class by its number in a typed column; None if it is missing."""
-    if not isinstance(value, int) or value < 0:
-        return None
-    return as_text(feature.names[value]) if value < len(feature.names) else str(value)
-
-
-def _values(table: Dataset, column: str) -> list[object]:
-    return list(table.select_columns([column])[:][column])
-
-
-def as_text(value: object) -> str | None:
-    """A label as it is compared; None if it is missing."""
-    if value is None or value != value:  # NaN
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()  # as JSON has it
-    text = str(value).strip()
-    if re.fullmatch(r"[+-]?[0-9]+\.0+", text):  # whole numbers with gaps are often written so
-        text = text.partition(".")[0]
-    return text or None
-
-
-def label_names(table: Dataset, column: str) -> tuple[str, ...]:
-    """The label names of a table: those of its type, else all that occur, numbers by value and words by letter."""
-    feature = table.features[column]
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names)
-    return in_order({name for name in label_texts(table, column) if name is not None})
 
 
 def usable_rows(
@@ -115,32 +76,42 @@ def usable_rows(
         raise ConfigError(f"data.labels: a class occurs twice among {', '.join(labels)[:200]}")
     known = [True] * len(table)
     classes = [0] * len(table)
-    needed = [columns.text, columns.response, "" if columns.response else columns.text_pair, columns.site]
-    there = [[_present(v) for v in _values(table, column)] for column in filter(None, needed)]
+    needed = {
+        "its text is missing": columns.text,
+        "its response is missing": columns.response,
+        "its second text is missing": "" if columns.response else columns.text_pair,
+        "its site is missing": columns.site,
+    }
+    there = {why: [_present(v) for v in values_of(table, column)] for why, column in needed.items() if column}
     if columns.label:
         texts = label_texts(table, columns.label)
+        if strict and all(text in HIDDEN and text not in number for text in texts):
+            raise ConfigError(
+                "data.test: its labels are hidden (missing, or -1); take data.test = 'split:validation' or 'hold-out:0.1'"
+            )
         if strict and (unknown := in_order({t for t in texts if t is not None and t not in number})):
             raise ConfigError(f"data.test: label {unknown[0]!r} is not among {', '.join(labels)[:200]}; see data.labels")
         classes = [-1 if text is None else number.get(text, -1) for text in texts]
-        there.append([text is not None for text in texts])
+        there["its label is missing"] = [text is not None for text in texts]
         known = [c >= 0 for c in classes]
     if columns.image:
-        there.append(_image_present(table, columns.image))
-    complete = [all(row) for row in zip(*there, strict=True)]
-    rows = [i for i, k in enumerate(known) if k and complete[i]]
-    missing = complete.count(False)
-    _say_left_out(left_out, len(table), missing=missing, unknown=len(table) - len(rows) - missing)
+        there["its image is missing"] = _image_present(table, columns.image)
+    there["its label is unknown"] = known
+    reasons = [next((why for why, good in there.items() if not good[i]), "") for i in range(len(table))]
+    rows = [i for i, why in enumerate(reasons) if not why]
+    _say_left_out(left_out, Counter(filter(None, reasons)), len(table))
     if strict and not rows:
         raise ConfigError("data.test: no usable row; see data.label and data.labels")
     selected = table.select(rows) if len(rows) < len(table) else table
     return Rows(selected, columns, torch.tensor([classes[i] for i in rows], dtype=torch.long))
 
 
-def _say_left_out(left_out: Counter[str] | None, rows: int, *, missing: int, unknown: int) -> None:
+def _say_left_out(left_out: Counter[str] | None, found: Counter[str], rows: int) -> None:
     if left_out is not None:
-        left_out.update({reason: n for reason, n in (("a value is missing", missing), ("its label is unknown", unknown)) if n})
-    elif missing or unknown:
-        log.warning("%d of %d rows left out: a value is missing or the label is unknown", missing + unknown, rows)
+        left_out.update(found)
+        return
+    for reason, count in found.items():
+        log.warning("%d of %d rows left out: %s", count, rows, reason)
 
 
 def _present(value: object) -> bool:
@@ -154,7 +125,7 @@ def _holds_texts(table: Dataset, column: str) -> bool:
 
 def _with_absolute_paths(table: Dataset, column: str, folder: Path, *, inside: bool) -> Dataset:
     """``inside``: for a real site's own records, which may name no file of the machine but those beside them."""
-    given = _values(table, column)
+    given = values_of(table, column)
     paths = [str(folder / path.strip()) if isinstance(path, str) and _present(path) else None for path in given]
     if inside:
         within = folder.resolve()
@@ -172,7 +143,7 @@ def _below(path: str, folder: Path) -> bool:
 def _image_present(table: Dataset, column: str) -> list[bool]:
     """Whether a row has an image at all, without reading its bytes."""
     if _holds_texts(table, column):
-        return [_present(path) for path in _values(table, column)]
+        return [_present(path) for path in values_of(table, column)]
     images = table.select_columns([column]).with_format("arrow")[:][column]
     absent = pc.is_null(images)
     if isinstance(table.features[column], (Image, dict)):  # bytes, a path, or both

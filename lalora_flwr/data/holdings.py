@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.data.partition import site_rows
+from lalora_flwr.data.table_set import TableSet
 from lalora_flwr.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ def holdings(settings: Settings) -> Holdings:
     rows = site_rows(classes, settings.data, settings.seed, settings.num_supernodes, data.owners())
     counted = [Counter(classes[row] for row in own) for own in rows]
     return Holdings(labels, tuple(tuple(count[c] for c in range(len(labels))) for count in counted))
+
+
+def unreadable_images(settings: Settings) -> list[str]:
+    """The private images that cannot be read, each with its file and the reason; reads them all."""
+    data = data_set(settings)
+    return list(data.unreadable_images()) if isinstance(data, TableSet) else []
 
 
 def holdings_figure(held: Holdings, title: str) -> Figure:

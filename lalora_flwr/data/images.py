@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import TypedDict
@@ -13,9 +13,10 @@ from typing import TypedDict
 import torch
 from datasets import Dataset, Image
 from PIL import Image as Pil
-from PIL import ImageOps
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
+from lalora_flwr.data.pictures import as_shown
 from lalora_flwr.data.records import in_parts
 from lalora_flwr.ground.cache import Stamp, stamp
 
@@ -88,14 +89,37 @@ class ImageRecords:
         version = _version(path)  # before it is read: what is written meanwhile is read again
         try:
             with Pil.open(_opened(file), formats=FORMATS) as picture:
-                image = self._prepare(ImageOps.exif_transpose(picture).convert(self._mode))
-        except Exception:  # truncated, no image at all, gone: PIL and its plug-ins raise many types
-            log.warning("an image cannot be read and is left out of every batch")
+                image = self._prepare(as_shown(picture, self._mode))
+        except Exception as error:  # truncated, no image at all, gone: PIL and its plug-ins raise many types
+            log.warning("%s cannot be read and is left out of every batch: %s", _called(path, index), _reason(error))
             image = None
         if _bytes(image) <= self._room:
             self._room -= _bytes(image)
             self._kept[index] = path, version, image
         return image
+
+
+def unreadable(table: Dataset, column: str) -> Iterator[str]:
+    """What each picture of a table is called that cannot be read, with the reason; reads them all."""
+    files = table.select_columns([column]).cast_column(column, Image(decode=False))
+    for index in range(len(files)):
+        file: StoredImage = files[index][column]
+        try:
+            with Pil.open(_opened(file), formats=FORMATS) as picture:
+                as_shown(picture, "L")
+        except Exception as error:
+            yield f"{_called(None if file['bytes'] is not None else file['path'], index)}: {_reason(error)}"
+
+
+def _called(path: str | None, index: int) -> str:
+    return path or f"the image of row {index}"
+
+
+def _reason(error: Exception) -> str:
+    """Without the names of Python's objects, and on one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"not one of {', '.join(FORMATS)}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _version(path: str | None) -> Stamp:

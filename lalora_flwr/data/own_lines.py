@@ -8,6 +8,7 @@ owner's: its name and its first line, which names the columns. Public files are 
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,11 @@ def read_lines(file: Path, columns: Sequence[str], longest: int = LONGEST_ROW) -
     """
     data = file.read_bytes().removeprefix(_BYTE_ORDER_MARK)
     suffix = file.suffix.lower()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it is UTF-16; save it as UTF-8")
+    first = data.partition(b"\n")[0]
+    if suffix == ".csv" and b"," not in first and any(other in first for other in (b";", b"\t", b"|")):
+        raise ValueError("the names in its first line are not separated by commas; save it with commas")
     return _json(data, list(columns), longest) if suffix not in SPLITTERS else _table(SPLITTERS[suffix](data, longest))
 
 

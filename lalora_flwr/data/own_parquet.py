@@ -14,9 +14,9 @@ from datasets import ClassLabel, Features, Image, Value
 from datasets.features.features import FeatureType
 from pyarrow.parquet import ParquetFile
 
-from lalora_flwr.data.cleaning import as_text, class_name
 from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.images import StoredImage
+from lalora_flwr.data.labels import as_text, class_name
 
 Cell = str | StoredImage | None  # as it stands in a row: a text, a class name, a path; a picture; None: missing
 

@@ -83,7 +83,8 @@ def own_records(
     Raises:
         ConfigError: the files do not exist, may not be opened, or lack the split or a column; one line for the owner.
     """
-    from lalora_flwr.data.cleaning import as_text, label_texts, usable_rows
+    from lalora_flwr.data.cleaning import usable_rows
+    from lalora_flwr.data.labels import as_text, label_texts
     from lalora_flwr.data.own_tables import own_table
     from lalora_flwr.data.tables import folder_of
 

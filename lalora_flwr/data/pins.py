@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from lalora_flwr.data.class_names import known_labels
 from lalora_flwr.ground.errors import SiteRefusal
+from lalora_flwr.ground.lists import joined
 from lalora_flwr.ledger.caps import LANGUAGE, Caps
 from lalora_flwr.settings import DataSettings, Settings
 
@@ -41,7 +42,7 @@ def pinned(caps: Caps, settings: Settings) -> Settings:
         text_pair=caps.text_pair_column,
         label=caps.label_column,
         response=caps.response_column,
-        labels=",".join(caps.labels),
+        labels=joined(caps.labels),
         max_tokens=settings.data.max_tokens,
     )
     return replace(settings, data=own)

@@ -6,10 +6,13 @@ one record more would turn 1 into 1.0, true into True or a day into a time in al
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, Features, Value
@@ -18,7 +21,43 @@ Table = tuple[list[str], list[list[str | None]]]  # names of the columns, and th
 Json = str | bool | None | list["Json"] | dict[str, "Json"]  # as `parsed_json` gives it: numbers are texts
 
 
-def read_texts(files: Sequence[str]) -> Dataset:
+@dataclass(frozen=True)
+class TextForm:
+    """How text files are written; as the settings ``data.encoding`` and ``data.separator``."""
+
+    encoding: str = "auto"
+    separator: str = "auto"
+
+    def text_of(self, file: Path) -> str:
+        """A file's text, with line ends as they are.
+
+        Raises:
+            ValueError: it is of another encoding; with the line, and the setting that names it.
+        """
+        data = file.read_bytes()
+        encoding = self.encoding
+        if encoding == "auto":
+            encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        try:
+            return data.decode(encoding)
+        except UnicodeError as error:
+            at = error.start if isinstance(error, UnicodeDecodeError) else 0
+            line = data[:at].count(b"\n") + 1
+            name = "UTF-8" if encoding == "utf-8-sig" else encoding
+            raise ValueError(f"line {line} is not {name}; set data.encoding, to latin-1 or cp1252 for instance") from None
+
+    def delimiter(self, first: str) -> str:
+        """What separates the fields of a CSV file with this first line."""
+        if self.separator != "auto":
+            return DELIMITERS[self.separator]
+        counts = {delimiter: first.count(delimiter) for delimiter in DELIMITERS.values()}
+        return "," if counts[","] else max(counts, key=lambda delimiter: counts[delimiter])
+
+
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+
+
+def read_texts(files: Sequence[str], form: TextForm | None = None) -> Dataset:
     """Files of one split, one after the other; a column that a file lacks is missing in its rows.
 
     Raises:
@@ -28,7 +67,7 @@ def read_texts(files: Sequence[str]) -> Dataset:
     count = 0
     for file in files:
         try:
-            names, rows = READERS[Path(file).suffix.lower()](Path(file))
+            names, rows = READERS[Path(file).suffix.lower()](Path(file), form or TextForm())
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{Path(file).name}: {error}") from None
         for name in names:
@@ -43,17 +82,18 @@ def read_texts(files: Sequence[str]) -> Dataset:
     return Dataset.from_dict(columns, Features({name: Value("string") for name in columns}))
 
 
-def _csv(file: Path) -> Table:
+def _csv(file: Path, form: TextForm) -> Table:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, strict=True)
-        return _table((reader.line_num, row) for row in reader)
+    text = form.text_of(file)
+    delimiter = form.delimiter(next((line for line in text.splitlines() if line.strip()), ""))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    return _table((reader.line_num, row) for row in reader)
 
 
-def _tsv(file: Path) -> Table:
+def _tsv(file: Path, form: TextForm) -> Table:
     """As GLUE and the IANA type: a quote is a character, and nothing is escaped."""
-    with file.open(encoding="utf-8-sig", newline="\n") as lines:
-        return _table((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(lines, 1))
+    lines = form.text_of(file).split("\n")
+    return _table((number, line.rstrip("\r").split("\t")) for number, line in enumerate(lines, 1))
 
 
 def _table(lines: Iterator[tuple[int, list[str]]]) -> Table:
@@ -70,8 +110,8 @@ def _table(lines: Iterator[tuple[int, list[str]]]) -> Table:
     return names, rows
 
 
-def _json(file: Path) -> Table:
-    text = file.read_text(encoding="utf-8-sig")
+def _json(file: Path, form: TextForm) -> Table:
+    text = form.text_of(file)
     found: list[Json] = []
     if text.lstrip().startswith("["):
         whole = parsed_json(text)
@@ -99,4 +139,10 @@ def text_of_json(value: Json) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-READERS: dict[str, Callable[[Path], Table]] = {".csv": _csv, ".tsv": _tsv, ".jsonl": _json, ".ndjson": _json, ".json": _json}
+READERS: dict[str, Callable[[Path, TextForm], Table]] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".jsonl": _json,
+    ".ndjson": _json,
+    ".json": _json,
+}

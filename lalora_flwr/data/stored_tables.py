@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from lalora_flwr.data.readers import TextForm
 from lalora_flwr.data.tables import files_of, folder_of, from_files, from_hub
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import DataSettings
@@ -20,8 +21,10 @@ class StoredTables:
 
     labels: tuple[str, ...] = ()  # they have no other names than those in the tables
 
-    def __init__(self, settings: DataSettings, read_files: ReadFiles = from_files, read_hub: ReadHub = from_hub) -> None:
-        self._settings, self._read_files, self._read_hub = settings, read_files, read_hub
+    def __init__(self, settings: DataSettings, read_files: ReadFiles | None = None, read_hub: ReadHub = from_hub) -> None:
+        form = TextForm(settings.encoding, settings.separator)
+        self._settings, self._read_hub = settings, read_hub
+        self._read_files = read_files or (lambda key, pattern: from_files(key, pattern, form))
         self._read: dict[str, Mapping[str, Dataset]] = {}  # by the setting that names the files
         self.folder = _folder(settings.name)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from datasets import Dataset
 
 from lalora_flwr.data.class_names import declared_labels
-from lalora_flwr.data.cleaning import Rows, label_names, label_texts, usable_rows
+from lalora_flwr.data.cleaning import Rows, usable_rows
 from lalora_flwr.data.columns import find_columns
 from lalora_flwr.data.draws import held_out, some
+from lalora_flwr.data.images import unreadable
+from lalora_flwr.data.labels import label_names, label_texts, refuse_one_class
 from lalora_flwr.data.named import NamedDataSet
 from lalora_flwr.data.records import Encode, Records, RecordSet
 from lalora_flwr.ground.errors import ConfigError
@@ -69,6 +71,8 @@ class TableSet:
         table = source.private()
         columns = find_columns(table.features, settings, task, shared=True)
         self.labels = source.labels or declared_labels(settings) or (label_names(table, columns.label) if columns.label else ())
+        if columns.label:
+            refuse_one_class(self.labels)
         declared = settings.num_classes or len(self.labels)
         if columns.label and declared != len(self.labels):
             raise ConfigError(f"data.num-classes = {declared}: {settings.name} has {len(self.labels)} classes")
@@ -86,6 +90,11 @@ class TableSet:
 
     def classes(self) -> Sequence[int]:
         return [int(label) for label in self._rows.labels]
+
+    def unreadable_images(self) -> Iterator[str]:
+        """The private images that cannot be read, each with its file and the reason; reads them all."""
+        if self._rows.columns.image:
+            yield from unreadable(self._rows.table, self._rows.columns.image)
 
     def owners(self) -> Sequence[str] | None:
         if not self._rows.columns.site:

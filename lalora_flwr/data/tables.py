@@ -8,13 +8,13 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from datasets.features.features import FeatureType
 from pyarrow.parquet import ParquetFile
 
 from lalora_flwr.data.image_folder import class_folders, read_image_folder
-from lalora_flwr.data.readers import READERS, read_texts
+from lalora_flwr.data.readers import READERS, TextForm, read_texts
 from lalora_flwr.ground.cache import Stamp, stamp
 from lalora_flwr.ground.errors import ConfigError
 
@@ -23,7 +23,7 @@ KINDS = (*READERS, PARQUET)
 SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "validation": ("validation", "valid", "val", "dev")}
 
 
-def from_files(key: str, pattern: str) -> DatasetDict:
+def from_files(key: str, pattern: str, form: TextForm | None = None) -> DatasetDict:
     """The splits of local files: a file, a glob, or a folder.
 
     A folder of files is split by their names (train…, test…, dev…; other names count as train), and so is a folder of
@@ -31,13 +31,14 @@ def from_files(key: str, pattern: str) -> DatasetDict:
 
     Args:
         key: the setting that named them, for errors.
-        pattern: file, glob or folder.
+        pattern: file, glob or folder; also one that `datasets` saved (``save_to_disk``).
+        form: how text files are written; default: found out.
 
     Raises:
         ConfigError: nothing there, an unknown kind of file, or a file that cannot be read.
     """
     try:
-        return _from_files(key, pattern)
+        return _from_files(key, pattern, form)
     except ConfigError:
         raise
     except DatasetGenerationError as error:
@@ -45,6 +46,11 @@ def from_files(key: str, pattern: str) -> DatasetDict:
     except Exception as error:  # wrong encodings, no permission, truncated files: each reader raises its own
         reason = str(error)
     raise ConfigError(f"{key} = {pattern!r}: cannot be read: {_first_line(reason)}")
+
+
+def saved_by_datasets(path: Path) -> bool:
+    """Whether a folder is what ``save_to_disk`` of `datasets` writes."""
+    return (path / "dataset_dict.json").is_file() or ((path / "state.json").is_file() and (path / "dataset_info.json").is_file())
 
 
 def folder_of(pattern: str) -> Path:
@@ -55,8 +61,11 @@ def folder_of(pattern: str) -> Path:
     return next((above for above in path.parents if above.is_dir()), path.parent)
 
 
-def _from_files(key: str, pattern: str) -> DatasetDict:
+def _from_files(key: str, pattern: str, form: TextForm | None) -> DatasetDict:
     path = Path(pattern).expanduser()
+    if saved_by_datasets(path):
+        saved = load_from_disk(str(path))
+        return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
     splits = table_files(path)
     if not splits and path.is_dir():
         return read_image_folder(path, split_named, in_order)
@@ -67,7 +76,7 @@ def _from_files(key: str, pattern: str) -> DatasetDict:
         found = ", ".join(sorted(kind or "nameless" for kind in kinds))
         raise ConfigError(f"{key} = {pattern!r}: {found} files; must be of one kind of {', '.join(KINDS)}")
     parquet = kinds == {PARQUET}
-    return DatasetDict({split: _parquet(own) if parquet else read_texts(own) for split, own in splits.items()})
+    return DatasetDict({split: _parquet(own) if parquet else read_texts(own, form) for split, own in splits.items()})
 
 
 def table_files(path: Path) -> dict[str, list[str]]:
@@ -91,6 +100,8 @@ def files_of(pattern: str, split: str, table: Dataset) -> set[Path]:
     """
     if splits := table_files(Path(pattern).expanduser()):
         return {Path(file).resolve() for file in splits[split]}
+    if saved_by_datasets(Path(pattern).expanduser()):
+        return {file.resolve() for file in (Path(pattern).expanduser() / split).rglob("*.arrow")}
     images = table.cast_column("image", Image(decode=False))["image"]
     return {Path(image["path"]).resolve() for image in images}
 

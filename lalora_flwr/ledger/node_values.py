@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from lalora_flwr.ground.lists import listed
+
 Reader = Callable[[Any], Any]  # raises ValueError with what the key "must be"
 
 
@@ -25,8 +27,8 @@ def short_text(value: object) -> str:
 
 
 def names(value: object) -> tuple[str, ...]:
-    """Comma-separated names in order."""
-    found = tuple(name.strip() for name in text(value).split(",") if name.strip())
+    """Comma-separated names in order; one that holds a comma stands in double quotes."""
+    found = tuple(listed(text(value)))
     if not found or len(set(found)) < len(found):
         raise ValueError("a text of comma-separated names, each once")
     return found

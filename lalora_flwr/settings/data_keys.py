@@ -17,6 +17,16 @@ def _one_group(pattern: str) -> bool:
         return False
 
 
+SEPARATORS = ("auto", "comma", "semicolon", "tab", "pipe")
+
+
+def _encodes(name: str) -> bool:
+    try:
+        return "".encode(name) is not None
+    except (LookupError, ValueError):
+        return False
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """The private records, how virtual sites share them, and the public records that the server evaluates on."""
@@ -47,7 +57,18 @@ class DataSettings:
     label: str = key("", "column of the labels; empty: found by its type or name")
     response: str = key("", "column of the responses; naming it makes the task language modelling, with loss on them only")
     site: str = key("", "column that says whose record it is, for data.partition = natural")
-    labels: str = key("", "comma-separated label names in the order of the classes; empty: those of the data set")
+    labels: str = key(
+        "", "label names in the order of the classes, comma-separated (one with a comma in double quotes); empty: the data set's"
+    )
+    encoding: str = key(
+        "auto",
+        "how text files are encoded: auto (UTF-8, or UTF-16 with a byte order mark), or a name such as latin-1",
+        "auto or an encoding that Python knows, such as utf-8, utf-16 or latin-1",
+        lambda v: v == "auto" or _encodes(v),
+    )
+    separator: str = choice(
+        "auto", "what separates the fields of CSV files; auto: a comma, or what the first line has instead", *SEPARATORS
+    )
     num_classes: int = at_least(0, 0, "how many classes there are, for lalora plan without the data; 0: count them")
     records: int = at_least(
         0, 0, "how many private records there are, for lalora plan without the data; 0: count them", kind=Kind.PERFORMANCE

@@ -73,7 +73,7 @@ def test_records_left_out_are_counted_by_reason(config: dict[str, Any], tmp_path
     rows = [*ROWS, ("x", "other"), ("", "good"), ("a", "b", "c")]
     config["data-path"] = str(write_csv(tmp_path / "own.csv", rows))
     left = [f.detail for f in check_node_config(written(config)) if f.subject == "left out"]
-    assert sorted(left) == ["1: a value is missing", "1: it has more fields than there are columns", "1: its label is unknown"]
+    assert sorted(left) == ["1: it has more fields than there are columns", "1: its label is unknown", "1: its text is missing"]
     findings = found(config)
     assert findings["records"].detail == "20 of 23 can be used"
     assert findings["labels"].detail == "not among good, bad: 'other' 1"

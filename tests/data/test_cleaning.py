@@ -11,8 +11,9 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from lalora_flwr.data.cleaning import label_names, label_texts, usable_rows
+from lalora_flwr.data.cleaning import usable_rows
 from lalora_flwr.data.columns import Columns
+from lalora_flwr.data.labels import label_names, label_texts
 from lalora_flwr.ground.errors import ConfigError
 from tests.data.files import png, table
 
@@ -38,8 +39,9 @@ def test_label_names_are_those_of_the_type() -> None:
         (["10", "9", "-1"], ("-1", "9", "10")),
         ([10, 9, -1, None], ("-1", "9", "10")),
         ([1.0, 10.0, None, 2.0, math.nan], ("1", "2", "10")),
-        (["1.0", "1", "2.50", "10.00"], ("1", "2.50", "10")),
-        ([0.5, 10.5, 9.5], ("0.5", "9.5", "10.5")),
+        (["1.0", "1", "10.00"], ("1", "10")),
+        (["TRUE", "true", "False"], ("false", "true")),
+        (["caf\u00e9", "cafe\u0301"], ("caf\u00e9",)),
         ([True, False], ("false", "true")),
         (["NA", "null", "nan", "None"], ("NA", "None", "nan", "null")),
         (["10", "9", "x"], ("10", "9", "x")),
@@ -48,6 +50,29 @@ def test_label_names_are_those_of_the_type() -> None:
 )
 def test_else_label_names_are_the_values_in_order(values: list[Any], names: tuple[str, ...]) -> None:
     assert label_names(table(label=values), "label") == names
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.5, 10.5, 9.5], "numbers such as 0.5, which are no classes"),
+        (["1", "2.50"], "numbers such as 2.50"),
+        (["1e-3", "2"], "numbers such as 1e-3"),
+        (['["a", "b"]', '["c"]'], "lists such as"),
+        (['{"a": 1}'], "lists such as"),
+        ([f"id-{i}" for i in range(21)], "21 values in 21 records"),
+        ([f"id-{i}" for i in range(31)] + ["id-0"] * 29, "31 values in 60 records"),
+    ],
+)
+def test_scores_lists_and_ids_are_no_classes(values: list[Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.label: column 'label' holds ") as refused:
+        label_names(table(label=values), "label")
+    assert said in str(refused.value) and str(refused.value).endswith("or the classes in data.labels")
+
+
+@pytest.mark.parametrize("values", [[f"c{i}" for i in range(20)], [f"c{i}" for i in range(30)] * 2, ["[a]", "b", "1.5.2"]])
+def test_few_records_or_odd_names_are_classes(values: list[Any]) -> None:
+    assert set(label_names(table(label=values), "label")) == set(values)
 
 
 def test_labels_become_the_numbers_of_the_names() -> None:
@@ -122,7 +147,7 @@ def test_no_record_at_all_is_an_error_in_public_ones_only() -> None:
 
 def test_hidden_labels_of_a_test_split_are_missing() -> None:
     hidden = typed(ClassLabel(names=list(LABELS)), text=["a", "b"], label=[-1, -1])
-    with pytest.raises(ConfigError, match="no usable row"):
+    with pytest.raises(ConfigError, match=r"its labels are hidden .*split:validation"):
         usable_rows(hidden, TEXT, LABELS, strict=True)
 
 
@@ -137,8 +162,10 @@ def test_how_many_were_left_out_goes_to_the_sites_log(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         usable_rows(table(text=["secret", "b", "c"], label=["other", None, "good"]), TEXT, LABELS)
         usable_rows(table(text=["c"], label=["good"]), TEXT, LABELS)
-    assert [record.name for record in caplog.records] == ["lalora_flwr.site"]
-    assert "2 of 3 rows left out" in caplog.text and "secret" not in caplog.text and "other" not in caplog.text
+    assert {record.name for record in caplog.records} == {"lalora_flwr.site"}
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["1 of 3 rows left out: its label is unknown", "1 of 3 rows left out: its label is missing"]
+    assert "secret" not in caplog.text and "other" not in caplog.text
 
 
 def test_a_record_of_no_site_is_nobodys() -> None:

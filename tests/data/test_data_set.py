@@ -32,7 +32,7 @@ def test_without_a_split_test_validation_is_public(tmp_path: Path) -> None:
 def test_a_named_split_is_taken(tmp_path: Path) -> None:
     name = reviews(tmp_path)
     assert public(settings(name=name, test="split:validation")) == ["dev"]
-    assert private(settings(name=name, split="validation")) == ["dev"]
+    assert private(settings(name=name, split="validation", labels="good,bad")) == ["dev"]
 
 
 def test_public_records_come_from_other_files(tmp_path: Path) -> None:
@@ -68,8 +68,14 @@ def test_an_unknown_private_split_is_an_error(tmp_path: Path) -> None:
 
 
 def test_no_private_record_is_an_error(tmp_path: Path) -> None:
-    file = write_csv(tmp_path / "t.csv", [("", "good")])
+    file = write_csv(tmp_path / "t.csv", [("", "good"), ("", "bad")])
     with pytest.raises(ConfigError, match=r"^data\.name = .*: no usable record; see data\.label and data\.labels$"):
+        data_set(settings(name=f"file:{file}"))
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "t.csv", [GOOD, ("x", "good")])
+    with pytest.raises(ConfigError, match=r"^data\.label: all records are of the class 'good'; there must be two at least$"):
         data_set(settings(name=f"file:{file}"))
 
 
@@ -129,9 +135,9 @@ def test_a_wrong_number_of_classes_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_class_that_only_the_test_files_hold_counts_as_an_unknown_label(tmp_path: Path) -> None:
-    write_csv(tmp_path / "r" / "train.csv", [GOOD])
+    write_csv(tmp_path / "r" / "train.csv", [GOOD, ("x", "fair")])
     write_csv(tmp_path / "r" / "test.csv", [BAD])
-    with pytest.raises(ConfigError, match="label 'bad' is not among good"):
+    with pytest.raises(ConfigError, match="label 'bad' is not among fair, good"):
         public(settings(name=f"file:{tmp_path / 'r'}"))
 
 

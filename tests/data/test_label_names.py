@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lalora_flwr.data.cleaning import label_names, label_texts, usable_rows
+from lalora_flwr.data.cleaning import usable_rows
 from lalora_flwr.data.columns import Columns
+from lalora_flwr.data.labels import label_names, label_texts
 from lalora_flwr.ground.errors import ConfigError
 from tests.data.files import table
 
@@ -40,7 +41,10 @@ def test_a_table_is_read_with_its_own_names(names: list[str], data: st.DataObjec
     assert as_type.labels.tolist() == numbers
     as_text = usable_rows(table(text=["x"] * len(numbers), label=[names[n] for n in numbers]), COLUMNS, names)
     assert as_text.labels.tolist() == numbers
-    found = label_names(as_text.table, "label")
+    try:
+        found = label_names(as_text.table, "label")
+    except ConfigError:  # texts that are scores or lists, of which a typed column makes classes all the same
+        return
     assert len(found) == len(set(numbers)) and usable_rows(as_text.table, COLUMNS, found).labels.max() < len(found)
 
 

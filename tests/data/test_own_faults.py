@@ -40,7 +40,12 @@ def test_the_owner_learns_what_was_found_and_left_out(tmp_path: Path, caplog: py
     rows = [("a", "bad"), ("b", "bad"), ("", "good"), ("c", "other"), ("d", ""), ("e", "bad", "f")]
     found = own(write_csv(tmp_path / "t.csv", rows))
     assert (found.found, found.per_class, found.broken_files) == (6, (0, 2), [])
-    assert found.left_out == {"a value is missing": 2, "its label is unknown": 1, "it has more fields than there are columns": 1}
+    assert found.left_out == {
+        "its text is missing": 1,
+        "its label is missing": 1,
+        "its label is unknown": 1,
+        "it has more fields than there are columns": 1,
+    }
     assert "1 of 6 records left out: its label is unknown" in caplog.text
 
 
@@ -80,7 +85,7 @@ def test_one_value_of_a_parquet_file_costs_its_own_row(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"text": spoilt, "label": pa.array(["good", "bad", "bad", "bad"])}), tmp_path / "t.parquet")
     found = own(tmp_path / "t.parquet")
     assert column(found.records) == ["a", "d"] and rows_of(found.records).labels.tolist() == [0, 1]
-    assert found.left_out == {"a value in it cannot be read": 1, "a value is missing": 1} and found.found == 4
+    assert found.left_out == {"a value in it cannot be read": 1, "its text is missing": 1} and found.found == 4
 
 
 def test_a_broken_part_of_a_parquet_file_is_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""Lists in one text, as keys and node-configs hold them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from collections.abc import Iterable
+
+
+def listed(text: str) -> list[str]:
+    """The comma-separated names in a text, in order, without blanks around them, and in one Unicode form (NFC).
+
+    A name that holds a comma stands in double quotes.
+    """
+    rows = csv.reader(unicodedata.normalize("NFC", text).splitlines(), skipinitialspace=True)
+    return [name.strip() for row in rows for name in row if name.strip()]
+
+
+def joined(names: Iterable[str]) -> str:
+    """The text that `listed` takes apart."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(names)
+    return line.getvalue()
