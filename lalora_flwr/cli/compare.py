@@ -19,7 +19,7 @@ from lalora_flwr.settings import KEYS
 def compare(
     override: Override = None,
     config: ConfigFile = None,
-    grid: Annotated[Path | None, typer.Option(help="TOML file with config, [set], [over], [tune] and [tuning].")] = None,
+    grid: Annotated[Path | None, typer.Option(help=r"TOML file with config, \[set], \[over], \[tune] and \[tuning].")] = None,
     over: Annotated[
         list[str] | None, typer.Option(metavar="KEY=V1,V2,...", help="Compare these values; repeatable; wins over the file.")
     ] = None,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from lalora_flwr import __version__
 from lalora_flwr.cli.certs import certs
 from lalora_flwr.cli.compare import compare
 from lalora_flwr.cli.keys import keys
@@ -16,6 +18,7 @@ from lalora_flwr.cli.report import report
 from lalora_flwr.cli.run import run
 from lalora_flwr.cli.site import app as site
 from lalora_flwr.cli.site_code import approve, start
+from lalora_flwr.cli.spelling import spell_out
 from lalora_flwr.ground.errors import ConfigError, Interrupted, LaloraError
 
 app = typer.Typer(
@@ -24,6 +27,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lalora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Federated LoRA fine-tuning under record-level differential privacy."""
+
+
 app.command()(run)
 app.command()(plan)
 app.command()(compare)
@@ -39,6 +57,8 @@ app.add_typer(site, name="site")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, by default this process's own. Exit 2: something to mend in the settings; 1: the run failed;
     130: interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        spell_out(stream)
     try:
         app(arguments, prog_name="lalora")
     except LaloraError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import Settings, parse_override, read_toml, settings_from
 
 Override = Annotated[
@@ -15,13 +17,19 @@ Override = Annotated[
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of run-config keys; -c wins over it.")]
 
 
-def resolve(config: Path | None, overrides: list[str] | None) -> Settings:
-    """Defaults, then the file, then the overrides.
+def resolve(
+    config: Path | None, overrides: list[str] | None, early: Callable[[Settings], None] = lambda settings: None
+) -> Settings:
+    """Defaults, then the file, then the overrides; ``early`` as in `settings_from`.
 
     Raises:
         ConfigError: for the first thing that cannot be used.
     """
     flat: dict[str, object] = read_toml(config) if config else {}
+    given: dict[str, object] = {}
     for text in overrides or []:
-        flat.update(parse_override(text))
-    return settings_from(flat)
+        new = parse_override(text)
+        if twice := next((name for name in new if name in given), ""):
+            raise ConfigError(f"-c {twice}: named twice")
+        given.update(new)
+    return settings_from({**flat, **given}, early)

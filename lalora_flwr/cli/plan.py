@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lalora_flwr.cli.early import check_machine, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import Settings
@@ -32,14 +33,16 @@ def plan(
     plot: Annotated[Path | None, typer.Option(help="With --data: the picture; default partition.png in output-dir.")] = None,
 ) -> None:
     """Show noise, steps, predicted ε, parameters and bytes of a run; refuse impossible settings."""
-    settings = resolve(config, override)
+    settings = resolve(config, override, check_machine)
     if plot and not data:
         raise ConfigError("--plot: draws who holds what; add --data")
-    from lalora_flwr.server.advice import advice
-    from lalora_flwr.server.plan import make_plan  # torch and friends, only once the settings hold
-
+    without_hub(settings)
     console = Console()
-    made = make_plan(settings)
+    with console.status("libraries"):  # torch and friends, only once the settings hold
+        from lalora_flwr.server.advice import advice
+        from lalora_flwr.server.plan import make_plan
+    with console.status("noise, model and bytes"):
+        made = make_plan(settings)
     print_plan(settings, made, console)
     smallest = _show_holdings(settings, plot or Path(settings.output_dir) / "partition.png", console) if data else None
     print_advice(advice(settings, made, smallest), console)

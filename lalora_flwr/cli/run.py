@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lalora_flwr.cli.early import check_early, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError, Interrupted
-from lalora_flwr.ground.processors import check_threads
 from lalora_flwr.server.metrics import CONFIG, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.settings import Settings, read_toml, settings_from
 
@@ -31,6 +31,14 @@ class Progress:
     def __init__(self, settings: Settings, console: Console) -> None:
         self._settings, self._console = settings, console
         self._first: float | None = None  # when the first round ended: start-up must not count into the time left
+        self._status = console.status("starting")  # moves on a terminal while there is nothing to say
+
+    def __enter__(self) -> Progress:
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
 
     def header(self) -> None:
         self._console.print(f"{'round':>9}  {'accuracy':>8}  {'ε spent':>12}  {'sites':>5}  {'seconds':>7}  {'left':>6}")
@@ -44,6 +52,7 @@ class Progress:
         self._console.print(
             f"{done:>5}/{total:<3}  {accuracy:>8}  {epsilon:>12}  {line.sites:>5}  {line.seconds:>7.1f}  {left:>6}"
         )
+        self._status.update(f"round {done + 1} of {total}" if done < total else "writing the adapter")
         for site, reason in line.failed_sites.items():
             self._console.print(f"           site {site} failed: {reason}")
         for site in line.left_sites:
@@ -60,22 +69,27 @@ def run(
     ] = None,
 ) -> None:
     """Run a federation; results go to a new folder under output-dir. Exits non-zero unless the summary was written."""
-    settings = resumed(resume, config, override) if resume else resolve(config, override)
+    settings = resumed(resume, config, override) if resume else resolve(config, override, check_early)
     console = Console(highlight=False)
-    from lalora_flwr.cli.plan import print_advice, print_plan  # torch and friends, only once the settings hold
-    from lalora_flwr.server.advice import advice
-    from lalora_flwr.server.plan import make_plan
-    from lalora_flwr.server.run import named
+    if without_hub(settings):
+        console.print("the hub cannot be reached; what is not in its cache cannot be loaded", markup=False)
+    with console.status("libraries"):  # torch and friends, only once the settings hold
+        from lalora_flwr.cli.plan import print_advice, print_plan
+        from lalora_flwr.server.advice import advice
+        from lalora_flwr.server.plan import make_plan
+        from lalora_flwr.server.run import named
 
     settings = named(settings)
-    check_threads(settings.train.num_threads)
-    made = make_plan(settings)
+    with console.status("noise, model and bytes"):
+        made = make_plan(settings)
     print_plan(settings, made, console)
-    print_advice(advice(settings, made, smallest_site(settings)), console)
-    progress = Progress(settings, console)
-    progress.header()
+    with console.status("data"):
+        smallest = smallest_site(settings)
+    print_advice(advice(settings, made, smallest), console)
     try:
-        folder = _run_on(engine, settings, progress, num_actors)
+        with Progress(settings, console) as progress:
+            progress.header()
+            folder = _run_on(engine, settings, progress, num_actors)
     except KeyboardInterrupt:
         again = f"lalora run --resume {Path(settings.output_dir) / settings.run_name}"
         raise Interrupted(f"interrupted; {again} goes on after the last finished round") from None
@@ -88,7 +102,7 @@ def resumed(run: Path, config: Path | None, override: list[str] | None) -> Setti
     Raises:
         ConfigError: if there is none, it is finished, or other settings are given too.
     """
-    from lalora_flwr.server.folder import folder_for
+    from lalora_flwr.server.place import folder_for
 
     if config or override:
         raise ConfigError("--resume: a run goes on with its own settings; leave out --config and -c")

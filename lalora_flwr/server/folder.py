@@ -16,15 +16,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lalora_flwr.ground.errors import ConfigError, RunFailed
-from lalora_flwr.ground.files import PUBLIC, is_locked, lock, replace_file
+from lalora_flwr.ground.files import PUBLIC, lock, replace_file
 from lalora_flwr.server.metrics import CONFIG, FAILURE, METRICS, SUMMARY, RoundMetrics, Summary
-from lalora_flwr.settings import KEYS, Kind, Settings, Value, flatten, read_toml, settings_from
+from lalora_flwr.server.place import LOCK, folder_for
+from lalora_flwr.settings import Settings, Value, flatten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ASKED = "checkpoint/asked.json"
-LOCK = ".lock"
 WORKER_DIED = "worker-died"  # kind of a failure
 CHECKPOINT = "checkpoint/adapter.safetensors"
 MORE = "more/"  # what names of tensors begin with that are no adapter's
@@ -46,49 +46,6 @@ def to_json(value: object, *, indent: int | None = None) -> str:
         return None if isinstance(item, float) and not math.isfinite(item) else item
 
     return json.dumps(clean(value), allow_nan=False, indent=indent)
-
-
-FINISHED = "which is finished"
-
-
-def how_it_ended(path: Path) -> str:
-    """What became of the run of a folder, in words; one that left neither summary nor failure was killed, or still runs."""
-    if (path / SUMMARY).exists():
-        return FINISHED
-    if (path / FAILURE).exists():
-        return f"which stopped ({_reason(path / FAILURE)})"
-    return "whose process still runs" if is_locked(path / LOCK) else "whose process was killed"
-
-
-def _reason(failure: Path) -> str:
-    try:
-        return str(json.loads(failure.read_text())["error"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return f"{failure.name} cannot be read"
-
-
-def folder_for(settings: Settings) -> Path:
-    """Where the run's folder will be, or with ``resume`` is.
-
-    Raises:
-        ConfigError: if it holds a run already; with ``resume``: if it holds none, a finished one, or one of other settings.
-    """
-    path = Path(settings.output_dir).absolute() / settings.run_name
-    if not settings.resume:
-        if (path / CONFIG).exists():
-            how = how_it_ended(path)
-            go_on = "" if how == FINISHED else f", or go on with it by lalora run --resume {path}"
-            raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds a run already, {how}; choose another name{go_on}")
-        return path
-    if not (path / CONFIG).is_file():
-        raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds no run to resume")
-    if (path / SUMMARY).exists():
-        raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds a finished run; there is nothing to resume")
-    before, now = flatten(settings_from(read_toml(path / CONFIG))), flatten(settings)
-    for key, value in now.items():
-        if KEYS[key].kind is not Kind.PLACE and before[key] != value:
-            raise ConfigError(f"{key} = {value!r}: the run to resume has {before[key]!r}; only an unchanged run goes on")
-    return path
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings.keys import Key, Kind, Value
-from lalora_flwr.settings.rules import check_together
+from lalora_flwr.settings.rules import check_choices, check_together
 from lalora_flwr.settings.schema import Settings
 
 
@@ -81,14 +81,18 @@ def _build(cls: type, values: Mapping[str, Value], prefix: str = "") -> Any:
     return cls(**arguments)
 
 
-def settings_from(flat: Mapping[str, object]) -> Settings:
+def settings_from(flat: Mapping[str, object], early: Callable[[Settings], None] = lambda settings: None) -> Settings:
     """Typed settings from flat run-config values; what is not named keeps its default.
+
+    ``early`` may refuse them too, before the method and the data set are imported.
 
     Raises:
         ConfigError: for the first key that cannot be used, or for two keys that cannot go together.
     """
     settings: Settings = _build(Settings, check_values(flat))
     check_together(settings)
+    early(settings)
+    check_choices(settings)
     return settings
 
 

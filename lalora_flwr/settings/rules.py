@@ -15,8 +15,6 @@ def check_together(settings: Settings) -> None:
     """
     if settings.model.name == "embedded/vit-digits" and settings.data.name != "digits":
         raise ConfigError(f"data.name = {settings.data.name!r}: embedded/vit-digits only takes digits; set model.name")
-    if ":" not in settings.data.name and settings.data.name != "sites":
-        DATASETS.get(settings.data.name, ChecksSettings).check(settings)
     if settings.data.answer and settings.task != "language":
         raise ConfigError("data.answer: only for language modelling; name data.response, or leave it empty")
     if settings.data.name == "sites" and (settings.data.test == "auto" or settings.data.test.startswith(("split:", "hold-out:"))):
@@ -36,4 +34,14 @@ def check_together(settings: Settings) -> None:
             f"privacy.max-rounds = {settings.privacy.max_rounds}: too few for {settings.num_rounds} rounds of "
             f"{settings.sites_per_round} of {settings.num_supernodes} sites; raise it or lower fraction-train"
         )
+
+
+def check_choices(settings: Settings) -> None:
+    """Ask the data set and the method that the settings name; importing them takes a second or two.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    if ":" not in settings.data.name and settings.data.name != "sites":
+        DATASETS.get(settings.data.name, ChecksSettings).check(settings)
     METHODS.get(settings.strategy, ChecksSettings).check(settings)

@@ -48,6 +48,8 @@ def parse_override(text: str) -> dict[str, object]:
         if match is None:
             raise ConfigError(f"-c {rest}: must be key=value, with quotes around a value that holds spaces")
         name, raw = match.groups()
+        if name in values:
+            raise ConfigError(f"-c {name}: named twice")
         try:
             values[name] = tomllib.loads(f"v = {raw}")["v"]
         except tomllib.TOMLDecodeError:

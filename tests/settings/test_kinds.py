@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.server.folder import RunFolder, folder_for
+from lalora_flwr.server.folder import RunFolder
+from lalora_flwr.server.place import folder_for
 from lalora_flwr.settings import KEYS, Kind, keys_of
 from tests.conftest import small
 

@@ -1,0 +1,90 @@
+"""What can be refused within a second: all that needs neither torch nor data nor the hub."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlparse
+
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.processors import check_threads
+from lalora_flwr.server.place import folder_for
+from lalora_flwr.settings import Settings
+
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's driver, that of WSL, AMD's
+HUB, HUB_SECONDS = "https://huggingface.co", 3.0
+
+
+def check_machine(settings: Settings, gpu_devices: tuple[str, ...] = GPU_DEVICES) -> None:
+    """Refuse what this machine has not.
+
+    Raises:
+        ConfigError: more threads than processors, or a GPU where there is none.
+    """
+    check_threads(settings.train.num_threads)
+    wanted = "train.device = 'cuda'" if settings.train.device == "cuda" else ""
+    wanted = wanted or (f"train.num-gpus = {settings.train.num_gpus:g}" if settings.train.num_gpus else "")
+    if wanted and sys.platform == "linux" and not any(Path(device).exists() for device in gpu_devices):
+        raise ConfigError(f"{wanted}: this machine has no GPU")
+
+
+def check_early(settings: Settings) -> None:
+    """All of it, for a run on this machine.
+
+    Raises:
+        ConfigError: as `check_machine` and `check_output`.
+    """
+    check_machine(settings)
+    check_output(settings)
+
+
+def check_output(settings: Settings) -> None:
+    """Refuse a run folder that holds a run already, or cannot be made. Leaves nothing behind.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if settings.run_name:
+        folder_for(settings)
+    made: list[Path] = []
+    try:
+        for folder in reversed([path := Path(settings.output_dir).absolute(), *path.parents]):
+            if not folder.exists():
+                folder.mkdir()
+                made.append(folder)
+        if not os.access(path, os.W_OK | os.X_OK) or not path.is_dir():
+            raise ConfigError(f"output-dir = {settings.output_dir!r}: cannot be written")
+    except OSError as error:
+        raise ConfigError(f"output-dir = {settings.output_dir!r}: {error.strerror}") from None
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
+
+
+def without_hub(settings: Settings, reach: Callable[[], bool] | None = None) -> bool:
+    """Whether the hub is needed and out of reach; libraries that are imported from now on then look into their caches at once."""
+    if os.environ.get("HF_HUB_OFFLINE") or not _needs_hub(settings) or (reach or _reach_hub)():
+        return False
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    return True
+
+
+def _needs_hub(settings: Settings) -> bool:
+    kind, _, name = settings.model.name.partition("/")
+    model = kind in ("hf", "timm") and settings.model.pretrained and not Path(name).expanduser().exists()
+    return model or any(text.startswith("hub:") for text in (settings.data.name, settings.data.test))
+
+
+def _reach_hub() -> bool:
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # only the proxy knows
+    address = urlparse(os.environ.get("HF_ENDPOINT", HUB))
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        with socket.create_connection((address.hostname or "", port), timeout=HUB_SECONDS):
+            return True
+    except OSError:
+        return False

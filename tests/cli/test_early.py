@@ -1,0 +1,131 @@
+"""What needs neither torch nor data is refused first, in one line, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lalora_flwr.cli.early import check_machine, check_output, without_hub
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.server.folder import RunFolder
+from tests.conftest import files_in, small
+
+SETTINGS = "run --engine inline -c"
+
+
+def lalora(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "lalora_flwr", *arguments],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "80", **env},
+        capture_output=True,
+        text=True,
+    )
+
+
+def said(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+
+
+def imported(done: subprocess.CompletedProcess[str], name: str) -> bool:
+    return any(line.rpartition("|")[2].strip() == name for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ("merge.name=foo", "lalora: merge.name = 'foo': must be one of"),
+        ("filter.name=foo", "lalora: filter.name = 'foo': must be one of"),
+        ("lora.rank=2 lora.rank=3", "lalora: -c lora.rank: named twice"),
+        ("train.num-threads=999", "lalora: train.num-threads = 999: this machine has"),
+        ("output-dir=taken/x", "lalora: output-dir = 'taken/x': "),
+        ("train.optimizer=adamw train.momentum=0.5", "lalora: train.momentum = 0.5: "),
+        ("run-name=there output-dir=out", "lalora: run-name = 'there': "),
+    ],
+)
+def test_a_mistake_is_one_line_before_torch_is_imported(settings: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with RunFolder(small(tmp_path / "out", run_name="there")):
+        pass
+    before = files_in(tmp_path)
+    done = lalora(tmp_path, "run", "-c", settings)
+    (line,) = said(done)
+    assert done.returncode == 2 and line.startswith(reason) and not imported(done, "torch")
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["keys"], ["ledger", "--help"], ["certs", "--help"]])
+def test_what_only_answers_imports_no_torch(arguments: list[str], tmp_path: Path) -> None:
+    done = lalora(tmp_path, *arguments)
+    assert done.returncode == 0 and done.stdout and not imported(done, "torch") and not imported(done, "transformers")
+
+
+def test_the_same_key_in_two_options_is_refused_and_in_a_file_overridden(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("[lora]\nrank = 0\n")
+    (line,) = said(lalora(tmp_path, "run", "-c", "seed=1", "-c", "seed=2"))
+    assert line == "lalora: -c seed: named twice"
+    (line,) = said(lalora(tmp_path, "run", "--config", "run.toml"))
+    assert line.startswith("lalora: lora.rank = 0")
+    (line,) = said(lalora(tmp_path, "run", "--config", "run.toml", "-c", "lora.rank=2 merge.name=x"))
+    assert line.startswith("lalora: merge.name")
+
+
+@pytest.mark.parametrize("overrides", [{"train__device": "cuda"}, {"train__num_gpus": 0.5}])
+def test_a_gpu_where_there_is_none_is_refused(overrides: dict[str, Any], tmp_path: Path) -> None:
+    settings = small(tmp_path, **overrides)
+    with pytest.raises(ConfigError, match=r"^train\.(device = 'cuda'|num-gpus = 0\.5): this machine has no GPU$"):
+        check_machine(settings, gpu_devices=(str(tmp_path / "none"),))
+    check_machine(settings, gpu_devices=(str(tmp_path),))
+    check_machine(small(tmp_path), gpu_devices=())
+
+
+def test_a_place_for_results_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    check_output(small(tmp_path / "a" / "b"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_a_hub_out_of_reach_that_is_needed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    asked: list[bool] = []
+
+    def reach(answer: bool) -> Any:
+        return lambda: (asked.append(answer), answer)[1]
+
+    of_hub = small(tmp_path, model__name="hf/nobody/nothing", data__name="hub:nobody/nothing")
+    assert not without_hub(small(tmp_path), reach(False)) and not asked
+    assert not without_hub(of_hub, reach(True)) and asked and "HF_HUB_OFFLINE" not in os.environ
+    assert without_hub(of_hub, reach(False)) and os.environ["HF_HUB_OFFLINE"] == "1"
+    assert not without_hub(of_hub, reach(False)) and len(asked) == 2
+    (tmp_path / "model").mkdir()
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    local = small(tmp_path, model__name=f"hf/{tmp_path / 'model'}", data__name=f"file:{tmp_path}")
+    assert not without_hub(local, reach(False)) and len(asked) == 2
+
+
+SPELT = "epsilon <= 4 at delta"
+
+
+@pytest.mark.parametrize(("encoding", "words"), [("ascii", SPELT), ("cp1252", SPELT), ("utf-8", "ε ≤ 4 at δ")])
+def test_any_encoding_of_the_output_works(encoding: str, words: str, tmp_path: Path) -> None:
+    from tests.cli.test_cli import pairs
+
+    env = {**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [sys.executable, "-m", "lalora_flwr", "plan", "-c", pairs(privacy__accountant="rdp")],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        encoding=encoding,
+    )
+    assert done.returncode == 0 and words in done.stdout and not done.stderr
+
+
+def test_the_help_shows_the_parts_of_a_grid_file(tmp_path: Path) -> None:
+    text = " ".join(lalora(tmp_path, "compare", "--help").stdout.replace("│", " ").split())
+    assert "TOML file with config, [set], [over], [tune] and [tuning]." in text
