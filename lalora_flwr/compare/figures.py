@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lalora_flwr.compare.results import Result, by_epsilon, by_method
@@ -21,6 +22,7 @@ NAMES = ("accuracy-by-round", "accuracy-by-epsilon", "accuracy-by-bytes", "accur
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FROZEN = "frozen model"
+LETTERS_PER_INCH, LINE = 15, 0.2  # of a legend: letters beside each other, and inches of a line
 Style = Mapping[str, Any]  # of matplotlib's plots
 
 
@@ -89,17 +91,36 @@ def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend for all panels, above them and in their way nowhere."""
+def _legend(figure: Figure, axes: Sequence[Axes], note: str) -> None:
+    """One legend for all panels above them, for which the figure grows, and below them what its bands and bars are."""
     found: dict[str, Artist] = {}
     for panel in axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if FROZEN in found:
         found[FROZEN] = found.pop(FROZEN)  # last
-    width = figure.get_size_inches()[0]
-    columns = max(1, min(len(found), int(width * 15 / (max(map(len, found), default=1) + 7))))
-    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    width, height = figure.get_size_inches()
+    room = int(width * LETTERS_PER_INCH) - 6  # letters of a line beside the sign before it
+    labels = ["\n".join(textwrap.wrap(label, room)) for label in found]
+    longest = max((len(line) for label in labels for line in label.splitlines()), default=1)
+    columns = max(1, min(len(found), int(width * LETTERS_PER_INCH / (longest + 7))))
+    lines = sum(1 + max(label.count("\n") for label in labels[i : i + columns]) for i in range(0, len(labels), columns))
+    figure.set_size_inches(width, height + LINE * max(0, lines - 1) + LINE)
+    figure.legend(found.values(), labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    figure.text(0.5, 0.005, note, ha="center", va="bottom", fontsize=8, color="0.35")
+    below = LINE / figure.get_size_inches()[1]
+    figure.set_layout_engine("constrained", rect=(0, below, 1, 1 - below))
+
+
+def _note(runs: Iterable[Result], what: str) -> str:
+    """What bands or bars are, or why there are none."""
+    seeds = {result.values["seed"] for result in runs}
+    return f"{what}: ± one standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed, so without a spread"
+
+
+def _band(axes: Axes, xs: Sequence[float], means: Sequence[float], stds: Sequence[float], colour: str) -> None:
+    low, high = [m - s for m, s in zip(means, stds, strict=True)], [m + s for m, s in zip(means, stds, strict=True)]
+    axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _frozen(axes: Axes, results: Sequence[Result]) -> None:
@@ -148,24 +169,23 @@ def by_round(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
         axes = panels[epsilon]
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for method, xs, means, stds in _curves(results, _round_points):
-            style = styles[method]
-            axes.plot(xs, means, label=method, markevery=max(1, len(xs) // 8), **style)
-            low, high = [m - s for m, s in zip(means, stds, strict=True)], [m + s for m, s in zip(means, stds, strict=True)]
-            axes.fill_between(xs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            axes.plot(xs, means, label=method, markevery=max(1, len(xs) // 8), **styles[method])
+            _band(axes, xs, means, stds, styles[method]["color"])
         _frozen(axes, results)
-    _legend(figure, list(panels.values()))
+    _legend(figure, list(panels.values()), _note(final, "bands"))
     return figure
 
 
 def by_bytes(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
-    """Accuracy against what all sites have sent up so far."""
+    """Accuracy against what all sites have sent up so far, with a band of one standard deviation."""
     groups = by_epsilon(final)
     figure, panels = _panels(list(groups), "sent up by all sites (MB)")
     for epsilon, results in groups.items():
-        for method, xs, means, _ in _curves(results, _byte_points):
+        for method, xs, means, stds in _curves(results, _byte_points):
             panels[epsilon].plot(xs, means, label=method, markevery=max(1, len(xs) // 8), **styles[method])
+            _band(panels[epsilon], xs, means, stds, styles[method]["color"])
         _frozen(panels[epsilon], results)
-    _legend(figure, list(panels.values()))
+    _legend(figure, list(panels.values()), _note(final, "bands"))
     return figure
 
 
@@ -194,7 +214,7 @@ def by_privacy(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
     axes.set_xticks(range(len(epsilons)), ["none" if math.isinf(eps) else f"{eps:g}" for eps in epsilons])
     axes.set(xlabel="ε (none: without privacy)", ylabel="test accuracy (%)")
     axes.margins(x=0.08)
-    _legend(figure, [axes])
+    _legend(figure, [axes], _note(final, "bars"))
     return figure
 
 
@@ -207,8 +227,11 @@ def by_learning_rate(tried: Sequence[Result], final: Sequence[Result], styles: M
     for (stem, epsilon), runs in _stems(tried):
         rates = sorted({run.lr for run in runs})
         at = {lr: spread([run for run in runs if run.lr == lr]) for lr in rates}
-        means = [100 * s.mean for s in at.values() if s]
+        spreads = [s for s in at.values() if s]
+        means = [100 * s.mean for s in spreads]
         panels[epsilon].plot(rates, means, label=stem, **styles[stem])
+        stds = [0 if math.isnan(s.std) else 100 * s.std for s in spreads]
+        _band(panels[epsilon], rates, means, stds, styles[stem]["color"])
         best = chosen.get((stem, epsilon))
         if best in rates:
             ring: Style = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": "none"}
@@ -222,5 +245,5 @@ def by_learning_rate(tried: Sequence[Result], final: Sequence[Result], styles: M
         next(iter(panels.values())).plot(
             [], [], color="0.3", marker="o", markersize=9, markerfacecolor="none", linestyle="none", label="chosen"
         )
-    _legend(figure, list(panels.values()))
+    _legend(figure, list(panels.values()), _note(tried, "bands"))
     return figure

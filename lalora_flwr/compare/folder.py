@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from lalora_flwr.compare.cells import Labels, Plan, Role
 from lalora_flwr.compare.grid import RESERVED
 from lalora_flwr.compare.results import Result, csv_text, is_finished, read_run
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.figures import SUFFIXES, rendered
 from lalora_flwr.ground.files import PUBLIC, lock, replace_file
 from lalora_flwr.settings import Value, flatten
 
@@ -132,7 +132,7 @@ def _result(out: Path, role: Role, stages: tuple[str, ...], failures: Mapping[st
 
 
 def write_report(out: Path, results: Sequence[Result], markdown: str) -> None:
-    """``results.csv``, ``results.md`` and ``plots/*.png``, each whole or not at all; plots of an earlier report go.
+    """``results.csv``, ``results.md`` and ``plots/*`` (PNG, SVG, PDF), each whole or not at all; plots of an earlier report go.
 
     Raises:
         ConfigError: if the folder cannot be written.
@@ -143,11 +143,9 @@ def write_report(out: Path, results: Sequence[Result], markdown: str) -> None:
     try:
         plots.mkdir(parents=True, exist_ok=True)
         replace_file(out / "results.csv", csv_text(results, out), mode=PUBLIC)
-        drawn = {f"{name}.png": figure for name, figure in figures(results)}
-        for name, figure in drawn.items():
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", dpi=150)
-            replace_file(plots / name, picture.getvalue(), mode=PUBLIC)
+        drawn = {name + suffix: content for name, figure in figures(results) for suffix, content in rendered(figure).items()}
+        for name, content in drawn.items():
+            replace_file(plots / name, content, mode=PUBLIC)
         for name in _stale(drawn):
             (plots / name).unlink(missing_ok=True)
         replace_file(out / "results.md", markdown, mode=PUBLIC)
@@ -158,4 +156,4 @@ def write_report(out: Path, results: Sequence[Result], markdown: str) -> None:
 def _stale(drawn: Iterable[str]) -> list[str]:
     from lalora_flwr.compare.figures import NAMES
 
-    return [f"{name}.png" for name in NAMES if f"{name}.png" not in drawn]
+    return [name + suffix for name in NAMES for suffix in SUFFIXES if name + suffix not in drawn]

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lalora_flwr.ground.errors import ConfigError, RunFailed
+from lalora_flwr.ground.figures import rendered
 from lalora_flwr.ground.files import PUBLIC, lock, replace_file
 from lalora_flwr.server.metrics import CONFIG, FAILURE, METRICS, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.server.place import LOCK, folder_for
@@ -161,13 +162,10 @@ class RunFolder:
         part.replace(folder)
 
     def save_plot(self, name: str, figure: Figure) -> None:
-        """A figure as ``plots/<name>.png``."""
-        import io
-
+        """A figure as ``plots/<name>.png``, ``.svg`` and ``.pdf``."""
         (self.path / "plots").mkdir(exist_ok=True)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=120)
-        _write(self.path / "plots" / f"{name}.png", picture.getvalue())
+        for suffix, content in rendered(figure).items():
+            _write(self.path / "plots" / (name + suffix), content)
 
     def finish(self, summary: Summary) -> None:
         """The last file: its presence says that the run is complete."""

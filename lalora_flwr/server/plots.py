@@ -25,6 +25,7 @@ def accuracy_figure(
         seeded: whether the sites' noise followed from the run's seed, as only in a simulation.
     """
     from matplotlib.figure import Figure  # slow to import, and only the end of a run needs it
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -35,6 +36,7 @@ def accuracy_figure(
     if frozen_accuracy is not None:
         axes.axhline(frozen_accuracy, linestyle="--", color="grey", label="frozen model")
     axes.set(xlabel="round", ylabel="test accuracy", ylim=(0, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if settings.private:
         spent = axes.twinx()
         spent.plot(rounds, [0, *(line.epsilon for line in metrics)], color="tab:orange", label="ε spent")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lalora_flwr.compare.figures import figures
 from lalora_flwr.compare.results import Result
+from lalora_flwr.ground.figures import rendered
 from tests.compare.made import BEST_LR, ROUNDS, failed, result
 
 METHODS = ("la-lora", "ffa-lora")
@@ -92,3 +95,46 @@ def test_failed_runs_are_left_out_and_nothing_else_draws_nothing() -> None:
     assert drawn([failed(), failed(seed=1)]) == {}
     made = drawn([result(), failed(seed=1)])
     assert len(line(made["accuracy-by-round"].axes[0], "la-lora").get_xdata()) == ROUNDS - 1
+
+
+def pixels(figure: Any) -> tuple[float, float]:
+    """Width and height of the smallest panel as drawn at 100 dots per inch."""
+    figure.savefig(io.BytesIO(), format="png", dpi=100)
+    sizes = [axes.get_position().size * figure.get_size_inches() * 100 for axes in figure.axes]
+    return min(size[0] for size in sizes), min(size[1] for size in sizes)
+
+
+@pytest.mark.parametrize("count", [1, 4, 18])
+def test_a_legend_of_many_or_long_names_leaves_the_panels_their_size(count: int) -> None:
+    results = []
+    for i in range(count):
+        made = result(strategy="la-lora", lora__rank=i + 1)
+        long = ("model.name", f"timm/swin_tiny_patch4_window7_224 of the folder number {i}")
+        results.append(dataclasses.replace(made, labels=(("strategy", "la-lora"), long, ("privacy.epsilon", "3"))))
+    for figure in drawn(results).values():
+        width, height = pixels(figure)
+        assert width > 400 and height > 220
+        legend = figure.legends[0].get_window_extent(FigureCanvasAgg(figure).get_renderer())
+        assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1
+
+
+@pytest.mark.parametrize(("seeds", "said"), [((0, 1, 2), "± one standard deviation over 3 seeds"), ((0,), "one seed")])
+def test_every_figure_says_what_its_spread_is(seeds: tuple[int, ...], said: str) -> None:
+    results = [
+        result(strategy=m, privacy__epsilon=e, train__lr=lr, seed=s)
+        for m in METHODS
+        for e in (1.0, 3.0)
+        for lr in (0.1, 0.3)
+        for s in seeds
+    ]
+    made = drawn(results)
+    assert len(made) == 4
+    for name, figure in made.items():
+        assert any(said in text.get_text() for text in figure.texts), name
+        assert name == "accuracy-by-epsilon" or all(axes.collections for axes in figure.axes), name  # bands
+
+
+def test_the_same_figure_gives_the_same_files() -> None:
+    one, two = ([rendered(figure) for figure in drawn([result(seed=s) for s in (0, 1)]).values()] for _ in range(2))
+    assert one == two and set(one[0]) == {".png", ".svg", ".pdf"}
+    assert one[0][".pdf"].startswith(b"%PDF") and b"<svg" in one[0][".svg"]

@@ -587,7 +587,7 @@ def test_the_files_hold_what_other_tools_rely_on(overrides: dict[str, Any], fini
         "checkpoint/adapter.safetensors",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
-        "plots/accuracy.png",
+        *("plots/accuracy.png", "plots/accuracy.svg", "plots/accuracy.pdf"),
         "flower.log",
     }
     assert (run.path / "plots" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
