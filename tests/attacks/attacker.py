@@ -26,21 +26,16 @@ from flwr.app import Context, Message, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lalora_flwr.adapter.slots import digest
-from lalora_flwr.ground.errors import LaloraError, LedgerError
+from lalora_flwr.ground.errors import LedgerError
 from lalora_flwr.ledger.entries import Reserve
 from lalora_flwr.ledger.file import LedgerFile, create
-from lalora_flwr.methods.method import method_of
 from lalora_flwr.privacy.mechanism import PrivateSum
 from lalora_flwr.privacy.randomness import SystemRandom
-from lalora_flwr.settings import Settings, settings_from
-from lalora_flwr.training.learner import Learner
-from lalora_flwr.wire.orders import ARRAYS, CONFIG, TrainOrder
+from lalora_flwr.wire.orders import ARRAYS
 from lalora_flwr.wire.replies import COUNTERS
-from lalora_flwr.wire.tensors import to_arrays
 from tests.models.folders import save_hf
 from tests.reference import OpenLedger
-from tests.sites import SERVER, real_app, stamp
+from tests.sites import real_app, stamp
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where ledgers of thousands of attacks need no disk
 LABELS = "bad,good"
@@ -270,120 +265,3 @@ def _counted(ledger: Path) -> list[Reserve]:
         return reserved_in(ledger)
     except LedgerError:
         return []
-
-
-def settings_or_none(run: Mapping[str, Any]) -> Settings | None:
-    """The run's settings as the server of this version reads them; None if it would refuse them itself."""
-    try:
-        return settings_from(run)
-    except LaloraError:
-        return None
-
-
-def learner_or_none(settings: Settings) -> Learner | None:
-    """The server's own model; None if this version refuses it, as then the site must."""
-    try:
-        return SERVER.learner(settings, "cpu")
-    except LaloraError:
-        return None
-
-
-def order(
-    run: Mapping[str, Any],
-    model: Path,
-    change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state,
-    *,
-    sent: Callable[[str], bool] | None = None,
-    **fields: Any,
-) -> Message:
-    """A server's order, consistent in itself whatever it says.
-
-    Args:
-        run: the run-config; one that no settings can be made of gets the order of `RUN`.
-        model: the folder of the base model, which the server holds too.
-        change: makes the adapter that the site is to start from of the initial one.
-        sent: which tensors travel; none: those that the run's method sends, and the others are as the site draws them.
-        fields: fields of the order that say something else.
-    """
-    family = str(run.get("model.name", "hf/")).partition("/")[0]
-    honest = {**RUN, "model.name": f"hf/{model}"}
-    settings = settings_or_none({**run, "model.name": f"{family}/{model}"}) or settings_from(honest)
-    learner = learner_or_none(settings) or learner_or_none(settings := settings_from(honest))
-    state = change(dict(learner.initial)) if learner else {}
-    if sent is None and learner:
-        method = method_of(settings)
-        travels = method.travel.down(method.at_rest(learner.adapter.layout))
-        state = {name: tensor if name in travels else learner.initial[name] for name, tensor in state.items()}
-        sent = travels.__contains__
-    values: dict[str, Any] = {
-        "server_round": 1,
-        "adapter_digest": digest(state),
-        "model_digest": learner.base.provenance.digest if learner else "",
-        **fields,
-    }
-    stamp()
-    content = RecordDict(
-        {ARRAYS: to_arrays({n: t for n, t in state.items() if sent and sent(n)}), CONFIG: TrainOrder(**values).to_record()}
-    )
-    return Message(content, dst_node_id=7, message_type="train")
-
-
-def problems(
-    message: Message, run: Mapping[str, Any], whole: Site, without: Site, *, seed: int = 0, all_usable: bool = True
-) -> list[str]:
-    """What an attacker gains from one order beyond what the ledger charged for it; nothing if the site is sound.
-
-    ``without`` is ``whole`` less its last record. Either both refuse alike and count nothing, or both count the same and
-    reply; then each step's sums, from the same history onwards, are at most C apart, the noise has at least σC, the batch
-    was drawn at the counted rate (or holds less, unless the records are ``all_usable``), and the replies are the same
-    function of what was released.
-    """
-    one = whole.serve(message, run, draws=Draws(seed))
-    two = without.serve(message, run, draws=Draws(seed), script=one.steps)
-    if one.reason != two.reason:
-        return [f"the record decides the answer: {one.reason!r} with it, {two.reason!r} without"]
-    if one.reason:
-        return [f"refused ({one.reason}), but counted"] if one.reserved or two.reserved else []
-    found = []
-    if [_charge(r) for r in one.reserved] != [_charge(r) for r in two.reserved] or len(one.reserved) != 1:
-        return ["what is counted depends on the record, or is not one round"]
-    charged = one.reserved[0]
-    if not len(one.steps) == len(two.steps) == charged.steps:
-        return [f"{len(one.steps)} and {len(two.steps)} releases, {charged.steps} counted"]
-    for number, (with_it, without_it) in enumerate(zip(one.steps, two.steps, strict=True)):
-        found += [f"step {number}: {text}" for text in step_problems(with_it, without_it, charged.sigma, charged.clip_norm)]
-        for served, step in ((one, with_it), (two, without_it)):
-            assert served.draws is not None
-            drawn = int((served.draws.uniforms[number] < charged.q).sum())
-            if step.records > drawn or (all_usable and step.records < drawn):
-                found.append(f"step {number}: the batch was not drawn at the counted rate {charged.q}")
-    same = one.tensors.keys() == two.tensors.keys()
-    if not same or any(not torch.equal(_bits(t), _bits(two.tensors[n])) for n, t in one.tensors.items()):
-        found.append("the reply tells more of the records than what was released")
-    if one.counters != two.counters:
-        found.append("the counters depend on the record")
-    return found
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(torch.int32)  # NaN equals itself
-
-
-def _charge(entry: Reserve) -> tuple[Any, ...]:
-    return entry.sigma, entry.clip_norm, entry.q, entry.steps, entry.epsilon
-
-
-def step_problems(with_it: Step, without_it: Step, sigma: float, clip_norm: float) -> list[str]:
-    """Whether one record moves a sum by more than C, and whether the noise is less than σC."""
-    std = sigma * clip_norm
-    # the sums are seen as they were released, in float32
-    rounding = 2.0**-23 * float(with_it.total.norm() + without_it.total.norm())
-    moved = float((with_it.total - without_it.total).norm())
-    found = []
-    if not moved <= clip_norm * (1 + 1e-6) + rounding:
-        found.append(f"one record moves the sum by {moved / clip_norm:.4g} C")
-    for step in (with_it, without_it):
-        least = float(step.noise.abs().min())
-        if not least >= std * (1 - 1e-3) - rounding:
-            found.append(f"the noise is {least / std:.4g} of what was counted")
-    return found

@@ -16,9 +16,10 @@ import pytest
 
 from lalora_flwr.ledger.file import LedgerFile, create
 from lalora_flwr.privacy.accounting import epsilon_spent
-from tests.attacks.attacker import RECORDS, RUN, Served, Site, order, reserved_in, table, text_model
+from tests.attacks.attacker import RECORDS, RUN, Served, Site, reserved_in, table, text_model
+from tests.attacks.orders import order
 from tests.ledger.site_ledgers import forge
-from tests.site.test_client_app import Heard
+from tests.site.failures import Heard
 
 LEDGER_FAULT = "ledger: the site cannot use it; its own log says why"
 ROUNDS = 4  # that the owner's budget has room for

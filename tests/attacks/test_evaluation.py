@@ -12,7 +12,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from lalora_flwr.ledger.file import create
 from lalora_flwr.wire.orders import ARRAYS, CONFIG
 from lalora_flwr.wire.replies import SITE_METRICS
-from tests.attacks.attacker import RECORDS, RUN, Site, order, reserved_in, table, text_model
+from tests.attacks.attacker import RECORDS, RUN, Site, reserved_in, table, text_model
+from tests.attacks.orders import order
 from tests.sites import REAL
 
 EVALUATING = {**RUN, "evaluate-sites": True}

@@ -17,7 +17,8 @@ from flwr.app import Message
 from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
-from tests.attacks.attacker import RECORDS, RUN, Site, order, table, text_model
+from tests.attacks.attacker import RECORDS, RUN, Site, table, text_model
+from tests.attacks.orders import order
 
 Doubles = NDArray[np.float64]
 Singles = NDArray[np.float32]

@@ -15,7 +15,9 @@ from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lalora_flwr.data.images import ImageRecords
-from tests.attacks.attacker import RECORDS, RUN, Site, order, problems, table, text_model
+from tests.attacks.attacker import RECORDS, RUN, Site, table, text_model
+from tests.attacks.orders import order
+from tests.attacks.problems import problems
 from tests.data.files import png
 from tests.models.folders import save_timm
 

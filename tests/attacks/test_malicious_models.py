@@ -14,7 +14,9 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import settings_from
 from tests.adapters import check
-from tests.attacks.attacker import RUN, Site, order, problems, table
+from tests.attacks.attacker import RUN, Site, table
+from tests.attacks.orders import order
+from tests.attacks.problems import problems
 from tests.conftest import MODELS
 from tests.models.folders import CONFIGS, save_hf, save_tokenizer
 from tests.reference import adapted

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from lalora_flwr.settings import KEYS
 from tests.adapters import factor_of
-from tests.attacks.attacker import RECORDS, RUN, Draws, Site, order, problems, table, text_model
+from tests.attacks.attacker import RECORDS, RUN, Draws, Site, table, text_model
+from tests.attacks.orders import order
+from tests.attacks.problems import problems
 from tests.reference import generator
 
 EXAMPLES = int(os.environ.get("LALORA_ATTACK_EXAMPLES", "2000"))  # a nightly job asks for more, drawn anew each time

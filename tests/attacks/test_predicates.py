@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from lalora_flwr.ledger.file import create
-from tests.attacks.attacker import RECORDS, RUN, Draws, Served, Site, order, problems, table, text_model
+from tests.attacks.attacker import RECORDS, RUN, Draws, Served, Site, table, text_model
+from tests.attacks.orders import order
+from tests.attacks.problems import problems
 
 RARE = "the actor is not very good"  # the text of a record that one site holds
 Rows = Sequence[Sequence[str]]

@@ -13,7 +13,8 @@ from scipy.stats import binom
 from torch import Tensor
 
 from lalora_flwr.privacy.randomness import SystemRandom
-from tests.attacks.attacker import RECORDS, RUN, Draws, Site, order, table, text_model
+from tests.attacks.attacker import RECORDS, RUN, Draws, Site, table, text_model
+from tests.attacks.orders import order
 
 FLUKE = 1e-6
 STEPS, ROUNDS, RATE = 20, 5, 0.25

@@ -112,7 +112,7 @@ SPELT = "epsilon <= 4 at delta"
 
 @pytest.mark.parametrize(("encoding", "words"), [("ascii", SPELT), ("cp1252", SPELT), ("utf-8", "ε ≤ 4 at δ")])
 def test_any_encoding_of_the_output_works(encoding: str, words: str, tmp_path: Path) -> None:
-    from tests.cli.test_cli import pairs
+    from tests.cli.commands import pairs
 
     env = {**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": encoding}
     done = subprocess.run(

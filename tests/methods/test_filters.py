@@ -10,7 +10,8 @@ from torch import Tensor
 from lalora_flwr.adapter.slots import HEAD, LORA_A, LORA_B, Slot
 from lalora_flwr.methods.filters import GAUSS5, GAUSS5_PERMUTED, NONE, Filter
 from lalora_flwr.settings.choices import FILTERS
-from tests.reference import generator, smooth
+from tests.algorithm1 import smooth
+from tests.reference import generator
 
 A, B = Slot("a", "m", LORA_A, (), 1), Slot("b", "m", LORA_B, (), 0)
 HEADS = [Slot("weight", "head", HEAD, ()), Slot("bias", "head", HEAD, ())]

@@ -27,7 +27,7 @@ from lalora_flwr.site.records import RecordStore
 from lalora_flwr.wire.replies import COUNTERS
 from tests.conftest import small
 from tests.ledger.site_ledgers import owned, steps_in
-from tests.site.test_client_app import FIXED, SECRET, FailsAt, Heard, Untouchable, raising
+from tests.site.failures import FIXED, SECRET, FailsAt, Heard, Untouchable, raising
 from tests.sites import REAL as app
 from tests.sites import real_app, virtual_app
 from tests.sites import train_order as order
