@@ -41,16 +41,19 @@ class Progress:
         self._status.stop()
 
     def header(self) -> None:
-        self._console.print(f"{'round':>9}  {'accuracy':>8}  {'ε spent':>12}  {'sites':>5}  {'seconds':>7}  {'left':>6}")
+        self._console.print(
+            f"{'round':>9}  {'accuracy':>8}  {'loss':>7}  {'ε spent':>12}  {'sites':>5}  {'seconds':>7}  {'left':>6}"
+        )
 
     def __call__(self, line: RoundMetrics) -> None:
         now, done, total = time.monotonic(), line.round, self._settings.num_rounds
         self._first = self._first or now
         left = f"{(now - self._first) / (done - 1) * (total - done):.0f}s" if done > 1 else ""
+        due = self._settings.evaluates_after(done)
         epsilon = f"{line.epsilon:.3f}" if line.private else "non-private"
-        accuracy = "" if line.accuracy is None else f"{line.accuracy:.3f}"
+        accuracy, loss = (_figure(line.quality.get(name)) if due else "" for name in ("accuracy", "loss"))
         self._console.print(
-            f"{done:>5}/{total:<3}  {accuracy:>8}  {epsilon:>12}  {line.sites:>5}  {line.seconds:>7.1f}  {left:>6}"
+            f"{done:>5}/{total:<3}  {accuracy:>8}  {loss:>7}  {epsilon:>12}  {line.sites:>5}  {line.seconds:>7.1f}  {left:>6}"
         )
         self._status.update(f"round {done + 1} of {total}" if done < total else "writing the adapter")
         for site, reason in line.failed_sites.items():
@@ -155,5 +158,5 @@ def report(folder: Path, console: Console) -> None:
     console.print(f"results in {folder}", soft_wrap=True)
 
 
-def _figure(accuracy: float | None) -> str:
-    return "none" if accuracy is None else f"{accuracy:.3f}"
+def _figure(figure: float | None) -> str:
+    return "none" if figure is None else f"{figure:.3f}"

@@ -65,6 +65,8 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
                 raise ConfigError(f"model.name = {settings.name!r}: its tokens see those after them; it is no language model")
             tokenizer = _tokenizer(settings, facts, source, place, config) if weights else None
             module, fresh = _module(settings, facts, source, place, config, weights)
+            if tokenizer is not None:
+                _check_vocabulary(settings, tokenizer, module)
             files, revision = _files(settings, source, place) if weights else ([], "")
     except ConfigError:
         raise
@@ -120,6 +122,21 @@ def _tokenizer(
     known = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)  # padding is masked; any token will do
     config.pad_token_id = next(number for number in known if number is not None and 0 <= number < config.vocab_size)
     return tokenizer
+
+
+def _check_vocabulary(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, module: nn.Module) -> None:
+    """
+    Raises:
+        ConfigError: the tokenizer makes tokens for which the model has no embedding.
+    """
+    rows = int(module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    beyond = sorted((number, word) for word, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        number, word = beyond[0]
+        raise ConfigError(
+            f"model.name = {settings.name!r}: its tokenizer knows {word!r} as token {number}, and the model has embeddings for "
+            f"{rows}; take the tokenizer that it was published with"
+        )
 
 
 def _longest(settings: ModelSettings, config: PretrainedConfig, max_tokens: int) -> int:
@@ -208,7 +225,8 @@ def _module(
         missing = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
         body = [name for name in missing if not name.startswith(("classifier.", "score.", "pre_classifier."))]
         if body:
-            raise ConfigError(f"model.name = {settings.name!r}: the weights lack {body[0]}; they are of another architecture")
+            remedy = "model.pooling = 'mean' does without" if "pooler" in body[0] else "they are of another architecture"
+            raise ConfigError(f"model.name = {settings.name!r}: the weights lack {body[0]}; {remedy}")
     module = module.eval()
     if mean:
         return MeanPooledClassifier(module, len(facts.labels)).to(next(module.parameters()).dtype), True

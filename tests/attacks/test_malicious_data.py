@@ -51,11 +51,13 @@ def rounds(model: Path, whole: Site, without: Site, run: dict[str, Any]) -> list
     return found
 
 
-def test_a_token_that_the_model_lacks_does_not_end_the_round(narrow: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_beyond_its_model_is_refused_whatever_the_records_are(narrow: Path, tmp_path: Path) -> None:
     """Hole 6: records with a token beyond the embeddings failed both rounds of their site, with IndexError in its log."""
     whole = Site(table(tmp_path / "with.csv", [*GOOD, (f"the {BEYOND} is good", "good")]), narrow)
     without = Site(table(tmp_path / "without.csv", GOOD), narrow)
-    assert rounds(narrow, whole, without, {**RUN, "num-rounds": 2}) == []
+    answers = [site.serve(order(RUN, narrow), RUN) for site in (whole, without)]
+    assert answers[0].reason == answers[1].reason and answers[0].reason.startswith("model: ")
+    assert not any(answer.reserved for answer in answers)
 
 
 TEXTS: dict[str, tuple[str, str]] = {

@@ -183,7 +183,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     run: dict[str, Any] = {
         "strategy": draw(st.sampled_from(["la-lora", "dp-lora", "ffa-lora", "rolora"])),
         "lora.alpha": alpha,
-        "lora.head": draw(st.sampled_from(["frozen", "trained"])),
+        "lora.head": draw(st.sampled_from(["auto", "frozen", "trained"])),
         "lora.schedule": draw(
             mostly("auto", st.sampled_from(["both", "B", "A", "step:BA", "round:AB", "step:B3A2", "step:", "AB"]))
         ),

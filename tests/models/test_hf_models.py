@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.ground.errors import ConfigError
@@ -18,7 +19,7 @@ from lalora_flwr.models import load_base_model
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings, ModelSettings
 from tests.adapters import attach_adapter
-from tests.models.folders import CLS, CONFIGS, PAD, SEP, save_hf, save_tokenizer
+from tests.models.folders import CLS, CONFIGS, PAD, SEP, VOCABULARY, save_hf, save_tokenizer
 
 LANGUAGE = Facts("language", ())
 
@@ -47,6 +48,17 @@ def test_a_classifier_keeps_its_weights_and_its_head(tmp_path: Path, family: str
     base = load(tmp_path, of(3))
     assert_has(base, saved)
     assert (base.head, base.fresh_head, base.num_classes) == (head, False, 3)
+
+
+def test_a_tokenizer_beyond_the_embeddings_is_refused_by_its_first_word(tmp_path: Path) -> None:
+    save_hf(tmp_path, "bert", "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens(["later", "beyond"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigError, match=rf"its tokenizer knows 'later' as token {VOCABULARY}, and the model has"
+    ):
+        load(tmp_path, Facts("text", ("a", "b")))
 
 
 @pytest.mark.parametrize(("family", "head"), [("bert", "classifier"), ("roberta", "classifier"), ("llama", "score")])
