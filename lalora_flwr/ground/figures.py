@@ -23,4 +23,5 @@ def rendered(figure: Figure) -> dict[str, bytes]:
             metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix, {})
             figure.savefig(file, format=suffix[1:], dpi=DPI, metadata=metadata)
             found[suffix] = file.getvalue()
+            figure.set_layout_engine("none")  # laid out once, for all
     return found

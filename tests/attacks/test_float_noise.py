@@ -106,7 +106,7 @@ class Known:
 def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
     """As in hole 2: every record in every batch, one step, one reply, ε = 1; SGD at rate 1 from B = 0 shows the step."""
     folder = tmp_path_factory.mktemp("site")
-    model = text_model(folder / "model")
+    model = text_model(folder / "model", hidden_size=32, intermediate_size=48)
     rows = [*(RECORDS[:-1] * 9)[:59], RECORDS[-1]]
     files = table(folder / "60.csv", rows), table(folder / "59.csv", rows[:-1])
     sites = tuple(Site(file, model, {"num-records": 64}) for file in files)

@@ -18,6 +18,7 @@ import pytest
 from lalora_flwr.engines import simulation
 from lalora_flwr.engines.inline import run_inline
 from lalora_flwr.ground.errors import LaloraError, RunFailed
+from lalora_flwr.server.metrics import RoundMetrics
 from lalora_flwr.settings import flatten, settings_from
 from tests.conftest import Finished, files_in, small
 
@@ -91,9 +92,9 @@ def writes(*names: str, lines: int = 0, end: str = "finished:completed") -> Serv
 
 def test_a_run_with_a_summary_succeeds_and_tells_each_line_once(flower: Any, tmp_path: Path) -> None:
     asked = flower(writes("summary.json", lines=3))
-    told: list[dict[str, Any]] = []
+    told: list[RoundMetrics] = []
     assert simulation.run_simulation(small(tmp_path, train__num_threads=2), told.append, num_actors=3) == tmp_path / "run"
-    assert told == [{"round": 1}, {"round": 2}, {"round": 3}]
+    assert told == [RoundMetrics(round=number) for number in (1, 2, 3)]
     assert (tmp_path / "run" / "flower.log").read_text() == "Flower's own words\n"
     assert asked[0][2:] == (
         "--federation-config",

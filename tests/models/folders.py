@@ -24,7 +24,7 @@ VOCABULARY = len(SPECIAL) + len(WORDS)
 
 ENCODER = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 CONFIGS: dict[str, Any] = {
-    "bert": lambda **more: transformers.BertConfig(**ENCODER, max_position_embeddings=40, pad_token_id=PAD, **more),
+    "bert": lambda **more: transformers.BertConfig(**{**ENCODER, "max_position_embeddings": 40, "pad_token_id": PAD, **more}),
     "roberta": lambda **more: transformers.RobertaConfig(
         **ENCODER, max_position_embeddings=42, type_vocab_size=1, pad_token_id=PAD, bos_token_id=CLS, eos_token_id=SEP, **more
     ),

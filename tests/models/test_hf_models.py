@@ -55,9 +55,7 @@ def test_a_tokenizer_beyond_the_embeddings_is_refused_by_its_first_word(tmp_path
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.add_tokens(["later", "beyond"])
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(
-        ConfigError, match=rf"its tokenizer knows 'later' as token {VOCABULARY}, and the model has"
-    ):
+    with pytest.raises(ConfigError, match=rf"its tokenizer knows 'later' as token {VOCABULARY}, and the model has"):
         load(tmp_path, Facts("text", ("a", "b")))
 
 

@@ -40,7 +40,7 @@ def result(folder: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, Any]]:
     lines = [strict_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     summary = strict_json((folder / "summary.json").read_text())
     for record in (*lines, summary):
-        for key in ("seconds", "peak_memory_mb"):
+        for key in ("seconds", "peak_memory_mb", "date"):
             record.pop(key, None)
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), rounded(lines), rounded(summary)
 
