@@ -19,8 +19,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,14 @@ from lalora_flwr.settings import Settings, flatten
 from lalora_flwr.settings.paths import with_absolute_paths
 
 log = logging.getLogger("lalora_flwr.cli")
+Environment = dict[str, str]
 CLIENT_APP = "lalora_flwr.client_app:app"
 PR_SET_PDEATHSIG = 1
 RESTARTS = 2  # times a run goes on by itself after a dead Ray worker
 ENDED_CHECK = 5.0  # seconds between questions to Flower whether the run has ended; each starts a process
 
 
-def _environment(home: Path) -> dict[str, str]:
+def _environment(home: Path) -> Environment:
     scripts = str(Path(sys.executable).parent)  # flower-superlink starts its helpers by name
     return {
         **os.environ,
@@ -67,9 +69,9 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _superlink(home: Path, log: Path) -> Iterator[dict[str, str]]:
+def _superlink(home: Path, log: Path, environment: Callable[[Path], Environment] = _environment) -> Iterator[Environment]:
     """A private SuperLink; yields the environment in which the ``flwr`` command talks to it."""
-    port, env = _free_port(), _environment(home)
+    port, env = _free_port(), environment(home)
     address = f'address = "127.0.0.1:{port}"\ninsecure = true\n'
     (home / "config.toml").write_text(f'[superlink]\ndefault = "private"\n\n[superlink.private]\n{address}')
     command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
@@ -142,7 +144,7 @@ def _write_app(folder: Path, settings: Settings, client_app: str) -> None:
     (folder / "pyproject.toml").write_text(tomli_w.dumps({"project": project, "tool": {"flwr": {"app": flwr_app}}}))
 
 
-def _flwr(env: dict[str, str], *arguments: str) -> dict[str, Any]:
+def _flwr(env: Environment, *arguments: str) -> dict[str, Any]:
     """The JSON answer of a ``flwr`` command."""
     done = subprocess.run(["flwr", *arguments, "--format", "json"], env=env, capture_output=True, text=True)
     try:
@@ -154,39 +156,67 @@ def _flwr(env: dict[str, str], *arguments: str) -> dict[str, Any]:
     return answer
 
 
+def _append_run_log(env: Environment, run_id: str, log: Path) -> None:
+    """What the server and the simulated sites logged, which Flower keeps apart from the SuperLink's own log."""
+    shown = subprocess.run(["flwr", "log", run_id, "--show"], env=env, capture_output=True, text=True)
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"\n== log of the run ==\n{shown.stdout}{shown.stderr}")
+
+
+@dataclass(frozen=True)
+class Flower:
+    """Flower's commands, as far as a run needs them.
+
+    Attributes:
+        superlink: folder for its home and file for its output -> a context with the environment in which `command` reaches it.
+        command: environment and arguments of ``flwr`` -> its JSON answer.
+        append_log: adds what server and sites logged to a file: environment, the run's id, the file.
+        check_seconds: between questions whether the run has ended.
+    """
+
+    superlink: Callable[[Path, Path], AbstractContextManager[Environment]] = _superlink
+    command: Callable[..., dict[str, Any]] = _flwr
+    append_log: Callable[[Environment, str, Path], None] = _append_run_log
+    check_seconds: float = ENDED_CHECK
+
+
 def run_simulation(
     settings: Settings,
     on_round: OnRound | None = None,
     *,
     num_actors: int = 0,
     client_app: str = CLIENT_APP,
+    restarts: int = RESTARTS,
+    flower: Flower | None = None,
 ) -> Path:
     """Run a federation of Ray-backed virtual sites and return its run folder.
 
-    If a Ray worker dies, the run goes on after its last finished round in a fresh Ray, up to `RESTARTS` times.
+    If a Ray worker dies, the run goes on after its last finished round in a fresh Ray, up to ``restarts`` times.
 
     Args:
         settings: the run; ``train.num-threads`` is also the number of CPUs that Ray reserves for a site.
         on_round: gets each line of metrics, soon after the server wrote it.
         num_actors: workers at most; 0: as many as the machine's CPUs carry.
         client_app: the ClientApp, ``module:attribute``.
+        restarts: times that it goes on by itself after a dead worker.
+        flower: its commands; default: the installed ones.
 
     Raises:
         RunFailed: if the run ended without a summary, with its reason; Flower's log then lies in the run folder.
     """
     settings = with_absolute_paths(named(settings))  # the server runs in another folder
-    for attempt in range(RESTARTS + 1):
+    for attempt in range(restarts + 1):
         try:
-            return _attempt(settings, on_round, num_actors, client_app)
+            return _attempt(settings, on_round, num_actors, client_app, flower or Flower())
         except WorkerDied as death:
-            if attempt == RESTARTS:
+            if attempt == restarts:
                 raise
             log.warning("%s; starting Ray again", death)
             settings = dataclasses.replace(settings, resume=True)
     raise AssertionError("unreachable")
 
 
-def _attempt(settings: Settings, on_round: OnRound | None, num_actors: int, client_app: str) -> Path:
+def _attempt(settings: Settings, on_round: OnRound | None, num_actors: int, client_app: str, flower: Flower) -> Path:
     """One SuperLink and one Ray, from the start or the last checkpoint to the summary."""
     folder = folder_for(settings)
     told = _lines_of(folder)  # of the attempt that is resumed
@@ -195,17 +225,17 @@ def _attempt(settings: Settings, on_round: OnRound | None, num_actors: int, clie
         home, output = Path(scratch), Path(scratch) / LOG
         _write_app(home / "app", settings, client_app)
         try:
-            with _superlink(home, output) as env:
+            with flower.superlink(home, output) as env:
                 federation = f"num-supernodes={settings.num_supernodes} client-resources-num-cpus={settings.train.num_threads}"
                 if settings.train.num_gpus:
                     federation += f" client-resources-num-gpus={settings.train.num_gpus}"
                 if num_actors:
                     federation += f" init-args-num-cpus={num_actors * settings.train.num_threads}"
-                started = _flwr(env, "run", str(home / "app"), "--federation-config", federation)
+                started = flower.command(env, "run", str(home / "app"), "--federation-config", federation)
                 try:
-                    _follow(env, str(started["run-id"]), folder, len(told), on_round)
+                    _follow(flower, env, str(started["run-id"]), folder, len(told), on_round)
                 finally:
-                    _append_run_log(env, str(started["run-id"]), output)
+                    flower.append_log(env, str(started["run-id"]), output)
         finally:
             if output.is_file():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -214,24 +244,17 @@ def _attempt(settings: Settings, on_round: OnRound | None, num_actors: int, clie
         return folder
 
 
-def _append_run_log(env: dict[str, str], run_id: str, log: Path) -> None:
-    """What the server and the simulated sites logged, which Flower keeps apart from the SuperLink's own log."""
-    shown = subprocess.run(["flwr", "log", run_id, "--show"], env=env, capture_output=True, text=True)
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"\n== log of the run ==\n{shown.stdout}{shown.stderr}")
-
-
 def _lines_of(folder: Path) -> list[str]:
     return (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
 
 
-def _follow(env: dict[str, str], run_id: str, folder: Path, told: int, on_round: OnRound | None) -> None:
+def _follow(flower: Flower, env: Environment, run_id: str, folder: Path, told: int, on_round: OnRound | None) -> None:
     """Pass on lines of metrics after the first ``told`` until Flower says that the run has ended."""
     asked, status = time.monotonic(), ""
     while not status.startswith("finished"):
         written = (folder / SUMMARY).exists() or (folder / FAILURE).exists()
-        if written or time.monotonic() - asked > ENDED_CHECK:
-            row = _flwr(env, "list", "--run-id", run_id)["runs"][0]
+        if written or time.monotonic() - asked > flower.check_seconds:
+            row = flower.command(env, "list", "--run-id", run_id)["runs"][0]
             asked, status, details = time.monotonic(), str(row["status"]), str(row.get("status-details", ""))
         lines = _lines_of(folder)
         for line in lines[told:]:

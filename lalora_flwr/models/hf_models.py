@@ -26,7 +26,7 @@ from lalora_flwr.models.mean_pooling import MeanPooledClassifier, wants_mean
 from lalora_flwr.models.provenance import Provenance, commit_of, provenance
 from lalora_flwr.models.quiet import quiet_transformers
 from lalora_flwr.models.targets import CAUSAL, TRANSFORMERS_TARGETS
-from lalora_flwr.models.text import CausalLanguageModel, SequenceClassifier
+from lalora_flwr.models.text import CausalLanguageModel, SequenceClassifier, embedding_rows
 from lalora_flwr.settings import ModelSettings
 
 TOKENS = 12  # length of made-up texts
@@ -129,7 +129,7 @@ def _check_vocabulary(settings: ModelSettings, tokenizer: PreTrainedTokenizerBas
     Raises:
         ConfigError: the tokenizer makes tokens for which the model has no embedding.
     """
-    rows = int(module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    rows = embedding_rows(module)
     beyond = sorted((number, word) for word, number in tokenizer.get_vocab().items() if number >= rows)
     if beyond:
         number, word = beyond[0]

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 LONGEST_TOKEN = 256  # characters of a token, on the average of a text: what lies beyond max_tokens times as many cannot matter
 
 
+def embedding_rows(module: nn.Module) -> int:
+    """For how many tokens a text model has embeddings."""
+    return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+
 @dataclass(frozen=True)
 class TextModel(BaseModel):
     """What the text models have in common.
@@ -59,7 +64,7 @@ class TextModel(BaseModel):
 
     @property
     def vocabulary(self) -> int:
-        return int(self.module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        return embedding_rows(self.module)
 
     @property
     def segments(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ BATCH = 128  # records at once
 ANSWER_TOKENS = 64  # a generated response is cut there
 
 
-def evaluate(learner: Learner, records: RecordSet) -> dict[str, float]:
-    """Metrics of the model, with the adapter now in it, on records that may be looked at.
+def evaluate(learner: Learner, records: RecordSet, batch: int = BATCH) -> dict[str, float]:
+    """Metrics of the model, with the adapter now in it, on records that may be looked at; ``batch`` of them at once.
 
     Returns:
         ``accuracy`` and ``loss``; for classification also ``f1`` (of class 1 if there are two classes, else the mean over
@@ -34,16 +33,16 @@ def evaluate(learner: Learner, records: RecordSet) -> dict[str, float]:
     learner.adapter.model.eval()
     with torch.inference_mode():
         if isinstance(learner.base, CausalLanguageModel):
-            return _language(learner, learner.base, records)
-        return _classes(learner, records)
+            return _language(learner, learner.base, records, max(1, batch // 4))
+        return _classes(learner, records, batch)
 
 
-def _classes(learner: Learner, records: RecordSet) -> dict[str, float]:
+def _classes(learner: Learner, records: RecordSet, batch: int) -> dict[str, float]:
     from sklearn.metrics import f1_score, matthews_corrcoef
 
     device = learner.adapter.device
     loss, truth, guesses = 0.0, [], []
-    for part in records.parts(torch.arange(len(records)), BATCH):
+    for part in records.parts(torch.arange(len(records)), batch):
         inputs, labels = records.batch(part)
         if not len(labels):
             continue
@@ -66,10 +65,10 @@ def _classes(learner: Learner, records: RecordSet) -> dict[str, float]:
     }
 
 
-def _language(learner: Learner, base: CausalLanguageModel, records: RecordSet) -> dict[str, float]:
+def _language(learner: Learner, base: CausalLanguageModel, records: RecordSet, batch: int) -> dict[str, float]:
     device = learner.adapter.device
     loss, right, count = 0.0, 0, 0
-    for part in records.parts(torch.arange(len(records)), BATCH // 4):
+    for part in records.parts(torch.arange(len(records)), batch):
         inputs, labels = records.batch(part)
         logits = base.logits(learner.adapter.model, to_device(inputs, device))[:, :-1]
         targets = labels[:, 1:].to(device)
@@ -83,7 +82,7 @@ def _language(learner: Learner, base: CausalLanguageModel, records: RecordSet) -
     return metrics
 
 
-def _exact(learner: Learner, base: CausalLanguageModel, records: TextRecords, device: Any) -> float:
+def _exact(learner: Learner, base: CausalLanguageModel, records: TextRecords, device: torch.device) -> float:
     """Share of the responses with an answer in them whose generated counterpart holds the same answer."""
     graded = hits = 0
     for tokens, labels, reference in zip(records.tokens, records.labels, records.references, strict=True):

@@ -47,10 +47,10 @@ Server = Callable[[Path], str]
 
 
 @pytest.fixture
-def flower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Server], list[tuple[str, ...]]]:
-    """Replaces Flower: ``server`` gets the run folder, does what a ServerApp does, and returns how the run ended."""
+def flower(tmp_path: Path) -> Callable[[Server], tuple[simulation.Flower, list[tuple[str, ...]]]]:
+    """In place of Flower: ``server`` gets the run folder, does what a ServerApp does, and returns how the run ended."""
 
-    def install(server: Server) -> list[tuple[str, ...]]:
+    def install(server: Server) -> tuple[simulation.Flower, list[tuple[str, ...]]]:
         asked: list[tuple[str, ...]] = []
 
         @contextmanager
@@ -64,11 +64,7 @@ def flower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Server]
                 return {"run-id": 1}
             return {"runs": [{"status": server(tmp_path / "run"), "status-details": "in words"}]}
 
-        monkeypatch.setattr(simulation, "_superlink", superlink)
-        monkeypatch.setattr(simulation, "_flwr", flwr)
-        monkeypatch.setattr(simulation, "_append_run_log", lambda *_: None)
-        monkeypatch.setattr(simulation, "ENDED_CHECK", 0.0)
-        return asked
+        return simulation.Flower(superlink, flwr, lambda *_: None, check_seconds=0.0), asked
 
     return install
 
@@ -91,9 +87,10 @@ def writes(*names: str, lines: int = 0, end: str = "finished:completed") -> Serv
 
 
 def test_a_run_with_a_summary_succeeds_and_tells_each_line_once(flower: Any, tmp_path: Path) -> None:
-    asked = flower(writes("summary.json", lines=3))
+    commands, asked = flower(writes("summary.json", lines=3))
     told: list[RoundMetrics] = []
-    assert simulation.run_simulation(small(tmp_path, train__num_threads=2), told.append, num_actors=3) == tmp_path / "run"
+    settings = small(tmp_path, train__num_threads=2)
+    assert simulation.run_simulation(settings, told.append, num_actors=3, flower=commands) == tmp_path / "run"
     assert told == [RoundMetrics(round=number) for number in (1, 2, 3)]
     assert (tmp_path / "run" / "flower.log").read_text() == "Flower's own words\n"
     assert asked[0][2:] == (
@@ -112,9 +109,9 @@ def test_a_run_with_a_summary_succeeds_and_tells_each_line_once(flower: Any, tmp
     ],
 )
 def test_a_run_without_a_summary_failed_whatever_flower_says(server: Server, why: str, flower: Any, tmp_path: Path) -> None:
-    flower(server)
+    commands, _ = flower(server)
     with pytest.raises(RunFailed, match=why):
-        simulation.run_simulation(small(tmp_path))
+        simulation.run_simulation(small(tmp_path), flower=commands)
     assert (tmp_path / "run" / "flower.log").exists()
 
 
@@ -124,9 +121,9 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(
     """A server that finds the folder taken ends at once; the old summary must not pass for the new run's."""
     shutil.copytree(finished().path, tmp_path / "run")
     before, told = files_in(tmp_path), list[Any]()
-    flower(lambda folder: "finished:failed")
+    commands, _ = flower(lambda folder: "finished:failed")
     with pytest.raises(LaloraError, match="holds a run already"):
-        simulation.run_simulation(small(tmp_path, seed=5), told.append)
+        simulation.run_simulation(small(tmp_path, seed=5), told.append, flower=commands)
     assert files_in(tmp_path) == before and not told
 
 
@@ -172,9 +169,9 @@ def test_a_flwr_command_that_fails_fails_the_run(script: str, why: str, tmp_path
         simulation._flwr(fake_command(tmp_path, "flwr", script), "list")
 
 
-def test_a_superlink_that_does_not_start_fails_the_run_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_superlink_that_does_not_start_fails_the_run_with_its_words(tmp_path: Path) -> None:
     env = fake_command(tmp_path / "bin", "flower-superlink", "echo the port is taken; exit 1")
-    monkeypatch.setattr(simulation, "_environment", lambda home: env)
+    flower = simulation.Flower(lambda home, log: simulation._superlink(home, log, lambda home: env))
     with pytest.raises(RunFailed, match="the port is taken"):
-        simulation.run_simulation(small(tmp_path))
+        simulation.run_simulation(small(tmp_path), flower=flower)
     assert "the port is taken" in (tmp_path / "run" / "flower.log").read_text()

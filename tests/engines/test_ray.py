@@ -140,12 +140,14 @@ def test_a_dead_ray_worker_costs_a_round_and_no_result(
     (tmp_path / "notes" / "deaths").write_text("1")
     monkeypatch.setenv(NOTES, str(tmp_path / "notes"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(simulation, "RESTARTS", restarts)
     told: list[int] = []
+
+    def told_by(line: RoundMetrics) -> None:
+        told.append(line.round)
 
     def run() -> Path:
         client = "tests.faulty_client:dying"
-        return simulation.run_simulation(small(tmp_path), lambda line: told.append(line["round"]), client_app=client)
+        return simulation.run_simulation(small(tmp_path), told_by, client_app=client, restarts=restarts)
 
     if restarts:
         assert same_result(run(), finished().path) and told == [1, 2]

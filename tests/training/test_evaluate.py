@@ -20,7 +20,6 @@ from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.text import CausalLanguageModel
-from lalora_flwr.training import evaluate as evaluation
 from lalora_flwr.training.evaluate import evaluate
 from lalora_flwr.training.learner import Learner
 
@@ -59,9 +58,7 @@ def test_metrics_of_classification_are_scikit_learns(data: st.DataObject, classe
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     logits = torch.randn(len(labels), classes)
     guesses = logits.argmax(1).tolist()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "BATCH", batch)
-        found = evaluate(of_classes(logits), numbered(labels))
+    found = evaluate(of_classes(logits), numbered(labels), batch=batch)
     average = "binary" if classes == 2 else "macro"
     assert set(found) == {"accuracy", "loss", "f1", "matthews"}
     assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, guesses))
@@ -103,9 +100,7 @@ def test_records_that_cannot_be_read_do_not_count(labels: list[int], lost: set[i
     assume(read)
     torch.manual_seed(0)
     logits = torch.randn(len(labels), 3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "BATCH", 2)
-        found = evaluate(of_classes(logits), Unreadable(labels, lost))
+    found = evaluate(of_classes(logits), Unreadable(labels, lost), batch=2)
     assert found == pytest.approx(evaluate(of_classes(logits[read]), numbered([labels[i] for i in read])))
 
 
@@ -147,9 +142,7 @@ def test_loss_and_accuracy_of_a_language_model_are_means_over_response_tokens(
 ) -> None:
     torch.manual_seed(1)
     table = torch.randn(10, 10)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "BATCH", batch)
-        found = evaluate(of_tokens(table), sequences([p for p, _ in texts], [r for _, r in texts]))
+    found = evaluate(of_tokens(table), sequences([p for p, _ in texts], [r for _, r in texts]), batch=batch)
     losses, right = [], []
     for prompt, response in texts:
         whole = prompt + response
