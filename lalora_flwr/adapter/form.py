@@ -54,7 +54,7 @@ class Adapter:
         """Put tensors, all or some of them, into the model. A tensor of another shape replaces the one that was there.
 
         Raises:
-            KeyError: a name is none of the adapter's.
+            KeyError: a name is not one of the adapter's.
         """
         self.layout.only(state)
         for name, value in state.items():

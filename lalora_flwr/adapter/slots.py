@@ -82,7 +82,7 @@ class Layout(Mapping[str, Slot]):
         """Some of the slots, in the same order.
 
         Raises:
-            KeyError: a name is none of the layout's.
+            KeyError: a name is not in the layout.
         """
         wanted = frozenset(mask)
         if unknown := sorted(wanted - self.names):

@@ -81,7 +81,7 @@ def _caps(caps: Caps) -> Iterator[Finding]:
         dear = cost > caps.max_epsilon / 10
         yield Finding(WARNING if dear else OK, "evaluation", f"allowed; the first answer spends epsilon {cost:.3g}")
     if not caps.answer_seconds:
-        yield Finding(WARNING, "answer-seconds", "0: how long an answer takes tells something about the records")
+        yield Finding(WARNING, "answer-seconds", "0: how long an answer takes reveals something about the records")
 
 
 def _ledger(caps: Caps) -> Iterator[Finding]:

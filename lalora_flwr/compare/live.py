@@ -1,4 +1,4 @@
-"""A comparison's progress: a table that redraws itself on a terminal, one line a finished cell elsewhere."""
+"""A comparison's progress: a table that redraws itself on a terminal, one line per finished cell elsewhere."""
 
 from __future__ import annotations
 

@@ -172,6 +172,6 @@ class Pool:
         assert worker.cell is not None
         worker.process.join(5)
         raise RunFailed(
-            f"a worker died (exit code {worker.process.exitcode}) in {worker.cell.name}, perhaps for want of memory: "
+            f"a worker died (exit code {worker.process.exitcode}) in {worker.cell.name}, perhaps for lack of memory: "
             f"run the same command again to go on, with fewer --workers if it recurs ({self.log} has what it printed)"
         )

@@ -81,7 +81,7 @@ class Tensors:
         if records.inputs.shape[1:] != shape or len(records.inputs) != len(records) or not len(records):
             raise ConfigError(f"data.name = {name!r}: gives tensors {tuple(records.inputs.shape)}; must be (records, *{shape})")
         if not 0 <= int(records.labels.min()) <= int(records.labels.max()) < len(self.labels):
-            raise ConfigError(f"data.name = {name!r}: has a label that is none of its {len(self.labels)} classes")
+            raise ConfigError(f"data.name = {name!r}: has a label outside its {len(self.labels)} classes")
         return records
 
     def classes(self) -> Sequence[int]:

@@ -1,7 +1,7 @@
 """A site's helper processes end at once when the process that started them ends, however that one ends (Linux).
 
 A SuperNode starts `flower-superexec`, which starts `flwr-clientapp` for each message. Of a killed SuperNode they notice the
-end by looking, then try in vain to say good-bye to it: a ClientApp trains on for 11 to 19 seconds. So the SuperNode finds
+end by looking, then try to say good-bye to it and fail: a ClientApp trains on for 11 to 19 seconds. So the SuperNode finds
 both commands in a folder of its own, where each is a script that asks the kernel for SIGKILL at its parent's end and then
 becomes the real command. This file is that script's body: it needs the standard library only, and starts in some 20 ms.
 """

@@ -28,7 +28,7 @@ def self_check(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) ->
     longest that training can meet. Catches what breaks the unit of privacy: windows or tokens taken for records, layers that
     mix a batch, a wrong batch axis, padding or a neighbour's length that shows, an adapter that takes no part. What
     starts at zero, as B does, is moved off it for the check: at B = 0 the gradient of A is zero and says nothing. Parameters
-    and modes are as before afterwards. It costs about as much as a step on so many records.
+    and modes are as before afterwards. It costs about as much as a step on as many records.
 
     Raises:
         ConfigError: naming the first tensor that differs or whose gradient is zero, or why the gradients cannot be determined.

@@ -95,7 +95,7 @@ class Book:
         try:
             hour = int(datetime.fromisoformat(entry.time).timestamp()) // HOUR
         except (ValueError, OverflowError):
-            raise LedgerError(f"entry {number}: its time is none") from None
+            raise LedgerError(f"entry {number}: its time is not a time") from None
         run = None if entry.schedule == EVALUATE else entry.run
         if run is not None:
             _add(self._runs.setdefault(entry.dataset, {}).setdefault(run, []), entry.sigma, entry.q, entry.steps)

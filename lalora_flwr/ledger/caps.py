@@ -164,7 +164,7 @@ TOGETHER: tuple[tuple[str, Callable[[Caps], bool]], ...] = (
         lambda caps: bool(caps.model_path or caps.allow_run_model) or not caps.data_path,
     ),
     (
-        "allowed-strategies names one that there is not; `lalora keys` lists them",
+        "allowed-strategies names an unknown strategy; `lalora keys` lists them",
         lambda caps: set(caps.allowed_strategies) <= set(METHODS.names()),
     ),
     *(

@@ -127,7 +127,7 @@ class SiteLedger:
         if self._open is not None:
             raise RuntimeError("a reservation is open: commit it first")
         if not self._fingerprint:
-            raise RuntimeError("nobody said which records these steps are about")
+            raise RuntimeError("no records were named for these steps")
         request = self._request
         entry: Reserve | None = None
         before: Records | None = None

@@ -56,7 +56,7 @@ def verify(
     compose = compose or Composer()
     content = file.read(thorough=True)
     if head and head not in content.hashes:
-        raise LedgerError(f"{file.path}: the noted hash is none of its hashes; entries were taken away or it is another ledger")
+        raise LedgerError(f"{file.path}: the noted hash is not among its hashes; entries were taken away or it is another ledger")
     last: dict[str, tuple[Reserve, float]] = {}
     for number, entry in enumerate(content.entries):
         if isinstance(entry, Reserve):

@@ -42,7 +42,7 @@ class Method:
         """The method of a run: what ``lora.schedule``, ``filter.name`` and ``merge.name`` name replaces its own.
 
         Raises:
-            ConfigError: a name that there is not.
+            ConfigError: an unknown name.
         """
         schedule, filter, merge = settings.lora.schedule, settings.filter.name, settings.merge.name
         return replace(
@@ -101,6 +101,6 @@ def method_of(settings: Settings) -> Method:
     """The method of a run, with what its settings override.
 
     Raises:
-        ConfigError: a name that there is not.
+        ConfigError: an unknown name.
     """
     return METHODS.get(settings.strategy, Method).of(settings)

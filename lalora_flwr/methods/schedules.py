@@ -38,7 +38,7 @@ class Schedule:
         """The schedule of this kind with an argument, the text behind the colon.
 
         Raises:
-            ValueError: the argument is none of its own; with what the key "must be".
+            ValueError: the argument is not one of its own; with what the key "must be".
         """
         if argument:
             raise ValueError(f"{self.text}, with nothing behind a colon")

@@ -31,7 +31,7 @@ class Mechanism:
         expected_batch: the fixed divisor of the sum, in records.
 
     Raises:
-        ValueError: for constants that are none of a mechanism.
+        ValueError: for constants that cannot be a mechanism's.
     """
 
     noise_multiplier: float

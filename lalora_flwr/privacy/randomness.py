@@ -41,7 +41,7 @@ class SystemRandom:
     seeded = False
 
     def __init__(self, entropy: Callable[[int], bytes] = os.urandom) -> None:
-        """``entropy``: makes so many random bytes; the guarantee is that of the default."""
+        """``entropy``: makes a number of random bytes; the guarantee is that of the default."""
         self._entropy = entropy
 
     def uniform(self, n: int) -> Tensor:

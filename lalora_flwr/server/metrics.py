@@ -1,4 +1,4 @@
-"""What a run tells of itself: a line a round in ``metrics.jsonl``, and ``summary.json``. Writer and readers meet here."""
+"""What a run tells of itself: one line per round in ``metrics.jsonl``, and ``summary.json``. Writer and readers meet here."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def _value(name: str, hint: Any, value: object) -> object:
         return {site: _read(SiteReport, report) for site, report in value.items()}
     kinds = getattr(hint, "__args__", None) if get_origin(hint) not in (Mapping, Sequence) else None
     if not any(_is(kind, value) for kind in kinds or (hint,)):
-        raise ValueError(f"{name}: {value!r} is none of its values")
+        raise ValueError(f"{name}: {value!r} is not a value of it")
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -52,7 +52,7 @@ class Plan:
     bytes_up: tuple[int, int]
 
     def epsilon_after(self, rounds: int, settings: Settings) -> float:
-        """Predicted ε of a site that served so many rounds."""
+        """Predicted ε of a site after it has served that many rounds."""
         steps = min(rounds * settings.train.local_steps, self.steps)
         taken = SampledGaussian(self.mechanism.noise_multiplier, self.mechanism.sample_rate, steps)
         return epsilon_spent([taken], settings.privacy.delta, settings.privacy.accountant)

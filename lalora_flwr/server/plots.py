@@ -21,7 +21,7 @@ def accuracy_figure(
     Args:
         settings: the run's settings, for the title.
         frozen_accuracy: accuracy before training, 0 to 1.
-        metrics: one a round.
+        metrics: one per round.
         seeded: whether the sites' noise followed from the run's seed, as only in a simulation.
     """
     from matplotlib.figure import Figure  # slow to import, and only the end of a run needs it

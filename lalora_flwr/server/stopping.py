@@ -63,7 +63,7 @@ def check_merged(server_round: int, merge: str, layout: Layout, merged: Merged) 
     """Hold a merge, which may be another package's, to its interface before anything is kept of what it made.
 
     Raises:
-        RunFailed: it named a slot that there is not, or made values of another shape or that are not finite, or a directive that
+        RunFailed: it named an unknown slot, or made values of another shape or that are not finite, or a directive that
             cannot travel.
     """
     fault = ""

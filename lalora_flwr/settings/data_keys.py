@@ -50,7 +50,7 @@ class DataSettings:
         "auto, split:<name>, file:<glob or folder> or hold-out:<share between 0 and 1>",
         lambda v: v == "auto" or bool(re.fullmatch(r"(split|file):.+|hold-out:0?\.\d+", v)),
     )
-    test_records: int = at_least(0, 0, "evaluate on at most so many of them, drawn with a fixed seed; 0: all")
+    test_records: int = at_least(0, 0, "evaluate on at most this many of them, drawn with a fixed seed; 0: all")
     image: str = key("", "column of the images; empty: found by its type or name")
     text: str = key("", "column of the texts (of the prompts, for language modelling); empty: found by its name")
     text_pair: str = key("", "column of the second texts; empty: found by its name; none: there is none")
@@ -73,7 +73,7 @@ class DataSettings:
     records: int = at_least(
         0, 0, "how many private records there are, for lalora plan without the data; 0: count them", kind=Kind.PERFORMANCE
     )
-    max_tokens: int = whole(2, 2**20, 128, "texts are cut to so many tokens (a prompt at its start, so that the response stays)")
+    max_tokens: int = whole(2, 2**20, 128, "texts are cut to this many tokens (a prompt at its start: the response stays)")
     answer: str = key(
         "",
         "regular expression whose first group is the answer in a response; language models are then also graded by exact match",

@@ -180,7 +180,7 @@ class Settings:
         0, 1, "sites a round may lose before the run stops; a site whose budget is spent is not lost", kind=PERFORMANCE
     )
     min_sites: int = at_least(1, 1, "sites a round must merge; with fewer the run stops")
-    evaluate_every: int = at_least(1, 1, "the server evaluates every so many rounds, and after the last")
+    evaluate_every: int = at_least(1, 1, "the server evaluates every N rounds, and after the last")
     evaluate_sites: bool = key(
         False,
         "sites also report the accuracy on their own records: in a simulation exact, a LEAK that no ε covers; real sites add "

@@ -87,7 +87,7 @@ def digests(text: object) -> frozenset[str]:
     """The digests of a node-config's `approved-code`: one, or several with commas between them.
 
     Raises:
-        ConfigError: if one of them is no digest, or there is none.
+        ConfigError: if one of them is not a digest, or the list is empty.
     """
     found = frozenset(part.strip() for part in text.split(",")) if isinstance(text, str) else frozenset()
     if not found or not all(_DIGEST.fullmatch(part) for part in found):

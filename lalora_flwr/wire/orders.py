@@ -50,7 +50,7 @@ class TrainOrder:
         """The order of a training message.
 
         Raises:
-            SiteRefusal: with a fixed reason, if it is none.
+            SiteRefusal: with a fixed reason, if it is not one.
         """
         values = _config(content, {"server-round", "adapter-digest", "model-digest", "counted-steps", "directive", "exchange"})
         try:
@@ -82,7 +82,7 @@ class EvaluateOrder:
         """The order of an evaluation message.
 
         Raises:
-            SiteRefusal: with a fixed reason, if it is none.
+            SiteRefusal: with a fixed reason, if it is not one.
         """
         values = _config(content, {"server-round", "model-digest"})
         return EvaluateOrder(_whole(values["server-round"], 0), _text(values["model-digest"]))

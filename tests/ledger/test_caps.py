@@ -163,7 +163,7 @@ def test_what_cannot_be_used_is_named_without_its_value(key: str, value: Any) ->
             {"data-path": "records.csv"},
             "model-path is missing; a model of the run's choosing could ask the records questions (allow-run-model=true lets it)",
         ),
-        ({"allowed-strategies": "la_lora"}, "allowed-strategies names one that there is not; `lalora keys` lists them"),
+        ({"allowed-strategies": "la_lora"}, "allowed-strategies names an unknown strategy; `lalora keys` lists them"),
         ({"alpha-range": "5e6,6e6"}, "alpha-range holds no value that a run can have"),
         (
             {"approved-code": "abc"},

@@ -110,7 +110,7 @@ def test_missing_last_entries_are_found_only_by_a_noted_head(path: Path) -> None
     head = LedgerFile(path).read().head
     forge(path, ("DELETE FROM entries WHERE number > 2", []))
     check(path)
-    with pytest.raises(LedgerError, match="the noted hash is none of its hashes"):
+    with pytest.raises(LedgerError, match="the noted hash is not among its hashes"):
         check(path, head)
 
 

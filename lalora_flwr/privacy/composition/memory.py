@@ -33,7 +33,7 @@ class Compositions:
         """ε at δ of all steps; 0 for none; inf if a step had no noise.
 
         Raises:
-            ValueError: if δ is not between 0 and 1, or a segment is none of the mechanism.
+            ValueError: if δ is not between 0 and 1, or some are not steps of the mechanism.
         """
         if not 0 < delta < 1:
             raise ValueError(f"δ = {delta}: not between 0 and 1")

@@ -51,7 +51,7 @@ class Spectrum:
     left_out: float
 
     def plus(self, other: Spectrum, times: int) -> Spectrum:
-        """The distribution of both, the other taken so many times."""
+        """The distribution of both, the other taken ``times`` times."""
         common = min(len(self.turns), len(other.turns))
         log_magnitude = self.log_magnitude[:common] + times * other.log_magnitude[:common]
         doubt = self.doubt[:common] + times * (other.doubt[:common] + 8 * ROUNDING) + 8 * ROUNDING
