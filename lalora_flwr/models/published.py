@@ -15,7 +15,7 @@ class Published:
         name: of the repository on the hub, or the absolute path of a folder; empty if it is neither.
         task_type: PEFT's name of the task; empty for models outside transformers.
         loading: lines of Python that make ``base``, the frozen model with a head for the run's classes.
-        license: of the weights, as their publisher writes it; empty if the files do not say.
+        license: of the weights, as their publisher writes it; empty if that is not known.
         inside: the part of the network's names that a published model has not: that of a wrapper of this package.
     """
 

@@ -116,7 +116,7 @@ def _published(settings: ModelSettings, config: dict[str, Any], folder: Path | N
     """How the model is loaded elsewhere; ``shaping`` are the arguments that ``create_model`` got besides the weights."""
     architecture, tag = config.get("architecture") or settings.name.removeprefix("timm/"), config.get("tag")
     name = f"{architecture}.{tag}" if tag else architecture
-    if folder:  # the name that it was made from says nothing of its weights
+    if folder:  # the name that it was made from says nothing of its weights, and its licence neither
         place, source = str(folder.absolute()), f"local-dir:{folder.absolute()}"
     else:
         repository, source = config.get("hf_hub_id") or "timm/", name
@@ -128,7 +128,7 @@ def _published(settings: ModelSettings, config: dict[str, Any], folder: Path | N
     loading.append(f"base = timm.create_model({source!r}, pretrained={settings.pretrained}{given})")
     if architecture.startswith(("swinv2", "beit", "eva")):
         loading += SEPARATE_BIAS
-    return Published(place, loading=tuple(loading), license=str(config.get("license") or ""))
+    return Published(place, loading=tuple(loading), license="" if folder else str(config.get("license") or ""))
 
 
 def through_modules(module: nn.Module) -> None:

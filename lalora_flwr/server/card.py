@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -52,7 +53,7 @@ def _front(summary: Summary, base: BaseModel) -> str:
     task = "text-classification" if public.task_type else "image-classification"
     lines = {
         "library_name": "peft",
-        "base_model": public.name,
+        "base_model": "" if Path(public.name).is_absolute() else public.name,  # others have no such folder
         "license": public.license,
         "pipeline_tag": "text-generation" if public.task_type == CAUSAL_LM else task,
         "tags": "[lora, federated-learning, differential-privacy, lalora-flwr]",
@@ -62,11 +63,12 @@ def _front(summary: Summary, base: BaseModel) -> str:
 
 
 def _method(summary: Summary, settings: Settings) -> str:
-    train = settings.train
+    train, lora = settings.train, settings.lora
+    sites, rounds = _count(settings.num_supernodes, "site"), _count(summary.rounds, "round")
     return (
-        f"An adapter of `{summary.model}`, trained across {settings.num_supernodes} sites with the method `{summary.strategy}` "
-        f"on `{summary.data}`: {summary.rounds} rounds of {train.local_steps} local steps with an expected batch of "
-        f"{train.batch_size}, rank {settings.lora.rank}, seed {summary.seed}."
+        f"An adapter of `{summary.model}`, trained across {sites} with the method `{summary.strategy}` on `{summary.data}`: "
+        f"{rounds} of {_count(train.local_steps, 'local step')} with an expected batch of {train.batch_size}, rank {lora.rank}, "
+        f"seed {summary.seed}."
     )
 
 
@@ -84,6 +86,10 @@ def _privacy(summary: Summary) -> str:
     if summary.leaks:
         parts.append(f"Not covered: {summary.leaks}.")
     return " ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
