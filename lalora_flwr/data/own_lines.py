@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lalora_flwr.data.limits import LONGEST_ROW
 from lalora_flwr.data.readers import parsed_json, text_of_json
+from lalora_flwr.ground.errors import ConfigError
 
 Row = list[str | None]
 OPEN_QUOTE = "the quotes in its line do not match, or it is too long"
@@ -45,15 +46,18 @@ def read_lines(file: Path, columns: Sequence[str], longest: int = LONGEST_ROW) -
     Raises:
         OSError: the file cannot be read.
         ValueError: its first line is no header: not UTF-8, or a name twice.
+        ConfigError: its first line shows another form than UTF-8 with commas, which is for the owner to mend.
     """
     data = file.read_bytes().removeprefix(_BYTE_ORDER_MARK)
     suffix = file.suffix.lower()
+    if suffix not in SPLITTERS:
+        return _json(data, list(columns), longest)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError("it is UTF-16; save it as UTF-8")
+        raise ConfigError(f"{file.name}: is UTF-16; save it as UTF-8")
     first = data.partition(b"\n")[0]
     if suffix == ".csv" and b"," not in first and any(other in first for other in (b";", b"\t", b"|")):
-        raise ValueError("the names in its first line are not separated by commas; save it with commas")
-    return _json(data, list(columns), longest) if suffix not in SPLITTERS else _table(SPLITTERS[suffix](data, longest))
+        raise ConfigError(f"{file.name}: the names in its first line are not separated by commas; save it with commas")
+    return _table(SPLITTERS[suffix](data, longest))
 
 
 def _table(rows: Iterator[list[bytes] | None]) -> Lines:

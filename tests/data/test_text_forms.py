@@ -63,14 +63,12 @@ def test_an_encoding_that_there_is_not_is_refused(value: str) -> None:
         settings(encoding=value)
 
 
-@pytest.mark.parametrize(
-    ("separator", "encoding", "said"), [(";", "utf-8", "commas"), (",", "utf-16", "UTF-16; save it as UTF-8")]
-)
-def test_a_sites_own_file_of_another_form_is_a_fault_of_its_layout(
-    separator: str, encoding: str, said: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=said):
-        read_lines(Path(written(tmp_path, separator, encoding)), [])
+@pytest.mark.parametrize(("separator", "encoding"), [(";", "utf-8"), ("|", "utf-8"), (",", "utf-16")])
+def test_a_sites_own_file_of_another_form_is_a_fault_of_its_layout(separator: str, encoding: str, tmp_path: Path) -> None:
+    """So the site refuses, instead of answering with noise for nothing."""
+    path = written(tmp_path, separator, encoding)
+    with pytest.raises(ConfigError, match=r"^t\.csv: .*save it (with commas|as UTF-8)$"):
+        own_records(settings(name="sites", labels="gut,schlecht", test="file:x.csv"), path, keep)
 
 
 def test_a_byte_order_mark_of_utf_8_is_no_fault(tmp_path: Path) -> None:
