@@ -12,12 +12,13 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from lalora_flwr.data.class_names import declared_labels
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.data.own_lines import read_lines
+from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.readers import TextForm
 from lalora_flwr.data.tables import from_files
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.lists import joined, listed
 from lalora_flwr.settings import DataSettings
-from tests.data.files import settings
+from tests.data.files import keep, settings
 
 ROWS = [("text", "label"), ("naïve, café", "gut"), ("schön; grün", "schlecht")]
 WANTED = {"text": ["naïve, café", "schön; grün"], "label": ["gut", "schlecht"]}
