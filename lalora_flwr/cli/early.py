@@ -65,11 +65,30 @@ def check_output(settings: Settings) -> None:
 
 
 def without_hub(settings: Settings, reach: Callable[[], bool] | None = None) -> bool:
-    """Whether the hub is needed and out of reach; libraries that are imported from now on then look into their caches at once."""
+    """Whether the hub is needed and out of reach; libraries that are imported from now on then look into their caches at once.
+
+    Raises:
+        ConfigError: the caches lack what the settings name.
+    """
     if os.environ.get("HF_HUB_OFFLINE") or not _needs_hub(settings) or (reach or _reach_hub)():
         return False
+    kind, _, name = settings.model.name.partition("/")
+    if kind == "hf" and not Path(name).expanduser().exists() and not _cached("hub", f"models--{name.replace('/', '--')}"):
+        raise ConfigError(
+            f"model.name = {settings.model.name!r}: the hub cannot be reached and its cache holds no {name}; put the model into a "
+            "folder and name that"
+        )
     os.environ["HF_HUB_OFFLINE"] = "1"
     return True
+
+
+def _cached(*parts: str) -> bool:
+    """Whether Hugging Face's cache has a folder."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    caches = [home.joinpath(*parts)]
+    if named := os.environ.get("HF_HUB_CACHE"):
+        caches.append(Path(named, *parts[1:]))
+    return any(cache.exists() for cache in caches)
 
 
 def _needs_hub(settings: Settings) -> bool:

@@ -91,6 +91,7 @@ def test_a_place_for_results_is_tried_and_left_as_it_was(tmp_path: Path) -> None
 
 def test_only_a_hub_out_of_reach_that_is_needed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     asked: list[bool] = []
 
     def reach(answer: bool) -> Any:
@@ -99,12 +100,15 @@ def test_only_a_hub_out_of_reach_that_is_needed_is_given_up(tmp_path: Path, monk
     of_hub = small(tmp_path, model__name="hf/nobody/nothing", data__name="hub:nobody/nothing")
     assert not without_hub(small(tmp_path), reach(False)) and not asked
     assert not without_hub(of_hub, reach(True)) and asked and "HF_HUB_OFFLINE" not in os.environ
+    with pytest.raises(ConfigError, match="the hub cannot be reached and its cache holds no nobody/nothing; put"):
+        without_hub(of_hub, reach(False))
+    (tmp_path / "home" / "hub" / "models--nobody--nothing").mkdir(parents=True)
     assert without_hub(of_hub, reach(False)) and os.environ["HF_HUB_OFFLINE"] == "1"
-    assert not without_hub(of_hub, reach(False)) and len(asked) == 2
+    assert not without_hub(of_hub, reach(False)) and len(asked) == 3
     (tmp_path / "model").mkdir()
     monkeypatch.delenv("HF_HUB_OFFLINE")
     local = small(tmp_path, model__name=f"hf/{tmp_path / 'model'}", data__name=f"file:{tmp_path}")
-    assert not without_hub(local, reach(False)) and len(asked) == 2
+    assert not without_hub(local, reach(False)) and len(asked) == 3
 
 
 SPELT = "epsilon <= 4 at delta"
