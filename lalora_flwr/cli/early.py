@@ -64,19 +64,22 @@ def check_output(settings: Settings) -> None:
             folder.rmdir()
 
 
-def without_hub(settings: Settings, reach: Callable[[], bool] | None = None) -> bool:
+def without_hub(settings: Settings, reach: Callable[[], bool] | None = None, *, weights: bool = True) -> bool:
     """Whether the hub is needed and out of reach; libraries that are imported from now on then look into their caches at once.
 
+    ``weights``: whether they are needed; some models can be planned without.
+
     Raises:
-        ConfigError: the caches lack what the settings name.
+        ConfigError: the cache lacks the model.
     """
     if os.environ.get("HF_HUB_OFFLINE") or not _needs_hub(settings) or (reach or _reach_hub)():
         return False
     kind, _, name = settings.model.name.partition("/")
-    if kind == "hf" and not Path(name).expanduser().exists() and not _cached("hub", f"models--{name.replace('/', '--')}"):
+    hub = kind == "hf" and not Path(name).expanduser().exists()
+    if hub and weights and not _cached("hub", f"models--{name.replace('/', '--')}"):
         raise ConfigError(
-            f"model.name = {settings.model.name!r}: the hub cannot be reached and its cache holds no {name}; put the model into a "
-            "folder and name that"
+            f"model.name = {settings.model.name!r}: the hub cannot be reached and its cache holds no {name}; put the model into "
+            "a folder and name that"
         )
     os.environ["HF_HUB_OFFLINE"] = "1"
     return True

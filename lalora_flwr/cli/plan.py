@@ -36,7 +36,7 @@ def plan(
     settings = resolve(config, override, check_machine)
     if plot and not data:
         raise ConfigError("--plot: draws who holds what; add --data")
-    without_hub(settings)
+    without_hub(settings, weights=False)
     console = Console()
     with console.status("libraries"):  # torch and friends, only once the settings hold
         from lalora_flwr.server.advice import advice

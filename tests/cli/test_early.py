@@ -102,13 +102,15 @@ def test_only_a_hub_out_of_reach_that_is_needed_is_given_up(tmp_path: Path, monk
     assert not without_hub(of_hub, reach(True)) and asked and "HF_HUB_OFFLINE" not in os.environ
     with pytest.raises(ConfigError, match="the hub cannot be reached and its cache holds no nobody/nothing; put"):
         without_hub(of_hub, reach(False))
+    assert without_hub(of_hub, reach(False), weights=False)  # some models can be planned without
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     (tmp_path / "home" / "hub" / "models--nobody--nothing").mkdir(parents=True)
     assert without_hub(of_hub, reach(False)) and os.environ["HF_HUB_OFFLINE"] == "1"
-    assert not without_hub(of_hub, reach(False)) and len(asked) == 3
+    assert not without_hub(of_hub, reach(False)) and len(asked) == 4
     (tmp_path / "model").mkdir()
     monkeypatch.delenv("HF_HUB_OFFLINE")
     local = small(tmp_path, model__name=f"hf/{tmp_path / 'model'}", data__name=f"file:{tmp_path}")
-    assert not without_hub(local, reach(False)) and len(asked) == 3
+    assert not without_hub(local, reach(False)) and len(asked) == 4
 
 
 SPELT = "epsilon <= 4 at delta"
