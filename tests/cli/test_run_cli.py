@@ -86,7 +86,7 @@ def test_an_inline_run_succeeds_and_prints_what_it_wrote(lalora: Lalora, tmp_pat
     summary = strict_json((folder / "summary.json").read_text())
     lines = [strict_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        shown = rf"^ *{line['round']}/2 +{line['accuracy']:.3f} +{line['epsilon']:.3f} +2 "
+        shown = rf"^ *{line['round']}/2 +{line['accuracy']:.3f} +{line['loss']:.3f} +{line['epsilon']:.3f} +2 "
         assert re.search(shown, out, re.MULTILINE)
     assert f"-> {summary['accuracy']:.3f}; ε = {summary['epsilon']:.3f} at δ = 0.0001" in out
     assert "seeded" in out and "NON-PRIVATE" not in out

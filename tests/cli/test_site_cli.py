@@ -85,7 +85,7 @@ def test_one_column_cannot_be_the_text_and_its_label(config: dict[str, Any]) -> 
     assert finding.fault and "text 'label', label 'label'; one column cannot be two things" in finding.detail
 
 
-def test_tokens_that_the_model_lacks_are_found(config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_tokenizer_beyond_its_model_is_a_fault_of_the_model(config: dict[str, Any], tmp_path: Path) -> None:
     save_hf(tmp_path / "model", "bert", "base")
     file = tmp_path / "model" / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -96,7 +96,7 @@ def test_tokens_that_the_model_lacks_are_found(config: dict[str, Any], tmp_path:
         "model-path": str(tmp_path / "model"),
     }
     findings = found(config)
-    assert findings["records"].detail == "20 of 21 can be used"
+    assert findings["model"].fault and "its tokenizer knows 'zebra' as token" in findings["model"].detail
     assert findings["left out"].detail == "1: it holds no token, or one that the model has no embedding for"
 
 
