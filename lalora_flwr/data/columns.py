@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from datasets import ClassLabel, Features, Image, Value
+from datasets import ClassLabel, Features, Image, LargeList, List, Value
 from datasets.features.features import FeatureType
 
 from lalora_flwr.ground.errors import ConfigError
@@ -82,6 +82,8 @@ def _wrong_kind(feature: FeatureType, key: str) -> str:
         return "bytes, not text" if "binary" in feature.dtype and key != "image" else ""
     if key == "image":
         return "" if not isinstance(feature, dict) or {"bytes", "path"} & set(feature) else "values with neither bytes nor path"
+    if isinstance(feature, list | List | LargeList) and key == "label":
+        return "lists: classes of tokens, or several of one record, are not supported"
     return "" if isinstance(feature, ClassLabel) else f"values of type {type(feature).__name__}, not text"
 
 

@@ -77,7 +77,7 @@ def _no_classes(counts: Counter[str]) -> str:
         if FRACTION.fullmatch(name):
             return f"numbers such as {name}, which are no classes"
         if name[0] in "[{" and _is_collection(name):
-            return f"lists such as {name[:40]}, and a record has one class"
+            return f"lists such as {name[:40]}; classes of tokens, or several of one record, are not supported"
     if counts.total() > FEW_RECORDS and len(counts) > 0.5 * counts.total():
         return f"{len(counts)} values in {counts.total()} records, so that they are ids or texts"
     return ""

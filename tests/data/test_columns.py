@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from datasets import ClassLabel, Features, Image, Value
+from datasets import ClassLabel, Features, Image, List, Value
 
 from lalora_flwr.data.columns import IMAGE_NAMES, LABEL_NAMES, PAIRS, TEXT_NAMES, Columns, find_columns
 from lalora_flwr.ground.errors import ConfigError
@@ -99,3 +99,12 @@ def test_a_column_that_cannot_be_told_is_an_error_that_lists_those_there_are(
     listed = ", ".join([*names, *typed])
     with pytest.raises(ConfigError, match=rf"^data\.{key}: no column found; name one of {listed}$"):
         found(task, *names, typed=typed, response="b" if task == "language" else "")
+
+
+@pytest.mark.parametrize("inner", [Value("int64"), Value("string"), ClassLabel(names=["a", "b"])])
+def test_lists_of_labels_are_refused_by_name(inner: object) -> None:
+    features = Features({"text": Value("string"), "label": List(inner)})
+    with pytest.raises(
+        ConfigError, match=r"^data\.label: column 'label' holds lists: classes of tokens, or several of one record"
+    ):
+        find_columns(features, DataSettings(), "text")
