@@ -164,7 +164,7 @@ def test_some_of_its_test_records_are_evaluated_on() -> None:
     [
         ({"records": 7}, "has 6 usable private records, and declares 7"),
         ({"input_shape": (3, 8, 8)}, r"gives tensors \(6, 1, 8, 8\); must be \(records, \*\(3, 8, 8\)\)"),
-        ({"labels": ("a",)}, "has a label that is none of its 1 classes"),
+        ({"labels": ("a",)}, "has a label outside its 1 classes"),
         ({"private": lambda: Dataset.from_dict({"a": [1]})}, "declares an input_shape, and gives no tensors"),
         ({"input_shape": None}, "gives tensors and no input_shape"),
     ],
