@@ -113,7 +113,7 @@ def test_an_epsilon_that_is_no_number_is_no_room(path: Path) -> None:
 
 def test_nothing_is_reserved_before_the_records_are_known(path: Path) -> None:
     ledger = SiteLedger(LedgerFile(path), request(), 5.0, DELTA, compose)
-    with pytest.raises(RuntimeError, match="which records"):
+    with pytest.raises(RuntimeError, match="no records were named"):
         ledger.reserve(1.0, 0.1, 1)
 
 
