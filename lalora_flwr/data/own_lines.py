@@ -52,12 +52,20 @@ def read_lines(file: Path, columns: Sequence[str], longest: int = LONGEST_ROW) -
     suffix = file.suffix.lower()
     if suffix not in SPLITTERS:
         return _json(data, list(columns), longest)
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if _names_columns_in_utf_16(data):
         raise ConfigError(f"{file.name}: is UTF-16; save it as UTF-8")
     first = data.partition(b"\n")[0]
     if suffix == ".csv" and b"," not in first and any(other in first for other in (b";", b"\t", b"|")):
         raise ConfigError(f"{file.name}: the names in its first line are not separated by commas; save it with commas")
     return _table(SPLITTERS[suffix](data, longest))
+
+
+def _names_columns_in_utf_16(data: bytes) -> bool:
+    """Whether the first line of a file names columns in UTF-16; one that is only garbled is no such file."""
+    if not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return False
+    first = next(iter(data[:4096].decode("utf-16", errors="replace").splitlines()), "")
+    return any(separator in first for separator in ",;\t|") and first.replace("\t", "").isprintable()
 
 
 def _table(rows: Iterator[list[bytes] | None]) -> Lines:
