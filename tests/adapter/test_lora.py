@@ -1,3 +1,5 @@
+"""The adapter in a model: where it sits, how it starts, which of its slots train, and its state under names."""
+
 from __future__ import annotations
 
 from collections import OrderedDict

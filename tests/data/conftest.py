@@ -1,3 +1,5 @@
+"""Every test of data has a cache of its own."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Which device and precision a process takes, and what it says of a GPU that is missing or hidden."""
+
 from __future__ import annotations
 
 import logging

@@ -1,3 +1,5 @@
+"""A run's ledger: reserved steps count at once, unused ones are given back, and no cap is passed."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""Filters of gradients against plain convolutions: what they smooth, and what they leave alone."""
+
 from __future__ import annotations
 
 import numpy as np

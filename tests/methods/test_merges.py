@@ -1,3 +1,5 @@
+"""Merges of replies against naive ones, and the bound on one site's update."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""Which factors a schedule trains at each round and step, and what is no schedule."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Draws of noise and of samples: their distribution, their source, and what repeats for a seed."""
+
 from __future__ import annotations
 
 import math

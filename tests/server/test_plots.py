@@ -1,3 +1,5 @@
+"""The titles of a run's plots."""
+
 from __future__ import annotations
 
 import math
