@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lalora_flwr.cli import main as cli
 from tests.conftest import SMALL
 
 LALORA = Path(sys.executable).with_name("lalora")
@@ -61,3 +64,18 @@ def assert_one_line(outcome: Outcome, *parts: str, code: int = 2) -> None:
     assert "Traceback" not in err
     for part in parts:
         assert part in err
+
+
+@pytest.fixture
+def lalora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Lalora:
+    """The command in this process, in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> Outcome:
+        with warnings_on_stderr(), pytest.raises(SystemExit) as left:
+            cli.main(arguments)
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return call

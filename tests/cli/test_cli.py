@@ -8,25 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lalora_flwr.cli import main as cli
-from tests.cli.commands import NO_NOISE, Lalora, Outcome, assert_one_line, pairs, real_lalora, warnings_on_stderr
+from tests.cli.commands import NO_NOISE, Lalora, assert_one_line, pairs, real_lalora
 from tests.conftest import files_in
-
-
-@pytest.fixture
-def lalora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Lalora:
-    """The command in this process, in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str) -> Outcome:
-        with warnings_on_stderr(), pytest.raises(SystemExit) as left:
-            cli.main(arguments)
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return call
-
 
 MENDABLE: dict[str, tuple[str, ...]] = {  # what follows -c, and what the line has to name
     "privacy.epsilonn=3": ("privacy.epsilonn", "did you mean privacy.epsilon?"),

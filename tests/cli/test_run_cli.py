@@ -19,23 +19,8 @@ from lalora_flwr.server import run as federation
 from lalora_flwr.server.plan import make_plan
 from lalora_flwr.settings import KEYS
 from lalora_flwr.site.app import answer
-from tests.cli.commands import NO_NOISE, Lalora, Outcome, assert_one_line, pairs, real_lalora, warnings_on_stderr
+from tests.cli.commands import NO_NOISE, Lalora, assert_one_line, pairs, real_lalora
 from tests.conftest import AppCall, Spy, files_in, small, strict_json
-
-
-@pytest.fixture
-def lalora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Lalora:
-    """The command in this process, in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str) -> Outcome:
-        with warnings_on_stderr(), pytest.raises(SystemExit) as left:
-            cli.main(arguments)
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return call
 
 
 def test_plan_prints_noise_rate_steps_epsilon_and_bytes_and_touches_no_record(

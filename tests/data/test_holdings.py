@@ -8,8 +8,7 @@ from pathlib import Path
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.data.holdings import holdings
 from lalora_flwr.data.partition import site_rows
-from tests.cli.commands import Lalora, assert_one_line, pairs
-from tests.cli.test_cli import lalora  # noqa: F401  (a fixture)
+from tests.cli.commands import Lalora, assert_one_line, lalora, pairs  # noqa: F401  (a fixture)
 from tests.conftest import files_in, small
 
 SPLIT = {"num_supernodes": 5, "data__partition": "dirichlet", "data__beta": 0.4, "seed": 3}

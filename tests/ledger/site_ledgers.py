@@ -113,3 +113,12 @@ def steps_in(context: Context) -> int:
     """Steps that a real site's ledger counts on its dataset."""
     book = LedgerFile(str(context.node_config["ledger-path"])).read().book
     return sum(steps for _, _, steps in book.segments("default"))
+
+
+def used_ledger(folder: Path) -> Path:
+    """A ledger with a finished round, an open one of another run, and a round on another dataset."""
+    made = new_ledger(folder)
+    serve(made, 2.0, steps=4, taken=2)
+    session(made, run="2").reserve(1.0, 0.1, 3)
+    serve(made, 2.0, dataset="b")
+    return made

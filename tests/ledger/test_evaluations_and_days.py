@@ -17,13 +17,8 @@ from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.verify import verify
 from lalora_flwr.methods.schedules import schedule_of
 from lalora_flwr.privacy.events import SampledGaussian
-from tests.ledger.site_ledgers import DELTA, compose, new_ledger, serve, session, target
+from tests.ledger.site_ledgers import DELTA, compose, serve, session, target
 from tests.ledger.sums import total
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return new_ledger(tmp_path)
 
 
 def test_an_evaluation_counts_for_the_dataset_and_not_for_the_run(path: Path) -> None:

@@ -113,11 +113,6 @@ def counted(path: Path) -> Counter[float]:
     return Counter({sigma: n for sigma, _, n in verify(LedgerFile(path), compose=compose).content.book.segments("default")})
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return new_ledger(tmp_path)
-
-
 @pytest.mark.faults
 def test_killed_at_any_moment_it_never_counts_less_than_was_released(path: Path, tmp_path: Path) -> None:
     draw, releases, half_written, cut, unwitnessed = random.Random(5), tmp_path / "releases", 0, 0, 0

@@ -23,16 +23,12 @@ from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.ledger.verify import verify
 from lalora_flwr.privacy.accounting import epsilon_spent
 from tests.ledger.forgeries import check, edited, rehashed
-from tests.ledger.site_ledgers import DELTA, compose, new_ledger, request, serve, session
+from tests.ledger.site_ledgers import DELTA, compose, new_ledger, request, serve, used_ledger
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    made = new_ledger(tmp_path)
-    serve(made, 2.0, steps=4, taken=2)
-    session(made, run="2").reserve(1.0, 0.1, 3)
-    serve(made, 2.0, dataset="b")
-    return made
+    return used_ledger(tmp_path)
 
 
 @pytest.mark.parametrize(

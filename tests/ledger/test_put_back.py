@@ -18,18 +18,15 @@ from lalora_flwr.ledger.state import store_checkpoint
 from lalora_flwr.ledger.verify import verify
 from lalora_flwr.privacy.events import SampledGaussian
 from tests.ledger.checkpoints import all_entries, checkpoint, loaded, sums
-from tests.ledger.site_ledgers import DELTA, compose, forge, new_ledger, request, serve, session
-
-PUT_BACK = "changed or put back to an older copy"
+from tests.ledger.site_ledgers import DELTA, compose, forge, request, serve, session, used_ledger
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    made = new_ledger(tmp_path)
-    serve(made, 2.0, steps=4, taken=2)
-    session(made, run="2").reserve(1.0, 0.1, 3)
-    serve(made, 2.0, dataset="b")
-    return made
+    return used_ledger(tmp_path)
+
+
+PUT_BACK = "changed or put back to an older copy"
 
 
 Damage = Callable[[Path], None]

@@ -12,13 +12,8 @@ from lalora_flwr.ledger.entries import Reserve
 from lalora_flwr.ledger.file import LedgerFile, create
 from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.privacy.accounting import HEADLINE, epsilon_spent
-from tests.ledger.site_ledgers import DELTA, compose, new_ledger, request, serve, session, target
+from tests.ledger.site_ledgers import DELTA, compose, request, serve, session, target
 from tests.ledger.sums import total
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return new_ledger(tmp_path)
 
 
 def test_a_reserve_entry_says_who_asked_for_what_and_where_it_leads(path: Path) -> None:

@@ -136,8 +136,3 @@ TestSitesOnOneFile = SitesOnOneFile.TestCase
 
 
 TestSitesOnOneFile.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return new_ledger(tmp_path)

@@ -16,18 +16,15 @@ from lalora_flwr.ledger.entries import (
 )
 from lalora_flwr.ledger.file import LedgerFile, create
 from tests.ledger.forgeries import Change, check, edited, rehashed
-from tests.ledger.site_ledgers import forge, new_ledger, serve, session
-
-Rows = list[tuple[int, str, str]]
+from tests.ledger.site_ledgers import forge, serve, used_ledger
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    made = new_ledger(tmp_path)
-    serve(made, 2.0, steps=4, taken=2)
-    session(made, run="2").reserve(1.0, 0.1, 3)
-    serve(made, 2.0, dataset="b")
-    return made
+    return used_ledger(tmp_path)
+
+
+Rows = list[tuple[int, str, str]]
 
 
 def rows_of(path: Path) -> Rows:

@@ -13,12 +13,7 @@ from lalora_flwr.ground.errors import BudgetExhausted, LedgerError
 from lalora_flwr.ledger.file import LedgerFile, create
 from lalora_flwr.ledger.verify import verify
 from lalora_flwr.ledger.witness import Sighting, Witness
-from tests.ledger.site_ledgers import compose, forge, new_ledger, serve, session
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return new_ledger(tmp_path)
+from tests.ledger.site_ledgers import compose, forge, serve, session
 
 
 @pytest.fixture

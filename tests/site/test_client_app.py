@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from lalora_flwr.ground.errors import ConfigError, RunFailed, SiteRefusal
 from lalora_flwr.site.app import answer
@@ -16,23 +15,12 @@ from lalora_flwr.wire.orders import ARRAYS
 from lalora_flwr.wire.replies import COUNTERS
 from lalora_flwr.wire.tensors import to_arrays
 from tests.conftest import AppCall, Spy, arrays_of, files_in, run_spied, small, strict_json
-from tests.ledger.site_ledgers import owned, steps_in
+from tests.ledger.site_ledgers import steps_in
 from tests.site.failures import FIXED, SECRET, FailsAt, Heard, MakeContext, MakeReal, raising
 from tests.sites import REAL, VIRTUAL, real_app, virtual_app
 from tests.sites import train_order as order
 
 LEDGER_FAULT = "ledger: the site cannot use it; its own log says why"
-
-
-@pytest.fixture(autouse=True)
-def _stamps() -> None:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # Flower stamps messages with them
-
-
-@pytest.fixture
-def real(context: MakeContext, tmp_path: Path) -> MakeReal:
-    """The context of a real site, with a ledger and caps; ``changed`` is what its node-config says differently."""
-    return lambda settings, **changed: owned(context(settings), tmp_path, **changed)
 
 
 @pytest.fixture

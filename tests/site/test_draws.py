@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from lalora_flwr.privacy.randomness import RandomSource, SeededRandom, SystemRandom
 from lalora_flwr.settings import Settings, flatten
@@ -19,21 +18,10 @@ from lalora_flwr.wire.orders import ARRAYS, CONFIG, TrainOrder
 from lalora_flwr.wire.replies import COUNTERS
 from lalora_flwr.wire.tensors import to_arrays
 from tests.conftest import arrays_of, small
-from tests.ledger.site_ledgers import DIGITS_SITE, owned, steps_in
+from tests.ledger.site_ledgers import DIGITS_SITE, steps_in
 from tests.site.failures import MakeContext, MakeReal, Untouchable, raising
 from tests.sites import REAL, VIRTUAL, host, real_app
 from tests.sites import train_order as order
-
-
-@pytest.fixture(autouse=True)
-def _stamps() -> None:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # Flower stamps messages with them
-
-
-@pytest.fixture
-def real(context: MakeContext, tmp_path: Path) -> MakeReal:
-    """The context of a real site, with a ledger and caps; ``changed`` is what its node-config says differently."""
-    return lambda settings, **changed: owned(context(settings), tmp_path, **changed)
 
 
 def test_in_a_simulation_the_seed_decides_and_the_counters_say_so(tmp_path: Path, context: MakeContext) -> None:
