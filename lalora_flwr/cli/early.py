@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -14,7 +15,7 @@ from lalora_flwr.ground.processors import check_threads
 from lalora_flwr.server.place import folder_for
 from lalora_flwr.settings import Settings
 
-GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's driver, that of WSL, AMD's
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvmap", "/dev/dxg", "/dev/kfd")  # NVIDIA's, Jetson's, WSL's, AMD's
 HUB, HUB_SECONDS = "https://huggingface.co", 3.0
 
 
@@ -24,7 +25,8 @@ def check_machine(settings: Settings, gpu_devices: tuple[str, ...] = GPU_DEVICES
     Raises:
         ConfigError: more threads than processors, or a GPU where there is none.
     """
-    check_threads(settings.train.num_threads)
+    if not os.environ.get("RAY_ADDRESS"):  # on a cluster other machines compute
+        check_threads(settings.train.num_threads)
     wanted = "train.device = 'cuda'" if settings.train.device == "cuda" else ""
     wanted = wanted or (f"train.num-gpus = {settings.train.num_gpus:g}" if settings.train.num_gpus else "")
     if wanted and sys.platform == "linux" and not any(Path(device).exists() for device in gpu_devices):
@@ -60,8 +62,9 @@ def check_output(settings: Settings) -> None:
     except OSError as error:
         raise ConfigError(f"output-dir = {settings.output_dir!r}: {error.strerror}") from None
     finally:
-        for folder in reversed(made):
-            folder.rmdir()
+        with suppress(OSError):  # another run has written there meanwhile
+            for folder in reversed(made):
+                folder.rmdir()
 
 
 def without_hub(settings: Settings, reach: Callable[[], bool] | None = None, *, weights: bool = True) -> bool:
@@ -74,24 +77,20 @@ def without_hub(settings: Settings, reach: Callable[[], bool] | None = None, *, 
     """
     if os.environ.get("HF_HUB_OFFLINE") or not _needs_hub(settings) or (reach or _reach_hub)():
         return False
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before its own library is imported, which looks here once
     kind, _, name = settings.model.name.partition("/")
-    hub = kind == "hf" and not Path(name).expanduser().exists()
-    if hub and weights and not _cached("hub", f"models--{name.replace('/', '--')}"):
+    if kind == "hf" and weights and not Path(name).expanduser().exists() and not _cached(name, settings.model.revision):
         raise ConfigError(
             f"model.name = {settings.model.name!r}: the hub cannot be reached and its cache holds no {name}; put the model into "
             "a folder and name that"
         )
-    os.environ["HF_HUB_OFFLINE"] = "1"
     return True
 
 
-def _cached(*parts: str) -> bool:
-    """Whether Hugging Face's cache has a folder."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    caches = [home.joinpath(*parts)]
-    if named := os.environ.get("HF_HUB_CACHE"):
-        caches.append(Path(named, *parts[1:]))
-    return any(cache.exists() for cache in caches)
+def _cached(repository: str, revision: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, "config.json", revision=revision or None), str)
 
 
 def _needs_hub(settings: Settings) -> bool:

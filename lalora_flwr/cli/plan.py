@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +33,7 @@ def plan(
     plot: Annotated[Path | None, typer.Option(help="With --data: the picture; default partition.png in output-dir.")] = None,
 ) -> None:
     """Show noise, steps, predicted ε, parameters and bytes of a run; refuse impossible settings."""
-    settings = resolve(config, override, check_machine)
+    settings = resolve(config, override)
     if plot and not data:
         raise ConfigError("--plot: draws who holds what; add --data")
     without_hub(settings, weights=False)
@@ -45,7 +45,15 @@ def plan(
         made = make_plan(settings)
     print_plan(settings, made, console)
     smallest = _show_holdings(settings, plot or Path(settings.output_dir) / "partition.png", console) if data else None
-    print_advice(advice(settings, made, smallest), console)
+    print_advice([*_not_here(settings), *advice(settings, made, smallest)], console)
+
+
+def _not_here(settings: Settings) -> Iterator[str]:
+    """What this machine has not; a plan may be for others."""
+    try:
+        check_machine(settings)
+    except ConfigError as fault:
+        yield str(fault)
 
 
 def _show_holdings(settings: Settings, plot: Path, console: Console) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from flwr.supercore.run import RunNotRunningException
 
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.ground.errors import LaloraError, NoSiteLeft, RunFailed, WorkerDied
-from lalora_flwr.ground.processors import check_threads
+from lalora_flwr.ground.processors import check_threads, processors
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.server.card import model_card
 from lalora_flwr.server.ending import STOPPED, last_word
@@ -71,13 +72,15 @@ def run_federation(
         RunFailed: if the run stopped; the folder then says why in ``failure.json``.
     """
     settings = named(settings)
-    check_threads(settings.train.num_threads)
-    torch.set_num_threads(settings.train.num_threads)  # the same arithmetic in every engine
+    grid = watched(grid)
+    real = isinstance(grid, WatchedGrid)
+    if not real and not os.environ.get("RAY_ADDRESS"):  # virtual sites compute here, unless Ray joins a cluster
+        check_threads(settings.train.num_threads)
+    torch.set_num_threads(min(settings.train.num_threads, processors()))  # the same arithmetic in every engine
     learner = (models or ModelStore()).learner(settings)
     with RunFolder(settings) as folder, last_word(folder, at_exit):
         try:
-            grid = watched(grid)
-            run = _Run(settings, learner, folder, on_round, Roster(settings, real=isinstance(grid, WatchedGrid)))
+            run = _Run(settings, learner, folder, on_round, Roster(settings, real=real))
             start = run.restore() if settings.resume else learner.initial
             run.finish(ended_early=run.serve(grid, start))
         except RunNotRunningException:

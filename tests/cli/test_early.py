@@ -102,15 +102,32 @@ def test_only_a_hub_out_of_reach_that_is_needed_is_given_up(tmp_path: Path, monk
     assert not without_hub(of_hub, reach(True)) and asked and "HF_HUB_OFFLINE" not in os.environ
     with pytest.raises(ConfigError, match="the hub cannot be reached and its cache holds no nobody/nothing; put"):
         without_hub(of_hub, reach(False))
-    assert without_hub(of_hub, reach(False), weights=False)  # some models can be planned without
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    (tmp_path / "home" / "hub" / "models--nobody--nothing").mkdir(parents=True)
-    assert without_hub(of_hub, reach(False)) and os.environ["HF_HUB_OFFLINE"] == "1"
-    assert not without_hub(of_hub, reach(False)) and len(asked) == 4
+    assert without_hub(of_hub, reach(False), weights=False)  # some models can be planned without
+    assert not without_hub(of_hub, reach(False)) and len(asked) == 3
     (tmp_path / "model").mkdir()
     monkeypatch.delenv("HF_HUB_OFFLINE")
     local = small(tmp_path, model__name=f"hf/{tmp_path / 'model'}", data__name=f"file:{tmp_path}")
-    assert not without_hub(local, reach(False)) and len(asked) == 4
+    assert not without_hub(local, reach(False)) and len(asked) == 3
+
+
+def test_a_model_in_the_hubs_cache_needs_no_hub(tmp_path: Path) -> None:
+    """In a process of its own, as Hugging Face's library reads its environment when it is imported."""
+    home, commit = tmp_path / "models--nobody--nothing", "a" * 40
+    snapshot = home / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    ask = (
+        "import os\nfrom lalora_flwr.cli.early import without_hub\nfrom tests.conftest import small\n"
+        "os.environ.pop('HF_HUB_OFFLINE', None)\n"  # which the tests set
+        "of_hub = small('.', model__name='hf/nobody/nothing', data__name='hub:nobody/nothing')\n"
+        "print(without_hub(of_hub, lambda: False), os.environ['HF_HUB_OFFLINE'])"
+    )
+    env = {**os.environ, "HF_HUB_CACHE": str(tmp_path)}
+    asked = subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True, text=True)
+    assert asked.stdout == "True 1\n", asked.stderr
 
 
 SPELT = "epsilon <= 4 at delta"
