@@ -91,7 +91,13 @@ class Adapter:
 
 
 class AdapterForm:
-    """How an adapter is put on a frozen model."""
+    """How an adapter is put on a frozen model.
+
+    Attributes:
+        gate: the part that starts at zero and without which the other parts have no gradient; empty if there is none.
+    """
+
+    gate = ""
 
     def attach(self, base: BaseModel, settings: LoraSettings, seed: int) -> Adapter:
         """Put a fresh adapter on a model.

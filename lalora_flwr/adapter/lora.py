@@ -128,6 +128,8 @@ class Lora(AdapterForm):
     A trained head belongs to the adapter (`trains_head`); the seed also draws it if the published weights have none.
     """
 
+    gate = LORA_B
+
     def attach(self, base: BaseModel, settings: LoraSettings, seed: int) -> LoraAdapter:
         """As `AdapterForm.attach`.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lalora_flwr.adapter.slots import LORA_B, Layout
+from lalora_flwr.adapter.form import AdapterForm
+from lalora_flwr.adapter.slots import Layout
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.filters import NONE, Filter
 from lalora_flwr.methods.merges import MEAN, Merge
@@ -12,7 +13,7 @@ from lalora_flwr.methods.schedules import Schedule, schedule_of
 from lalora_flwr.methods.transport import PLAIN, Transport
 from lalora_flwr.methods.travel import EVERYTHING, Travel, Turn
 from lalora_flwr.settings import Settings
-from lalora_flwr.settings.choices import FILTERS, MERGES, METHODS
+from lalora_flwr.settings.choices import FILTERS, FORMS, MERGES, METHODS
 from lalora_flwr.wire.public import Public
 
 MOST_LOOKED_AT = 1000  # rounds of a schedule
@@ -63,21 +64,22 @@ class Method:
         return Turn(layout, ever, ever)
 
     def check_moves(self, layout: Layout, settings: Settings) -> None:
-        """Refuse a run whose steps would spend budget and move nothing: a layer's A has no gradient while its B is zero.
+        """Refuse a run whose steps would spend budget and move nothing, since none of them trains what starts at zero.
 
         Raises:
-            ConfigError: the schedule does not fit the form, or no step of the run trains a B.
+            ConfigError: the schedule does not fit the form, or never trains the form's gate.
         """
         self.schedule.fits(layout)
-        zero, directive = layout.of(LORA_B), self.merge.start(layout)
-        if not zero or self.form != "lora":
-            return
-        rounds = range(1, min(settings.num_rounds, MOST_LOOKED_AT) + 1)
-        steps = settings.train.local_steps
-        if not any(self.schedule.trained_in(layout, number, steps, directive) & zero for number in rounds):
+        gate, directive = layout.of(FORMS.get(self.form, AdapterForm).gate), self.merge.start(layout)
+        trained = self.schedule.ever(layout)
+        if not directive:  # else later rounds may train other slots than the first
+            steps, rounds = settings.train.local_steps, range(1, min(settings.num_rounds, MOST_LOOKED_AT) + 1)
+            trained = frozenset().union(*(self.schedule.trained_in(layout, t, steps, directive) for t in rounds))
+        if gate and not trained & gate:
+            part = layout[min(gate)].part
             raise ConfigError(
-                f"lora.schedule = {self.schedule.text!r}: no step of the run trains B, which starts at zero, so that A has no "
-                "gradient and ε is spent on nothing; name B too"
+                f"lora.schedule = {self.schedule.text!r}: no step of the run trains {part}, which starts at zero: what depends "
+                "on it has no gradient and takes on noise alone; let it train too"
             )
 
     def check(self, settings: Settings) -> None:

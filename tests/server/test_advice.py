@@ -78,7 +78,7 @@ def test_without_privacy_there_is_no_budget_to_spend(tmp_path: Path) -> None:
 def test_a_run_that_never_trains_b_is_refused_before_a_step(schedule: str, rounds: int, steps: int, tmp_path: Path) -> None:
     settings = small(tmp_path, lora__schedule=schedule, num_rounds=rounds, train__local_steps=steps)
     for refused in (lambda: make_plan(settings), lambda: run_federation(settings, grid=None)):  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match=r"^lora\.schedule = .*no step of the run trains B"):
+        with pytest.raises(ConfigError, match=r"^lora\.schedule = .*no step of the run trains lora_B"):
             refused()
 
 
