@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image as Pil
 from PIL import ImageOps
 
+AT_ONCE = 1 << 20  # pixels
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of one channel with more than eight bits
 
 
@@ -22,9 +23,14 @@ def as_shown(picture: Pil.Image, mode: str) -> Pil.Image:
 
 
 def _scaled(picture: Pil.Image) -> Pil.Image:
-    values = np.asarray(picture, dtype=np.float64)
-    finite = np.isfinite(values)
-    low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0.0, 0.0)
-    span = (high - low) or 1.0
-    scaled = np.where(finite, (np.where(finite, values, low) - low) / span, 0.0)
-    return Pil.fromarray(np.round(255 * scaled).astype(np.uint8), "L")
+    """Some rows at a time: in float64 a whole picture could take more memory than a site has."""
+    values = np.asarray(picture)
+    rows = max(1, AT_ONCE // max(1, values.shape[1]))
+    bands = [slice(start, start + rows) for start in range(0, len(values), rows)]
+    ends = [(float(known.min()), float(known.max())) for band in bands if (known := values[band][np.isfinite(values[band])]).size]
+    low, high = min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=0.0)
+    shown = np.zeros(values.shape, np.uint8)
+    for band in bands:
+        finite = np.isfinite(values[band])
+        shown[band][finite] = np.round(255 * ((values[band][finite].astype(np.float64) - low) / ((high - low) or 1.0)))
+    return Pil.fromarray(shown, "L")

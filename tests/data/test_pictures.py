@@ -40,6 +40,13 @@ def test_deep_pictures_go_from_their_own_black_to_their_own_white(dtype: Any, ki
     )
 
 
+def test_a_large_picture_is_scaled_as_a_whole() -> None:
+    """It is computed in bands of rows, none of which may have a black and a white of its own."""
+    values = np.tile(np.arange(1500, dtype=np.uint16)[:, None], (1, 1100))
+    shown = np.asarray(as_shown(stored(values, "png"), "L"))
+    assert np.array_equal(shown[:, 0], np.round(np.arange(1500) / 1499 * 255)) and (shown == shown[:, :1]).all()
+
+
 @given(arrays(np.float32, (4, 5), elements=st.floats(width=32)))
 def test_any_values_become_a_picture(values: Any) -> None:
     shown = np.asarray(as_shown(stored(values, "tiff"), "L")).astype(int)
