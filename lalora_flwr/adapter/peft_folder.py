@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -58,10 +57,9 @@ def finish_folder(folder: Path, base: BaseModel, *, trained: bool) -> None:
     base.save_config(folder)
 
 
-def _frozen_head(base: BaseModel) -> Mapping[str, Tensor]:
-    def named() -> Iterator[tuple[str, Tensor]]:
-        for name, module in head_modules(base).items():
-            for own, value in module.state_dict().items():
-                yield f"{WRAPPED}{name}.{own}", value.detach().cpu().to(torch.promote_types(value.dtype, torch.float32))
-
-    return dict(named())
+def _frozen_head(base: BaseModel) -> dict[str, Tensor]:
+    found = {}
+    for name, module in head_modules(base).items():
+        for own, value in module.state_dict().items():
+            found[f"{WRAPPED}{name}.{own}"] = value.detach().cpu().to(torch.promote_types(value.dtype, torch.float32))
+    return found

@@ -84,7 +84,8 @@ def timm_model(
     head = published.get("classifier", "head")
     if not isinstance(head, str):
         raise ConfigError(f"model.name = {settings.name!r}: has {len(head)} heads; choose a model with one")
-    fresh = not settings.pretrained or published.get("num_classes") != len(facts.labels)
+    classes = module.num_classes if files else published.get("num_classes")  # as the weights have them; without, as they should
+    fresh = not settings.pretrained or classes != len(facts.labels)
     if files and fresh:
         module.reset_classifier(len(facts.labels))
     through_modules(module)

@@ -43,8 +43,10 @@ def model_card(summary: Summary, settings: Settings, base: BaseModel, adapter: A
 
 def loading(base: BaseModel) -> list[str]:
     """Lines of Python that make ``model``, the run's own, from the adapter's folder and the published base model."""
-    cast = {torch.bfloat16: "bfloat16", torch.float16: "half"}.get(next(base.module.parameters()).dtype, "float")
-    load = f"model = PeftModel.from_pretrained(base.{cast}(), adapter).eval()"
+    cast = "float()"
+    if next(base.module.parameters()).dtype == torch.bfloat16:
+        cast = "bfloat16().float()" if base.labels else "bfloat16()"  # a classifier's head is kept in float32
+    load = f"model = PeftModel.from_pretrained(base.{cast}, adapter).eval()"
     return ["from peft import PeftModel", 'adapter = "."  # this folder', *base.published.loading, load]
 
 

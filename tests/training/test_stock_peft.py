@@ -83,10 +83,22 @@ CASES: dict[str, Prepare] = {
     "gpt2": language("gpt2"),
     "llama": language("llama"),
 }
-FRESH = {"swin, new head", "vit, new head left frozen", "roberta, new head left frozen", "distilbert, new head"} | {
-    name for name in CASES if name.startswith(("gpt2 c", "mean"))
+CASES |= {  # weights rounded as on the run; what is computed with them is float32 for a classifier
+    f"{name}, bfloat16": lambda folder, prepare=CASES[name]: {**prepare(folder), "model__dtype": "bfloat16"}
+    for name in ("swin, new head", "distilbert, new head", "mean, new head left frozen", "gpt2")
 }
-TRAINED = {name for name in CASES if name.endswith(("trained", "new head"))}
+
+
+def plain(case: str) -> str:
+    return case.removesuffix(", bfloat16")
+
+
+def is_new(case: str) -> bool:
+    return "new head" in case and case != "bert, new head"  # whose weights hold one, which is trained all the same
+
+
+def is_trained(case: str) -> bool:
+    return plain(case).endswith(("trained", "new head"))
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +143,10 @@ def elsewhere(runs: dict[str, Finished]) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_the_runs_model(case: str, runs: dict[str, Finished], elsewhere: dict[str, dict[str, Any]]) -> None:
     said, summary = elsewhere[case], runs[case].summary
-    assert said["same"] < 1e-4 and said["merged"] < 1e-3
+    rounded = case != plain(case)  # the run's activations are, too
+    assert said["same"] < (0.1 if rounded else 1e-4) and said["merged"] < (0.1 if rounded else 1e-3)
     if summary["labels"]:
-        assert said["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-6)
+        assert said["accuracy"] == pytest.approx(summary["accuracy"], abs=0.1 if rounded else 1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -147,8 +160,8 @@ def test_a_new_head_is_trained_unless_it_is_to_stay_frozen_and_saved_either_way(
     folder = run.path / "adapter"
     saved = load_file(folder / "adapter_model.safetensors")
     heads = [name for name in saved if "lora_" not in name] or list((folder / "head.safetensors").parent.glob("head.*"))
-    assert any("lora_" not in name for name in run.checkpoint) == (case in TRAINED)
-    assert bool(heads) == (case in FRESH | TRAINED or case.startswith("bert"))
+    assert any("lora_" not in name for name in run.checkpoint) == is_trained(case)
+    assert bool(heads) == (is_new(case) or is_trained(case) or case.startswith("bert"))
 
 
 @pytest.mark.parametrize("case", CASES)
