@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lalora_flwr.compare.grid import EPSILON, RESERVED, SEED, VARIANT, Grid, label_of
-from lalora_flwr.ground.labels import epsilon_label
+from lalora_flwr.ground.words import epsilon_label
 from lalora_flwr.settings import Settings, Value, flatten, settings_from
 
 TUNING, FINAL = "tuning", "final"

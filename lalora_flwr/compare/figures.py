@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lalora_flwr.compare.results import Result, by_epsilon, by_method
 from lalora_flwr.compare.table import spread
-from lalora_flwr.ground.labels import epsilon_label
+from lalora_flwr.ground.words import epsilon_label
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

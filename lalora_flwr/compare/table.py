@@ -12,7 +12,7 @@ from lalora_flwr.compare.cells import Labels, Tuned, tuned_label
 from lalora_flwr.compare.grid import LR, label_of
 from lalora_flwr.compare.results import Result, by_epsilon, by_method
 from lalora_flwr.compare.tuning import WORST, Choice, choose
-from lalora_flwr.ground.labels import epsilon_label
+from lalora_flwr.ground.words import epsilon_label
 from lalora_flwr.settings import Value
 
 

@@ -38,9 +38,12 @@ def _advice(settings: Settings, plan: Plan, records: int) -> Iterator[str]:
     drawn, sites = settings.sites_per_round, settings.num_supernodes
     fair = math.ceil(settings.num_rounds * drawn / sites)
     if fair < settings.rounds_per_site:
+        limit = f"fraction-train = {settings.fraction_train:g}"
+        if settings.privacy.max_rounds:
+            limit = f"privacy.max-rounds = {settings.privacy.max_rounds}"
         fewer = dataclasses.replace(settings, privacy=dataclasses.replace(settings.privacy, max_rounds=fair))
         yield (
-            f"fraction-train = {settings.fraction_train:g}: σ is calibrated for {settings.rounds_per_site} rounds; a site serves "
+            f"{limit}: σ is calibrated for {settings.rounds_per_site} rounds; a site serves "
             f"{settings.num_rounds * drawn / sites:.3g} on average. privacy.max-rounds = {fair} needs σ = "
             f"{mechanism_for(fewer, records).noise_multiplier:.3f}, not {mechanism_for(settings, records).noise_multiplier:.3f}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lalora_flwr.ground.labels import epsilon_label
+from lalora_flwr.ground.words import epsilon_label
 from lalora_flwr.server.metrics import RoundMetrics
 from lalora_flwr.settings import Settings
 
