@@ -12,7 +12,20 @@ import lalora_flwr
 
 ROOT = Path(lalora_flwr.__file__).parent
 ORDER = (  # low to high; docs/architecture.md says what each holds
-    *("ground", "settings", "privacy", "ledger", "wire", "data", "models", "adapter", "gradients", "methods", "training"),
+    *(
+        "ground",
+        "settings",
+        "privacy",
+        "ledger",
+        "wire",
+        "tasks",
+        "data",
+        "models",
+        "adapter",
+        "gradients",
+        "methods",
+        "training",
+    ),
     *("site", "server", "engines", "compare", "cli", "__main__", "client_app", "server_app"),
 )
 FILES = sorted(ROOT.rglob("*.py"))

@@ -14,7 +14,7 @@ from rich.console import Console
 from lalora_flwr.cli.early import check_early, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError, Interrupted
-from lalora_flwr.server.metrics import CONFIG, SUMMARY, RoundMetrics, Summary
+from lalora_flwr.server.metrics import CONFIG, HEADLINE_OF, HEADLINES, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.settings import Settings, read_toml, settings_from
 
 
@@ -41,9 +41,8 @@ class Progress:
         self._status.stop()
 
     def header(self) -> None:
-        self._console.print(
-            f"{'round':>9}  {'accuracy':>8}  {'loss':>7}  {'ε spent':>12}  {'sites':>5}  {'seconds':>7}  {'left':>6}"
-        )
+        metric = HEADLINES[HEADLINE_OF[self._settings.data.problem_type]]
+        self._console.print(f"{'round':>9}  {metric:>8}  {'loss':>7}  {'ε spent':>12}  {'sites':>5}  {'seconds':>7}  {'left':>6}")
 
     def __call__(self, line: RoundMetrics) -> None:
         now, done, total = time.monotonic(), line.round, self._settings.num_rounds
@@ -51,9 +50,9 @@ class Progress:
         left = f"{(now - self._first) / (done - 1) * (total - done):.0f}s" if done > 1 else ""
         due = self._settings.evaluates_after(done)
         epsilon = f"{line.epsilon:.3f}" if line.private else "non-private"
-        accuracy, loss = (_figure(line.quality.get(name)) if due else "" for name in ("accuracy", "loss"))
+        score, loss = (_figure(value) if due else "" for value in (line.score, line.quality.get("loss")))
         self._console.print(
-            f"{done:>5}/{total:<3}  {accuracy:>8}  {loss:>7}  {epsilon:>12}  {line.sites:>5}  {line.seconds:>7.1f}  {left:>6}"
+            f"{done:>5}/{total:<3}  {score:>8}  {loss:>7}  {epsilon:>12}  {line.sites:>5}  {line.seconds:>7.1f}  {left:>6}"
         )
         self._status.update(f"round {done + 1} of {total}" if done < total else "writing the adapter")
         for site, reason in line.failed_sites.items():
@@ -144,13 +143,14 @@ def smallest_site(settings: Settings) -> int:
 def report(folder: Path, console: Console) -> None:
     """The result in three lines."""
     summary = Summary.from_json(json.loads((folder / SUMMARY).read_text()))
+    name = HEADLINES[summary.metric]
     guarantee = (
         f"ε = {summary.epsilon:.3f} at δ = {summary.delta:g} (largest over sites"
         + (", seeded: describes the mechanism, not this run's secrecy)" if summary.seeded else ")")
         if summary.private
         else "NON-PRIVATE"
     )
-    console.print(f"accuracy {_figure(summary.frozen_accuracy)} (frozen model) -> {_figure(summary.accuracy)}; {guarantee}")
+    console.print(f"{name} {_figure(summary.frozen_score)} (frozen model) -> {_figure(summary.score)}; {guarantee}")
     of_sites = summary.quality.get("site_accuracy")
     if of_sites is not None:
         covered = "exact, on private records; ε does NOT cover it" if summary.leaks else "noised, which the ε above covers"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import logging
 import shutil
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.settings import Settings, settings_from
 from lalora_flwr.site.admission import ledger_for, request_for
 from lalora_flwr.site.records import NodeConfig
+from lalora_flwr.tasks import problem_of
 from lalora_flwr.training.learner import ModelStore
 
 LEAST_FREE, ROOM = 10, 200  # MiB on the ledger's disk: none for an entry, and for a year of them
@@ -125,7 +127,9 @@ def _settings(caps: Caps) -> Settings:
     """Settings of a run that fits the site."""
     family = "timm" if caps.task == "image" else "hf"
     flat = {"model.name": f"{family}/{caps.model_path or '-'}", "data.name": "sites", "data.test": "file:-"}
-    about = {"data.response": caps.response_column} if caps.task == LANGUAGE else {"data.labels": joined(caps.labels)}
+    about = {"data.labels": joined(caps.labels), "data.problem-type": caps.problem_type, "data.label-range": caps.label_range}
+    if caps.task == LANGUAGE:
+        about = {"data.response": caps.response_column}
     longest = {"data.max-tokens": int(caps.max_tokens)} if caps.max_tokens < 2**20 else {}
     return pinned(caps, settings_from({**flat, **about, **longest}))
 
@@ -170,7 +174,7 @@ def _records(settings: Settings, caps: Caps, model: BaseModel | None) -> Iterato
     if own.unknown_labels:
         commonest = ", ".join(f"{label[:40]!r} {count}" for label, count in own.unknown_labels.most_common(3))
         yield Finding(WARNING, "labels", f"not among {', '.join(caps.labels)}: {commonest}")
-    yield from _classes(own, caps, unreadable)
+    yield from _classes(own, settings, caps, unreadable)
     close = 0.5 <= usable / caps.num_records <= 2
     declared = f"{caps.num_records} declared" + ("" if close else f", but there are {usable}")
     yield Finding(OK if close else WARNING, "num-records", declared)
@@ -184,14 +188,15 @@ def _columns(columns: Columns) -> Finding:
     return Finding(FAULT if twice else OK, "columns", text + ("; one column cannot be two things" if twice else ""))
 
 
-def _classes(own: OwnRecords, caps: Caps, unreadable: list[int]) -> Iterator[Finding]:
+def _classes(own: OwnRecords, settings: Settings, caps: Caps, unreadable: list[int]) -> Iterator[Finding]:
     if not caps.labels:
         return
-    per_class = list(own.per_class)
-    for class_of in unreadable:
-        per_class[class_of] -= 1
-    counts = ", ".join(f"{label} {count}" for label, count in zip(caps.labels, per_class, strict=True))
-    there = all(per_class)
+    lost: tuple[int, ...] = ()
+    if unreadable and isinstance(own.records, ImageRecords):
+        lost = problem_of(settings.data).counts(own.records.labels[unreadable], len(caps.labels))
+    usable = [found - less for found, less in itertools.zip_longest(own.per_class, lost, fillvalue=0)]
+    counts = ", ".join(f"{label} {count}" for label, count in zip(caps.labels, usable, strict=True))
+    there = all(usable)
     yield Finding(OK if there else WARNING, "classes", counts + ("" if there else "; a class has no record"))
 
 
@@ -204,11 +209,10 @@ def _as_they_are(rows: Rows) -> RecordSet:
 
 
 def _unreadable(records: RecordSet) -> list[int]:
-    """The class of each image that cannot be read."""
+    """The places of the images that cannot be read."""
     if not isinstance(records, ImageRecords):
         return []
-    labels = records.labels.tolist()
-    return [labels[i] for i in range(len(records)) if not len(records.batch(torch.tensor([i]))[1])]
+    return [i for i in range(len(records)) if not len(records.batch(torch.tensor([i]))[1])]
 
 
 def _key(file: Path) -> Finding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lalora_flwr.compare.grid import EPSILON, LR, label_of
-from lalora_flwr.compare.results import Result, varying
+from lalora_flwr.compare.results import Result, metric_name, varying
 from lalora_flwr.settings import Kind, keys_of
 
 
@@ -43,8 +43,9 @@ def _equal(final: Sequence[Result], tuned: str | None) -> str:
     return (
         f"same ε in a column and δ = {values['privacy.delta']:g}; same {values['num-rounds']} rounds, "
         f"{values['train.local-steps']} local steps and expected batch of {values['train.batch-size']} on "
-        f"{values['num-supernodes']} sites; accuracy of the last round; {lr}; {len(seeds)} seed{'s' * (len(seeds) != 1)} "
-        f"({', '.join(map(str, seeds))}); model {values['model.name']}, data {values['data.name']}"
+        f"{values['num-supernodes']} sites; {metric_name(final)} of the last round; {lr}; "
+        f"{len(seeds)} seed{'s' * (len(seeds) != 1)} ({', '.join(map(str, seeds))}); "
+        f"model {values['model.name']}, data {values['data.name']}"
     )
 
 

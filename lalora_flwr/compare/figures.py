@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lalora_flwr.compare.results import Result, by_epsilon, by_method
+from lalora_flwr.compare.results import Result, by_epsilon, by_method, metric_name
 from lalora_flwr.compare.table import spread
 from lalora_flwr.ground.words import epsilon_label
 
@@ -28,7 +28,7 @@ Style = Mapping[str, Any]  # of matplotlib's plots
 
 def figures(results: Sequence[Result]) -> Iterator[tuple[str, Figure]]:
     """Names and matplotlib figures of all plots that make sense for these runs."""
-    usable = [result for result in results if result.accuracy is not None]
+    usable = [result for result in results if result.score is not None]
     final = [result for result in usable if result.is_final]
     styles = _styles([result.method for result in results])
     stems = _styles([result.stem for result in results])
@@ -64,7 +64,7 @@ def _stems(results: Sequence[Result]) -> Iterator[tuple[tuple[str, float], list[
     yield from found.items()
 
 
-def _panels(epsilons: Sequence[float], xlabel: str) -> tuple[Figure, dict[float, Axes]]:
+def _panels(epsilons: Sequence[float], xlabel: str, metric: str) -> tuple[Figure, dict[float, Axes]]:
     """One panel an ε, up to three in a row, on one scale."""
     from matplotlib.figure import Figure
 
@@ -81,7 +81,7 @@ def _panels(epsilons: Sequence[float], xlabel: str) -> tuple[Figure, dict[float,
             axes.set_xlabel(xlabel)
             axes.tick_params(labelbottom=True)
         if index % columns == 0:
-            axes.set_ylabel("test accuracy (%)")
+            axes.set_ylabel(f"test {metric} (%)")
     return figure, dict(zip(epsilons, grid, strict=False))
 
 
@@ -124,7 +124,7 @@ def _band(axes: Axes, xs: Sequence[float], means: Sequence[float], stds: Sequenc
 
 
 def _frozen(axes: Axes, results: Sequence[Result]) -> None:
-    found = {value for result in results if (value := result.frozen_accuracy) is not None}
+    found = {value for result in results if (value := result.frozen_score) is not None}
     if len(found) == 1:
         axes.axhline(100 * found.pop(), linestyle=(0, (4, 3)), linewidth=1, color="0.45", label=FROZEN, zorder=1)
 
@@ -147,24 +147,24 @@ def _curves(
 
 
 def _round_points(result: Result) -> list[Point]:
-    return [(line.round, line.accuracy) for line in result.metrics if line.accuracy is not None]
+    return [(line.round, line.score) for line in result.metrics if line.score is not None]
 
 
 def _byte_points(result: Result) -> list[Point]:
     sent, points = 0, []
     for line in result.metrics:
         sent += line.bytes_up
-        if line.accuracy is not None:
-            points.append((sent / 1e6, line.accuracy))
+        if line.score is not None:
+            points.append((sent / 1e6, line.score))
     return points
 
 
 def by_round(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
-    """Accuracy against round, with a band of one standard deviation."""
+    """Score against round, with a band of one standard deviation."""
     from matplotlib.ticker import MaxNLocator
 
     groups = by_epsilon(final)
-    figure, panels = _panels(list(groups), "round")
+    figure, panels = _panels(list(groups), "round", metric_name(final))
     for epsilon, results in groups.items():
         axes = panels[epsilon]
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -177,9 +177,9 @@ def by_round(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
 
 
 def by_bytes(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
-    """Accuracy against what all sites have sent up so far, with a band of one standard deviation."""
+    """Score against what all sites have sent up so far, with a band of one standard deviation."""
     groups = by_epsilon(final)
-    figure, panels = _panels(list(groups), "sent up by all sites (MB)")
+    figure, panels = _panels(list(groups), "sent up by all sites (MB)", metric_name(final))
     for epsilon, results in groups.items():
         for method, xs, means, stds in _curves(results, _byte_points):
             panels[epsilon].plot(xs, means, label=method, markevery=max(1, len(xs) // 8), **styles[method])
@@ -190,7 +190,7 @@ def by_bytes(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
 
 
 def by_privacy(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
-    """Accuracy of the last round against ε; without privacy is a place of its own at the end."""
+    """Score of the last round against ε; without privacy is a place of its own at the end."""
     from matplotlib.figure import Figure
 
     epsilons = list(by_epsilon(final))
@@ -212,16 +212,16 @@ def by_privacy(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
         )
     _frozen(axes, final)
     axes.set_xticks(range(len(epsilons)), ["none" if math.isinf(eps) else f"{eps:g}" for eps in epsilons])
-    axes.set(xlabel="ε (none: without privacy)", ylabel="test accuracy (%)")
+    axes.set(xlabel="ε (none: without privacy)", ylabel=f"test {metric_name(final)} (%)")
     axes.margins(x=0.08)
     _legend(figure, [axes], _note(final, "bars"))
     return figure
 
 
 def by_learning_rate(tried: Sequence[Result], final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
-    """Mean accuracy against the learning rate; a ring marks what the final runs used."""
+    """Mean score against the learning rate; a ring marks what the final runs used."""
     groups = by_epsilon(tried)
-    figure, panels = _panels(list(groups), "learning rate")
+    figure, panels = _panels(list(groups), "learning rate", metric_name(tried))
     chosen = {(result.stem, result.epsilon): result.lr for result in final}
     ticks = sorted({result.lr for result in tried})
     for (stem, epsilon), runs in _stems(tried):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lalora_flwr.compare.cells import Cell, Role, tuned_label
-from lalora_flwr.compare.results import is_finished, saved_accuracy
-from lalora_flwr.server.metrics import METRICS
+from lalora_flwr.compare.results import is_finished, saved_score
+from lalora_flwr.server.metrics import HEADLINE_OF, HEADLINES, METRICS
 
 
 class Progress:
@@ -31,7 +31,7 @@ class Progress:
         self._rows, self._total, self._runs, self._console, self._workers = list(rows), total, runs, console, workers
         self._stage = ""
         self._roles: dict[str, list[Role]] = {}  # of the stage, by cell
-        self._accuracy: dict[str, float | None] = {}  # of finished cells, by name
+        self._score: dict[str, float | None] = {}  # of finished cells, by name
         self._failed: set[str] = set()
         self._running: dict[str, tuple[Cell, float]] = {}
         self._seconds: list[float] = []
@@ -54,8 +54,8 @@ class Progress:
         for role in roles:
             self._roles.setdefault(role.cell.name, []).append(role)
         for cell in self._roles:
-            if cell not in self._accuracy and is_finished(self._runs / cell):
-                self._accuracy[cell] = saved_accuracy(self._runs / cell)
+            if cell not in self._score and is_finished(self._runs / cell):
+                self._score[cell] = saved_score(self._runs / cell)
         self.tick()
 
     def started(self, cell: Cell) -> None:
@@ -65,7 +65,7 @@ class Progress:
         seconds = time.monotonic() - self._running.pop(cell.name)[1]
         self._seconds.append(seconds)
         if failure is None:
-            self._accuracy[cell.name] = saved_accuracy(self._runs / cell.name)
+            self._score[cell.name] = saved_score(self._runs / cell.name)
         else:
             self._failed.add(cell.name)
         if self._live is None:
@@ -76,8 +76,8 @@ class Progress:
             self._live.update(self.render(), refresh=True)
 
     def _line(self, cell: Cell, failure: str | None, seconds: float) -> str:
-        said = f"failed: {' '.join(failure.split())}" if failure else f"accuracy {_percent(self._accuracy.get(cell.name))}"
-        done = len(self._accuracy) + len(self._failed)
+        said = f"failed: {' '.join(failure.split())}" if failure else f"{_metric([cell])} {_percent(self._score.get(cell.name))}"
+        done = len(self._score) + len(self._failed)
         left = self._left()
         return f"[{done}/{self._total}] {self._stage}: {self._name(cell)}: {said} ({seconds:.1f} s{left and f'; {left} left'})"
 
@@ -87,7 +87,7 @@ class Progress:
 
     def _left(self) -> str:
         """A guess from the cells that ended so far; empty while there is none."""
-        remaining = self._total - len(self._accuracy) - len(self._failed)
+        remaining = self._total - len(self._score) - len(self._failed)
         if not self._seconds or remaining <= 0:
             return ""
         now = time.monotonic()
@@ -97,12 +97,20 @@ class Progress:
 
     def render(self) -> RenderableType:
         """The table and a line for the whole."""
-        table = Table("combination", "runs", "accuracy", "now", box=None, header_style="bold", pad_edge=False)
+        table = Table(
+            "combination",
+            "runs",
+            _metric([r[0].cell for r in self._roles.values()]),
+            "now",
+            box=None,
+            header_style="bold",
+            pad_edge=False,
+        )
         rows = self._rows_that_fit()
         for row in rows:
             table.add_row(*self._cells_of(row))
         hidden = len(self._rows) - len(rows)
-        done, left = len(self._accuracy) + len(self._failed), self._left()
+        done, left = len(self._score) + len(self._failed), self._left()
         total = f"{self._stage}: {done} of {self._total} runs" + (f", {len(self._failed)} failed" if self._failed else "")
         total += f", about {left} left" if left else ""
         return Group(table, Text(total + (f" ({hidden} more rows)" if hidden else ""), style="bold"))
@@ -113,14 +121,14 @@ class Progress:
         if len(self._rows) <= room:
             return self._rows
         at_work = {role.row for cell in self._running for role in self._roles[cell]}
-        waiting = {r.row for cell, roles in self._roles.items() if cell not in self._accuracy for r in roles}
+        waiting = {r.row for cell, roles in self._roles.items() if cell not in self._score for r in roles}
         ranked = sorted(self._rows, key=lambda row: (row not in at_work, row not in waiting))
         return sorted(ranked[:room], key=self._rows.index)
 
     def _cells_of(self, row: str) -> tuple[str, str, str, str]:
         mine = [cell for cell, roles in self._roles.items() if any(role.row == row for role in roles)]
-        done = [cell for cell in mine if cell in self._accuracy or cell in self._failed]
-        found = [a for cell in mine if (a := self._accuracy.get(cell)) is not None]
+        done = [cell for cell in mine if cell in self._score or cell in self._failed]
+        found = [a for cell in mine if (a := self._score.get(cell)) is not None]
         running = [cell for cell in mine if cell in self._running]
         now = "; ".join(self._state(self._running[cell][0]) for cell in running)
         if not running:
@@ -140,5 +148,10 @@ class Progress:
         return f"{named}seed {cell.settings.seed}: round {rounds}/{cell.settings.num_rounds}"
 
 
-def _percent(accuracy: float | None) -> str:
-    return "none" if accuracy is None else f"{100 * accuracy:.1f}"
+def _metric(cells: Iterable[Cell]) -> str:
+    names = dict.fromkeys(HEADLINES[HEADLINE_OF[cell.settings.data.problem_type]] for cell in cells)
+    return " or ".join(names) or HEADLINES["accuracy"]
+
+
+def _percent(score: float | None) -> str:
+    return "none" if score is None else f"{100 * score:.1f}"

@@ -15,11 +15,11 @@ from typing import cast
 from lalora_flwr.compare.cells import Labels, Tuned, method_label
 from lalora_flwr.compare.grid import EPSILON, LR, RESERVED, SEED, label_of
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.server.metrics import CONFIG, METRICS, SUMMARY, RoundMetrics, Summary
+from lalora_flwr.server.metrics import CONFIG, HEADLINES, METRICS, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.settings import Kind, Value, keys_of, read_toml
 
 PERFORMANCE = keys_of(Kind.PERFORMANCE)
-AFTER_METRICS = ("frozen_accuracy", "epsilon", "noise_multiplier", "sample_rate", "bytes_up", "bytes_down", "seconds")
+AFTER_METRICS = ("epsilon", "noise_multiplier", "sample_rate", "bytes_up", "bytes_down", "seconds")
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,15 @@ class Result:
         return float(self.values[LR])
 
     @property
-    def accuracy(self) -> float | None:
-        """Of the last round, 0 to 1; None if the run failed or diverged."""
-        value = self.summary.accuracy if self.summary else None
+    def score(self) -> float | None:
+        """The headline metric of the last round; None if the run failed or diverged."""
+        value = self.summary.score if self.summary else None
         return value if value is not None and math.isfinite(value) else None
 
     @property
-    def frozen_accuracy(self) -> float | None:
+    def frozen_score(self) -> float | None:
         """The same before training."""
-        return self.summary.frozen_accuracy if self.summary else None
+        return self.summary.frozen_score if self.summary else None
 
     @property
     def seeded(self) -> bool:
@@ -110,9 +110,15 @@ def read_run(folder: Path) -> tuple[dict[str, Value], Summary, tuple[RoundMetric
         raise ConfigError(f"{folder}: not a finished run: {error}") from None
 
 
-def saved_accuracy(folder: Path) -> float | None:
-    """The last round's accuracy of a finished run."""
-    return _summary(folder).accuracy
+def saved_score(folder: Path) -> float | None:
+    """The headline metric of a finished run's last round."""
+    return _summary(folder).score
+
+
+def metric_name(results: Iterable[Result]) -> str:
+    """The headline metric of these runs, as people call it; several if the tasks differ."""
+    names = dict.fromkeys(HEADLINES[result.summary.metric] for result in results if result.summary)
+    return " or ".join(names) or HEADLINES["accuracy"]
 
 
 def _summary(folder: Path) -> Summary:
@@ -125,17 +131,22 @@ def varying(results: Sequence[Result]) -> list[str]:
     return [key for key in keys if len({repr(result.values.get(key)) for result in results}) > 1]
 
 
-def task_metrics(results: Iterable[Result]) -> list[str]:
-    """What only some tasks measure: F1, exact match, ..."""
+def task_metrics(results: Sequence[Result]) -> list[str]:
+    """What the tasks measure besides: F1, exact match, ..."""
     names = dict.fromkeys(name for result in results if result.summary for name in result.summary.quality)
-    return [name for name in names if name not in ("accuracy", "loss")]
+    return [name for name in names if name not in (*_headlines(results), "loss")]
+
+
+def _headlines(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(result.summary.metric for result in results if result.summary)) or ["accuracy"]
 
 
 def csv_text(results: Sequence[Result], out: Path) -> str:
     """One line a run; paths are relative to ``out``."""
     fixed = ["strategy", EPSILON, SEED, LR]
     keys = fixed + [key for key in varying(results) if key not in fixed]
-    metrics = ["accuracy", "loss", *task_metrics(results), *AFTER_METRICS]
+    names = _headlines(results)
+    metrics = [*names, "loss", *task_metrics(results), *(f"frozen_{name}" for name in names), *AFTER_METRICS]
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(["method", "stage", *keys, *metrics, "run", "failure"])

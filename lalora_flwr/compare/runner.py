@@ -13,7 +13,7 @@ from lalora_flwr.compare.cells import Cell, Labels, Plan, Role, unique
 from lalora_flwr.compare.folder import RUNS, claim, locked, results_of, save_roles, write_report
 from lalora_flwr.compare.live import Progress
 from lalora_flwr.compare.pool import Job, Pool, run_cell
-from lalora_flwr.compare.results import is_finished, saved_accuracy
+from lalora_flwr.compare.results import is_finished, saved_score
 from lalora_flwr.compare.table import Tuning, markdown
 from lalora_flwr.compare.tuning import Choice, choose_all
 from lalora_flwr.ground.errors import RunFailed
@@ -69,7 +69,7 @@ class Comparison:
                 self._stage("running", list(plan.final), progress, pool)
                 return list(plan.final), {}
             self._stage("tuning", tuning, progress, pool)
-            choices = choose_all(tuning, self._accuracies(tuning), plan.grid.tune)
+            choices = choose_all(tuning, self._scores(tuning), plan.grid.tune)
             final = [role for role in plan.final if role.tuned == choices[role.labels].winner]
             self._stage("final", final, progress, pool)
         return [*tuning, *final], choices
@@ -88,9 +88,9 @@ class Comparison:
     def _is_done(self, cell: Cell) -> bool:
         return cell.name in self.failures or is_finished(self.out / RUNS / cell.name)
 
-    def _accuracies(self, roles: Sequence[Role]) -> dict[str, float | None]:
+    def _scores(self, roles: Sequence[Role]) -> dict[str, float | None]:
         names = {role.cell.name for role in roles} - set(self.failures)
-        return {name: saved_accuracy(self.out / RUNS / name) for name in names}
+        return {name: saved_score(self.out / RUNS / name) for name in names}
 
     def _judge(self, roles: Sequence[Role], choices: dict[Labels, Choice]) -> None:
         """A failed tuning run only loses its value the choice; anything less than all final runs is a failure."""
@@ -101,7 +101,7 @@ class Comparison:
         if failed:
             raise RunFailed(f"{len(failed)} of {len(final)} runs failed, the first with: {self.failures[failed[0]]}; {where}")
         if lost:
-            first = next(iter(self.failures.values()), "no run has a finite accuracy")
+            first = next(iter(self.failures.values()), "no run has a finite score")
             raise RunFailed(f"no tuned value works for {len(lost)} of {len(choices)} combinations, the first: {first}; {where}")
 
 

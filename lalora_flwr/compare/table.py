@@ -1,4 +1,4 @@
-"""The comparison as Markdown: what makes it fair, the accuracies, and how the tuned values were chosen."""
+"""The comparison as Markdown: what makes it fair, the scores, and how the tuned values were chosen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from lalora_flwr.compare import budget
 from lalora_flwr.compare.cells import Labels, Tuned, tuned_label
 from lalora_flwr.compare.grid import LR, label_of
-from lalora_flwr.compare.results import Result, by_epsilon, by_method
+from lalora_flwr.compare.results import Result, by_epsilon, by_method, metric_name
 from lalora_flwr.compare.tuning import WORST, Choice, choose
 from lalora_flwr.ground.words import epsilon_label
 from lalora_flwr.settings import Value
@@ -26,16 +26,16 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Spread:
-    """Accuracies of one table cell over the seeds; ``std`` is the sample standard deviation (nan for one run)."""
+    """Scores of one table cell over the seeds; ``std`` is the sample standard deviation (nan for one run)."""
 
     mean: float
     std: float
     count: int
 
     @staticmethod
-    def of(accuracies: Sequence[float]) -> Spread:
-        std = statistics.stdev(accuracies) if len(accuracies) > 1 else math.nan
-        return Spread(statistics.fmean(accuracies), std, len(accuracies))
+    def of(scores: Sequence[float]) -> Spread:
+        std = statistics.stdev(scores) if len(scores) > 1 else math.nan
+        return Spread(statistics.fmean(scores), std, len(scores))
 
     @property
     def error(self) -> float:
@@ -47,8 +47,8 @@ class Spread:
 
 
 def spread(results: Sequence[Result]) -> Spread | None:
-    """Over the runs that have an accuracy; None if there is none."""
-    found = [result.accuracy for result in results if result.accuracy is not None]
+    """Over the runs that have a score; None if there is none."""
+    found = [result.score for result in results if result.score is not None]
     return Spread.of(found) if found else None
 
 
@@ -66,7 +66,7 @@ def choices_of(results: Sequence[Result], axes: Mapping[str, tuple[Value, ...]])
     scores: dict[Labels, dict[Tuned, list[float | None]]] = {}
     for result in results:
         if result.is_tuning:
-            scores.setdefault(result.labels, {}).setdefault(result.tuned, []).append(result.accuracy)
+            scores.setdefault(result.labels, {}).setdefault(result.tuned, []).append(result.score)
     return {labels: choose(by_value, axes) for labels, by_value in scores.items()}
 
 
@@ -81,7 +81,7 @@ def markdown(results: Sequence[Result], tuning: Tuning | None = None) -> str:
     choices = choices_of(results, tuning.axes) if tuning else {}
     parts = ["# Comparison"]
     if final:
-        parts += [*budget.rule(final, tuning_text(results, tuning) if tuning else None), *_accuracies(final, choices)]
+        parts += [*budget.rule(final, tuning_text(results, tuning) if tuning else None), *_scores(final, choices)]
     else:
         parts.append("No tuned value has a finished run for every seed, so there is nothing to compare.")
     if frozen := _frozen(final):
@@ -108,15 +108,20 @@ def tuning_text(results: Sequence[Result], tuning: Tuning) -> str:
     if tuning.only_tuning:
         on += " with " + ", ".join(f"{key} = {label_of(value)}" for key, value in tuning.only_tuning.items())
     if not any(key.startswith("data.test") for key in tuning.only_tuning):
-        on += ", by the accuracy on the same test records that the table reports, which makes the best a little optimistic"
+        on += f", by the {metric_name(runs)} on the same test records that the table reports"
+        on += ", which makes the best a little optimistic"
     return keys + on
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _accuracies(final: Sequence[Result], choices: Mapping[Labels, Choice]) -> list[str]:
+def _scores(final: Sequence[Result], choices: Mapping[Labels, Choice]) -> list[str]:
     """The table and its footnotes."""
     columns = by_epsilon(final)
     rows = list(dict.fromkeys(result.method for result in final))
@@ -137,7 +142,7 @@ def _accuracies(final: Sequence[Result], choices: Mapping[Labels, Choice]) -> li
             edge |= bool(choice and choice.edge)
             texts.append(_cell(runs, choice, show_lr, bold=leaders[epsilon] == name))
         lines.append(_line(name, *texts))
-    notes = ["Accuracy of the last round in percent, mean ± sample standard deviation over the seeds."]
+    notes = [f"{_capital(metric_name(final))} of the last round in percent, mean ± sample standard deviation over the seeds."]
     if len(rows) > 1:
         notes.append(_bold_note(any(leaders.values())))
     if edge:
@@ -167,7 +172,7 @@ def _line(*cells: str) -> str:
 
 
 def _frozen(final: Sequence[Result]) -> str:
-    found = {round(100 * value, 1) for result in final if (value := result.frozen_accuracy) is not None}
+    found = {round(100 * value, 1) for result in final if (value := result.frozen_score) is not None}
     if not found:
         return ""
     low, high = min(found), max(found)
@@ -175,7 +180,7 @@ def _frozen(final: Sequence[Result]) -> str:
 
 
 def _tuning_table(results: Sequence[Result], choices: Mapping[Labels, Choice]) -> list[str]:
-    """Mean accuracy of the tuning runs by value; the chosen one is marked."""
+    """Mean score of the tuning runs by value; the chosen one is marked."""
     values = list(dict.fromkeys(tuned for choice in choices.values() for tuned in choice.means))
     sample = {result.labels: result for result in results}
     lines = [_line("method", "ε", *(tuned_label(value) for value in values)), _line(*["---"] * (len(values) + 2))]
@@ -184,7 +189,7 @@ def _tuning_table(results: Sequence[Result], choices: Mapping[Labels, Choice]) -
             choice = choices[result.labels]
             texts = [_mean(choice.means.get(value), value == choice.winner) for value in values]
             lines.append(_line(name, label_of(result.epsilon), *texts))
-    note = "Mean accuracy of the tuning runs in percent; `←` marks the chosen value (of equal ones the smaller)."
+    note = f"Mean {metric_name(results)} of the tuning runs in percent; `←` marks the chosen value (of equal ones the smaller)."
     if any(mean == WORST for choice in choices.values() for mean in choice.means.values()):
         note += " failed: a run at this value failed or diverged, which counts as worst."
     return ["\n".join(lines), note]

@@ -15,7 +15,7 @@ WORST = -math.inf
 
 @dataclass(frozen=True)
 class Choice:
-    """The winner of a combination (None: no value has a finished set of runs), and every value's mean accuracy.
+    """The winner of a combination (None: no value has a finished set of runs), and every value's mean score.
 
     ``edge``: the winner is the first or the last number of an axis, so that a better one may lie beyond the grid.
     """
@@ -25,21 +25,21 @@ class Choice:
     means: Mapping[Tuned, float]
 
 
-def mean_accuracy(accuracies: Sequence[float | None]) -> float:
+def mean_score(scores: Sequence[float | None]) -> float:
     """Mean over the seeds; a value at which a run failed or diverged (None, NaN) is worse than any other."""
-    if not accuracies or any(a is None or not math.isfinite(a) for a in accuracies):
+    if not scores or any(a is None or not math.isfinite(a) for a in scores):
         return WORST
-    return statistics.fmean(a for a in accuracies if a is not None)
+    return statistics.fmean(a for a in scores if a is not None)
 
 
 def choose(scores: Mapping[Tuned, Sequence[float | None]], axes: Mapping[str, tuple[Value, ...]]) -> Choice:
     """The value with the highest mean; of equal ones the first on its axis, which is the smaller number.
 
     Args:
-        scores: last-round accuracies of the tuning runs by tuned value, in the order of the axes.
+        scores: last-round headline metrics of the tuning runs by tuned value, in the order of the axes.
         axes: all values tried, by key.
     """
-    means = {tuned: mean_accuracy(accuracies) for tuned, accuracies in scores.items()}
+    means = {tuned: mean_score(found) for tuned, found in scores.items()}
     order = sorted(means, key=lambda tuned: [axes[key].index(value) for key, value in tuned])
     best = max(order, key=lambda tuned: means[tuned], default=None)  # max keeps the first of equals
     if best is None or means[best] == WORST:
@@ -53,10 +53,10 @@ def _at_edge(value: Value, axis: tuple[Value, ...]) -> bool:
 
 
 def choose_all(
-    roles: Sequence[Role], accuracy: Mapping[str, float | None], axes: Mapping[str, tuple[Value, ...]]
+    roles: Sequence[Role], by_cell: Mapping[str, float | None], axes: Mapping[str, tuple[Value, ...]]
 ) -> dict[Labels, Choice]:
-    """The choice of every combination, from the accuracies of the tuning cells by cell name (missing: failed)."""
+    """The choice of every combination, from the scores of the tuning cells by cell name (missing: failed)."""
     scores: dict[Labels, dict[Tuned, list[float | None]]] = {}
     for role in roles:
-        scores.setdefault(role.labels, {}).setdefault(role.tuned, []).append(accuracy.get(role.cell.name))
+        scores.setdefault(role.labels, {}).setdefault(role.tuned, []).append(by_cell.get(role.cell.name))
     return {labels: choose(by_value, axes) for labels, by_value in scores.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from datasets import Dataset, Image, Value
 from torch import Tensor
 
 from lalora_flwr.data.columns import Columns
-from lalora_flwr.data.labels import as_text, label_texts, values_of
+from lalora_flwr.data.labels import indicated, label_texts, values_of
 from lalora_flwr.data.limits import LONGEST_PATH
 from lalora_flwr.data.tables import in_order
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.tasks.label_text import as_text
+from lalora_flwr.tasks.problem import Problem, Target
 
 log = logging.getLogger("lalora_flwr.site")
 HIDDEN = (None, "-1")  # what stands for a label in a test set that keeps them back
@@ -30,7 +32,7 @@ HIDDEN = (None, "-1")  # what stands for a label in a test set that keeps them b
 
 @dataclass(frozen=True)
 class Rows:
-    """Usable rows of a table, and the class of each (zeros for language modelling)."""
+    """Usable rows of a table, and the target of each as its problem has it (zeros for language modelling)."""
 
     table: Dataset
     columns: Columns
@@ -47,6 +49,7 @@ def usable_rows(
     table: Dataset,
     columns: Columns,
     labels: Sequence[str],
+    problem: Problem,
     *,
     strict: bool = False,
     folder: Path | None = None,
@@ -54,14 +57,15 @@ def usable_rows(
 ) -> Rows:
     """The rows with all that the task needs.
 
-    Left out: a missing or blank text, second text, response, image or label, and a label that is not among ``labels``. The
-    second text of a prompt may be missing. Unreadable images are found later, when they are read. Where a column
-    says which virtual site has a record, one without a site is nobody's.
+    Left out: a missing or blank text, second text, response, image or label; a label that holds anything but ``labels``, or is no
+    number within the range. The second text of a prompt may be missing. Unreadable images are found later, when they are
+    read. Where a column says which virtual site has a record, one without a site is nobody's.
 
     Args:
         table: the records.
         columns: which column is what.
-        labels: the classes, in order.
+        labels: the classes, in order; none for numbers.
+        problem: what a label is.
         strict: for public records: an unknown label is an error.
         folder: where relative paths of images start.
         left_out: gets how many rows are left out, by reason; otherwise the log does.
@@ -71,11 +75,10 @@ def usable_rows(
     """
     if folder and columns.image and _holds_texts(table, columns.image):
         table = _with_absolute_paths(table, columns.image, folder, inside=left_out is not None)
-    number = {as_text(name): i for i, name in enumerate(labels)}
+    number = {as_text(name) or "": i for i, name in enumerate(labels)}
     if len(number) < len(labels):
         raise ConfigError(f"data.labels: a class occurs twice among {', '.join(labels)[:200]}")
-    known = [True] * len(table)
-    classes = [0] * len(table)
+    targets: list[Target | None] = [0] * len(table)
     needed = {
         "its text is missing": columns.text,
         "its response is missing": columns.response,
@@ -83,27 +86,40 @@ def usable_rows(
         "its site is missing": columns.site,
     }
     there = {why: [_present(v) for v in values_of(table, column)] for why, column in needed.items() if column}
-    if columns.label:
-        texts = label_texts(table, columns.label)
-        if strict and all(text in HIDDEN and text not in number for text in texts):
-            raise ConfigError(
-                "data.test: its labels are hidden (missing, or -1); take data.test = 'split:validation' or 'hold-out:0.1'"
-            )
-        if strict and (unknown := in_order({t for t in texts if t is not None and t not in number})):
-            raise ConfigError(f"data.test: label {unknown[0]!r} is not among {', '.join(labels)[:200]}; see data.labels")
-        classes = [-1 if text is None else number.get(text, -1) for text in texts]
+    labelled = bool(columns.label or columns.indicators)
+    if labelled:
+        texts = label_texts(table, columns.label) if columns.label else indicated(table, columns.indicators)
+        targets = [None if text is None else problem.target(text, number) for text in texts]
+        if strict:
+            _check_labels(texts, targets, number, problem)
         there["its label is missing"] = [text is not None for text in texts]
-        known = [c >= 0 for c in classes]
     if columns.image:
         there["its image is missing"] = _image_present(table, columns.image)
-    there["its label is unknown"] = known
+    there[problem.unknown] = [target is not None for target in targets]
     reasons = [next((why for why, good in there.items() if not good[i]), "") for i in range(len(table))]
     rows = [i for i, why in enumerate(reasons) if not why]
     _say_left_out(left_out, Counter(filter(None, reasons)), len(table))
     if strict and not rows:
         raise ConfigError("data.test: no usable row; see data.label and data.labels")
     selected = table.select(rows) if len(rows) < len(table) else table
-    return Rows(selected, columns, torch.tensor([classes[i] for i in rows], dtype=torch.long))
+    kept = torch.tensor([targets[i] for i in rows], dtype=problem.dtype if labelled else torch.long)
+    return Rows(selected, columns, kept.reshape(len(rows), len(labels)) if labelled and problem.name == "multi-label" else kept)
+
+
+def _check_labels(
+    texts: Sequence[str | None], targets: Sequence[Target | None], number: Mapping[str, int], problem: Problem
+) -> None:
+    """
+    Raises:
+        ConfigError: labels of public records that are hidden, or are none.
+    """
+    if all(text in HIDDEN and (text is None or problem.target(text, number) is None) for text in texts):
+        raise ConfigError(
+            "data.test: its labels are hidden (missing, or -1); take data.test = 'split:validation' or 'hold-out:0.1'"
+        )
+    wrong = in_order({text for text, target in zip(texts, targets, strict=True) if text is not None and target is None})
+    if wrong:
+        raise ConfigError(f"data.test: label {wrong[0][:100]!r} is {problem.why(wrong[0], number)}")
 
 
 def _say_left_out(left_out: Counter[str] | None, found: Counter[str], rows: int) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from datasets import ClassLabel, Features, Image, LargeList, List, Value
 from datasets.features.features import FeatureType
 
+from lalora_flwr.data.class_names import declared_labels
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import DataSettings
 
@@ -31,6 +33,12 @@ class Columns:
     label: str = ""
     response: str = ""
     site: str = ""
+    indicators: tuple[str, ...] = ()  # in place of a label, one column of 0 and 1 per class
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All columns of a site's own table but the images; they are read as texts."""
+        return (self.text, self.text_pair, self.label, *self.indicators, self.response)
 
 
 def find_columns(features: Features, settings: DataSettings, task: str, *, shared: bool = False, key: str = "data.{}") -> Columns:
@@ -56,7 +64,7 @@ def find_columns(features: Features, settings: DataSettings, task: str, *, share
         found = given or next((name for name in candidates if name in names), "")
         if not found:
             raise ConfigError(f"{setting}: no column found; name one of {', '.join(names)}")
-        if wrong := _wrong_kind(features[found], what):
+        if wrong := _wrong_kind(features[found], what, settings.problem_type):
             raise ConfigError(f"{setting}: column {found!r} holds {wrong}; name another one of {', '.join(names)}")
         return found
 
@@ -65,7 +73,7 @@ def find_columns(features: Features, settings: DataSettings, task: str, *, share
         images = [name for name in names if isinstance(features[name], Image)]
         usual = [name for name in IMAGE_NAMES if not images or name in images]
         image = pick("image", settings.image, images if len(images) == 1 else usual)
-        return Columns(image=image, label=_label(features, settings, pick), site=site)
+        return Columns(image=image, site=site, **_labels(features, settings, pick))
     if task == "language":
         response = pick("response", settings.response, ())
         text = pick("text", settings.text, [name for name in PROMPT_NAMES if name != response])
@@ -73,17 +81,19 @@ def find_columns(features: Features, settings: DataSettings, task: str, *, share
     paired = [first for first, second in PAIRS.items() if second in names]  # before "sentence", which is also a second text
     text = pick("text", settings.text, [*paired, *TEXT_NAMES])
     pair = _pair(names, settings, PAIRS.get(text, ""), pick)
-    return Columns(text=text, text_pair=pair, label=_label(features, settings, pick), site=site)
+    return Columns(text=text, text_pair=pair, site=site, **_labels(features, settings, pick))
 
 
-def _wrong_kind(feature: FeatureType, key: str) -> str:
+def _wrong_kind(feature: FeatureType, key: str, problem_type: str) -> str:
     """What a column holds, if that is no use: bytes and lists would be read as Python spells them."""
     if isinstance(feature, Value):
         return "bytes, not text" if "binary" in feature.dtype and key != "image" else ""
     if key == "image":
         return "" if not isinstance(feature, dict) or {"bytes", "path"} & set(feature) else "values with neither bytes nor path"
     if isinstance(feature, list | List | LargeList) and key == "label":
-        return "lists: classes of tokens, or several of one record, are not supported"
+        if problem_type == "multi-label":
+            return ""
+        return "lists: several classes of one record need problem-type multi-label; classes of tokens are not supported"
     return "" if isinstance(feature, ClassLabel) else f"values of type {type(feature).__name__}, not text"
 
 
@@ -91,6 +101,18 @@ def _pair(names: list[str], settings: DataSettings, usual: str, pick: Pick) -> s
     if settings.text_pair == "none":
         return ""
     return pick("text-pair", settings.text_pair, (usual,)) if settings.text_pair or usual in names else ""
+
+
+class _Labels(TypedDict, total=False):
+    label: str
+    indicators: tuple[str, ...]
+
+
+def _labels(features: Features, settings: DataSettings, pick: Pick) -> _Labels:
+    classes = declared_labels(settings)
+    if settings.problem_type == "multi-label" and not settings.label and classes and set(classes) <= set(features):
+        return {"indicators": classes}
+    return {"label": _label(features, settings, pick)}
 
 
 def _label(features: Features, settings: DataSettings, pick: Pick) -> str:

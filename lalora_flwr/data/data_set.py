@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +16,9 @@ from lalora_flwr.data.records import Encode, Records, RecordSet
 from lalora_flwr.ground.cache import Cache
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import DataSettings, Settings
+from lalora_flwr.tasks import problem_of
+from lalora_flwr.tasks.problem import Problem
+from lalora_flwr.tasks.single_label import SingleLabel
 
 if TYPE_CHECKING:
     from lalora_flwr.data.stored_tables import StoredTables
@@ -27,13 +30,20 @@ class Facts:
 
     Attributes:
         task: ``image``, ``text`` or ``language``.
-        labels: names of the classes in order (numbers if only their count is declared); empty for language modelling.
+        labels: names of the classes in order (numbers if only their count is declared); empty where there are none.
         input_shape: shape of one record if the data decide it; None if the model does.
+        problem: what a label is.
     """
 
     task: str
     labels: tuple[str, ...]
     input_shape: tuple[int, ...] | None = None
+    problem: Problem = field(default_factory=SingleLabel)
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the head of a model has for them."""
+        return self.problem.outputs(self.labels)
 
 
 class DataSet(Protocol):
@@ -45,8 +55,8 @@ class DataSet(Protocol):
 
     labels: tuple[str, ...]
 
-    def classes(self) -> Sequence[int]:
-        """The class of each private record; 0 for language modelling."""
+    def classes(self) -> Sequence[float]:
+        """By what each private record can be sorted: its class, or its number; 0 where there is neither."""
 
     def owners(self) -> Sequence[str] | None:
         """Whose each private record is, if that is known."""
@@ -63,6 +73,7 @@ class Tensors:
 
     def __init__(self, named: NamedDataSet, settings: DataSettings) -> None:
         self._named, self._settings, self.labels = named, settings, named.labels
+        self._problem = problem_of(settings)
 
     @cached_property
     def _private(self) -> Records:
@@ -80,12 +91,12 @@ class Tensors:
             raise ConfigError(f"data.name = {name!r}: declares an input_shape, and gives no tensors")
         if records.inputs.shape[1:] != shape or len(records.inputs) != len(records) or not len(records):
             raise ConfigError(f"data.name = {name!r}: gives tensors {tuple(records.inputs.shape)}; must be (records, *{shape})")
-        if not 0 <= int(records.labels.min()) <= int(records.labels.max()) < len(self.labels):
-            raise ConfigError(f"data.name = {name!r}: has a label outside its {len(self.labels)} classes")
+        if wrong := self._problem.refusal(records.labels, len(self.labels)):
+            raise ConfigError(f"data.name = {name!r}: {wrong}")
         return records
 
-    def classes(self) -> Sequence[int]:
-        return [int(label) for label in self._private.labels]
+    def classes(self) -> Sequence[float]:
+        return self._problem.groups(self._private.labels)
 
     def owners(self) -> Sequence[str] | None:
         return None if self._named.owners is None else self._named.owners()
@@ -165,11 +176,12 @@ def facts(settings: Settings, read: Callable[[Settings], DataSet] = data_set) ->
         ConfigError: if the data would have to be read and cannot be.
     """
     if named := named_data_set(settings.data.name):
-        return Facts(named.task, named.labels, named.input_shape)
-    if settings.task == "language":
-        return Facts("language", ())
+        return Facts(named.task, named.labels, named.input_shape, problem_of(settings.data))
+    problem = problem_of(settings.data)
+    if settings.task == "language" or not problem.named:
+        return Facts(settings.task, (), problem=problem)
     counted = tuple(str(number) for number in range(settings.data.num_classes))
-    return Facts(settings.task, declared_labels(settings.data) or counted or read(settings).labels)
+    return Facts(settings.task, declared_labels(settings.data) or counted or read(settings).labels, problem=problem)
 
 
 def private_records(settings: Settings, read: Callable[[Settings], DataSet] = data_set) -> int:

@@ -20,7 +20,7 @@ class Holdings:
     """A partition in numbers.
 
     Attributes:
-        labels: names of the classes; one empty name for language modelling, which has none.
+        labels: names of the classes; one empty name where a record has none, or several.
         counts: records of each class, one row per site; (sites, classes).
     """
 
@@ -40,9 +40,10 @@ def holdings(settings: Settings) -> Holdings:
     """
     data = data_set(settings)
     classes = data.classes()
-    labels = data.labels or ("",)
+    one_each = settings.data.problem_type == "single-label" and data.labels
+    labels = data.labels if one_each else ("",)
     rows = site_rows(classes, settings.data, settings.seed, settings.num_supernodes, data.owners())
-    counted = [Counter(classes[row] for row in own) for own in rows]
+    counted = [Counter(int(classes[row]) if one_each else 0 for row in own) for own in rows]
     return Holdings(labels, tuple(tuple(count[c] for c in range(len(labels))) for count in counted))
 
 

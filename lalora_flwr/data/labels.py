@@ -4,44 +4,52 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 from datasets import ClassLabel, Dataset
+from datasets.features.features import FeatureType
 
 from lalora_flwr.data.tables import in_order
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.tasks.label_text import as_text
+from lalora_flwr.tasks.problem import Problem
 
 FEW_RECORDS = 20  # in a table of no more, each may have a class of its own
 FRACTION = re.compile(r"[+-]?([0-9]+\.[0-9]*[1-9][0-9]*|\.[0-9]+|[0-9.]+[eE][+-]?[0-9]+)")
 
 
-def as_text(value: object) -> str | None:
-    """A label as it is compared; None if it is missing.
-
-    Equal are the Unicode forms of one text (NFC), ``TRUE`` and ``true``, and a whole number with and without ``.0``, as files
-    with gaps write it.
-    """
-    if value is None or value != value:  # NaN
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()  # as JSON has it
-    text = unicodedata.normalize("NFC", str(value)).strip()
-    if text.lower() in ("true", "false"):
-        return text.lower()
-    if re.fullmatch(r"[+-]?[0-9]+\.0+", text):
-        text = text.partition(".")[0]
-    return text or None
-
-
 def label_texts(table: Dataset, column: str) -> list[str | None]:
-    """Each row's label by name; None where it is missing."""
+    """Each row's label by name, several as a list in JSON; None where it is missing."""
     feature = table.features[column]
-    values = values_of(table, column)
+    return [label_text(value, feature) for value in values_of(table, column)]
+
+
+def label_text(value: object, feature: FeatureType) -> str | None:
+    """A label of a column of this type by name, several as a list in JSON; None if it is missing."""
     if isinstance(feature, ClassLabel):
-        return [class_name(v, feature) for v in values]
-    return [as_text(v) for v in values]
+        return class_name(value, feature)
+    if isinstance(value, list):
+        inner = getattr(feature, "feature", None)
+        return json.dumps([label_text(one, inner) for one in value], ensure_ascii=False)
+    return as_text(value)
+
+
+def indicated(table: Dataset, columns: Sequence[str]) -> list[str | None]:
+    """Each row's classes as a list in JSON, from one column of 0 and 1 (or false and true) per class.
+
+    None where a value is missing. A value that is neither 0 nor 1 stands in the list instead of its class, and makes it none.
+    """
+    values = zip(*(label_texts(table, column) for column in columns), strict=True)
+    return [_indicated(row, columns) for row in values]
+
+
+def _indicated(row: Sequence[str | None], columns: Sequence[str]) -> str | None:
+    if any(value is None for value in row):
+        return None
+    if odd := [value for value in row if value not in ("0", "1", "false", "true")]:
+        return json.dumps([f"{odd[0]} in place of 0 or 1"], ensure_ascii=False)
+    return json.dumps([name for name, value in zip(columns, row, strict=True) if value in ("1", "true")], ensure_ascii=False)
 
 
 def class_name(value: object, feature: ClassLabel) -> str | None:
@@ -56,16 +64,23 @@ def values_of(table: Dataset, column: str) -> list[object]:
     return list(table.select_columns([column])[:][column])
 
 
-def label_names(table: Dataset, column: str) -> tuple[str, ...]:
+def label_names(table: Dataset, column: str, problem: Problem) -> tuple[str, ...]:
     """The label names of a table: those of its type, else all that occur, numbers by value and words by letter.
 
     Raises:
         ConfigError: what occurs are no classes: numbers with fractions, lists, or a value for nearly every record.
     """
     feature = table.features[column]
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names)
-    counts = Counter(name for name in label_texts(table, column) if name is not None)
+    texts = [text for text in label_texts(table, column) if text is not None]
+    if any(len(set(names)) < len(names) for names in (problem.parts(text, {}) for text in texts)):
+        raise ConfigError(
+            f"data.label: column {column!r} holds a class twice in one record, as where each token has one; classes of tokens "
+            "are not supported"
+        )
+    inner = getattr(feature, "feature", feature)
+    if isinstance(inner, ClassLabel):
+        return tuple(inner.names)
+    counts = Counter(name for text in texts for name in problem.parts(text, {}))
     if wrong := _no_classes(counts):
         raise ConfigError(f"data.label: column {column!r} holds {wrong}; name another column, or the classes in data.labels")
     return in_order(counts)
@@ -75,9 +90,10 @@ def _no_classes(counts: Counter[str]) -> str:
     """Why these values, with how many rows have each, are no classes; empty if they can be."""
     for name in counts:
         if FRACTION.fullmatch(name):
-            return f"numbers such as {name}, which are no classes"
+            return f"numbers such as {name}, which are no classes (data.problem-type = 'regression' learns numbers)"
         if name[0] in "[{" and _is_collection(name):
-            return f"lists such as {name[:40]}; classes of tokens, or several of one record, are not supported"
+            several = "data.problem-type = 'multi-label' takes several classes; those of tokens are not supported"
+            return f"lists such as {name[:40]} ({several})"
     if counts.total() > FEW_RECORDS and len(counts) > 0.5 * counts.total():
         return f"{len(counts)} values in {counts.total()} records, so that they are ids or texts"
     return ""

@@ -39,6 +39,9 @@ class NamedDataSet:
         input_shape: shape of one image (channels, height, width) if the records are tensors; None for a table.
         owners: reads whose each private record is, for ``data.partition = natural``; None: nobody knows. Only for tensors: of a
             table ``data.site`` names the column.
+        problem_type, label_range: what ``data.problem-type`` and ``data.label-range`` have to be. The labels of tensors are
+            float32 unless a record has one class: 0 or 1 of shape (records, classes), or numbers from -1 to 1, the ends of the
+            range.
         mixed: the private records lie in a random order already, so that equal parts are runs of them.
     """
 
@@ -51,6 +54,8 @@ class NamedDataSet:
     input_shape: tuple[int, ...] | None = None
     owners: Callable[[], Sequence[str]] | None = None
     mixed: bool = False
+    problem_type: str = "single-label"
+    label_range: str = ""
 
     def __post_init__(self) -> None:
         """
@@ -61,8 +66,9 @@ class NamedDataSet:
             raise ValueError("labels: must be a tuple")
         if self.task not in MODELS:
             raise ValueError(f"task = {self.task!r}: must be one of {', '.join(MODELS)}")
-        if bool(self.labels) == (self.task == "language") or len(set(self.labels)) < len(self.labels):
-            raise ValueError("labels: must name each class once, and none for language modelling")
+        nameless = self.task == "language" or self.problem_type == "regression"
+        if bool(self.labels) == nameless or len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels: must name each class once, and none for language modelling or regression")
         if self.input_shape is not None and (self.task != "image" or len(self.input_shape) != 3):
             raise ValueError("input_shape: only for images, (channels, height, width)")
         if self.owners is not None and self.input_shape is None:
@@ -83,6 +89,12 @@ class NamedDataSet:
                 raise ConfigError(f"model.name = {settings.model.name!r}: data.name = {name!r} holds {what}; choose {model}")
             wanted = "must name the column of the responses" if self.task == "language" else "must be empty"
             raise ConfigError(f"data.response = {settings.data.response!r}: {wanted} for data.name = {name!r}")
+        for key, value, own in (
+            ("problem-type", settings.data.problem_type, self.problem_type),
+            ("label-range", settings.data.label_range, self.label_range),
+        ):
+            if value != own:
+                raise ConfigError(f"data.{key} = {value!r}: must be {own!r} for data.name = {name!r}")
         if settings.data.test not in ("auto", "split:test"):
             raise ConfigError(f"data.test = {settings.data.test!r}: {name} has test records of its own; leave it auto")
 

@@ -16,7 +16,7 @@ from pyarrow.parquet import ParquetFile
 
 from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.images import StoredImage
-from lalora_flwr.data.labels import as_text, class_name
+from lalora_flwr.data.labels import class_name, label_text
 
 Cell = str | StoredImage | None  # as it stands in a row: a text, a class name, a path; a picture; None: missing
 
@@ -47,7 +47,8 @@ class OpenParquet:
             left_out: gets how many rows could not be read, by reason.
         """
         kinds = {columns.label: _class, columns.image: _image}
-        names = [name for name in (columns.image, columns.text, columns.text_pair, columns.label, columns.response) if name]
+        kinds |= dict.fromkeys(columns.indicators, _class)
+        names = [name for name in (columns.image, *columns.texts) if name]
         there = [name for name in names if name in self.features]
         found: list[dict[str, Cell]] = []
         for group in range(self._file.num_row_groups):
@@ -69,8 +70,7 @@ class OpenParquet:
 
 def kinds_of(columns: Columns, image: FeatureType | None) -> Features:
     """The types of the columns that `OpenParquet.rows` reads; ``image`` is the type of an image column in its file."""
-    names = (columns.text, columns.text_pair, columns.label, columns.response)
-    kinds: dict[str, FeatureType] = {name: Value("string") for name in names if name}
+    kinds: dict[str, FeatureType] = {name: Value("string") for name in columns.texts if name}
     if columns.image:
         kinds[columns.image] = Value("string") if holds_paths(image) else Image()
     return Features(kinds)
@@ -107,7 +107,7 @@ def _text(value: object, feature: FeatureType) -> Cell | Spoilt:
 def _class(value: object, feature: FeatureType) -> Cell | Spoilt:
     if isinstance(value, Spoilt):
         return value
-    return class_name(value, feature) if isinstance(feature, ClassLabel) else as_text(value)
+    return label_text(value, feature)
 
 
 def _image(value: object, feature: FeatureType) -> Cell | Spoilt:

@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
 from lalora_flwr.data.class_names import declared_labels
 from lalora_flwr.data.limits import LONGEST_ROW
 from lalora_flwr.data.records import Encode, RecordSet, no_records
 from lalora_flwr.data.texts import TextRecords
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import Settings
+from lalora_flwr.tasks import problem_of
 
 if TYPE_CHECKING:
     from lalora_flwr.data.cleaning import Rows
@@ -37,7 +36,7 @@ class OwnRecords:
         records: ready for the model.
         found: rows and images, usable or not.
         left_out: how many of them are of no use, by reason.
-        per_class: usable records of each class, in order; empty for language modelling.
+        per_class: usable records of each class, in order; empty where there are none.
         broken_files: names of files that could not be read at all.
         columns: which column is what; None if no file could be read.
         unknown_labels: labels that are no class, with how many records have them.
@@ -84,12 +83,15 @@ def own_records(
         ConfigError: the files do not exist, may not be opened, or lack the split or a column; one line for the owner.
     """
     from lalora_flwr.data.cleaning import usable_rows
-    from lalora_flwr.data.labels import as_text, label_texts
+    from lalora_flwr.data.labels import indicated, label_texts
     from lalora_flwr.data.own_tables import own_table
     from lalora_flwr.data.tables import folder_of
+    from lalora_flwr.tasks.label_text import as_text
 
     labels = declared_labels(settings.data)
-    if not labels and settings.task != "language":
+    problem = problem_of(settings.data)
+    has_classes = settings.task != "language" and problem.named
+    if not labels and has_classes:
         raise ConfigError("labels: must name the classes, in the same order for every site")
     own = OwnRecords(per_class=(0,) * len(labels))
     read = own_table(settings, path, own.left_out, own.broken_files, longest)
@@ -98,13 +100,15 @@ def own_records(
         return own
     table, columns = read
     own.found, own.columns = len(table) + own.left_out.total(), columns
-    if labels:
-        classes = {as_text(name) for name in labels}
-        own.unknown_labels.update(t for t in label_texts(table, columns.label) if t is not None and t not in classes)
-    rows = usable_rows(table, columns, labels, folder=folder_of(path), left_out=own.left_out)
+    if has_classes:
+        classes = {as_text(name) or "": number for number, name in enumerate(labels)}
+        texts = label_texts(table, columns.label) if columns.label else indicated(table, columns.indicators)
+        parts = (name for text in texts if text is not None for name in problem.parts(text, classes))
+        own.unknown_labels.update(name for name in parts if name not in classes)
+    rows = usable_rows(table, columns, labels, problem, folder=folder_of(path), left_out=own.left_out)
     own.records, rows = _encoded(rows, encode, vocabulary, segments, own.left_out)
-    if labels:
-        own.per_class = tuple(torch.bincount(rows.labels, minlength=len(labels)).tolist())
+    if has_classes:
+        own.per_class = problem.counts(rows.labels, len(labels))
     own.say()
     return own
 

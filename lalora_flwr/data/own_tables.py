@@ -16,6 +16,7 @@ from typing import TypeVar
 from datasets import Dataset, Features, Image, Value
 from datasets.features.features import FeatureType
 
+from lalora_flwr.data.class_names import declared_labels
 from lalora_flwr.data.columns import Columns, find_columns
 from lalora_flwr.data.image_folder import class_folders, images_in
 from lalora_flwr.data.own_lines import SPLITTERS, TOO_LONG, read_lines
@@ -126,11 +127,14 @@ def _named(settings: Settings) -> list[str]:
         "text": {"text-column": data.text, "label-column": data.label},
         "language": {"text-column": data.text, "response-column": data.response},
     }[settings.task]
+    indicators = () if data.label or data.problem_type != "multi-label" else declared_labels(data)
+    if indicators:
+        del needed["label-column"]
     for key, name in needed.items():
         if not name:
             raise ConfigError(f"{key}: must be named for JSON lines, which have no header that all records share")
     pair = [] if data.text_pair in ("", "none") or settings.task == "image" else [data.text_pair]
-    return list(dict.fromkeys([*needed.values(), *pair]))
+    return list(dict.fromkeys([*needed.values(), *pair, *indicators]))
 
 
 def _parquet(

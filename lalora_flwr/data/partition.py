@@ -29,12 +29,12 @@ def equal_share(records: int, sites: int, site: int = 0) -> int:
     return records // sites + (site < records % sites)
 
 
-SplitKey = tuple[tuple[int, ...], DataSettings, int, int, tuple[str, ...] | None]  # all that decides a split
+SplitKey = tuple[tuple[float, ...], DataSettings, int, int, tuple[str, ...] | None]  # all that decides a split
 SPLITS: Cache[SplitKey, list[list[int]]] = Cache(4)  # of this process: its virtual sites take their rows from one split
 
 
 def site_rows(
-    labels: Sequence[int],
+    labels: Sequence[float],
     settings: DataSettings,
     seed: int,
     sites: int,
@@ -44,7 +44,7 @@ def site_rows(
     """The rows of every virtual site; they are disjoint, and complete but for classes that a pathological split leaves out.
 
     Args:
-        labels: the class of each private record (all the same for language modelling).
+        labels: the class or number of each private record (all the same where there is neither).
         settings: the kind of split.
         seed: the run's seed; the same split on every worker.
         sites: how many sites there are.
@@ -59,7 +59,7 @@ def site_rows(
 
 
 def _site_rows(
-    labels: tuple[int, ...], settings: DataSettings, seed: int, sites: int, owners: tuple[str, ...] | None
+    labels: tuple[float, ...], settings: DataSettings, seed: int, sites: int, owners: tuple[str, ...] | None
 ) -> list[list[int]]:
     equal_share(len(labels), sites)
     if settings.partition == "shards":
@@ -76,12 +76,12 @@ def _site_rows(
 
 
 def _by_flower(
-    labels: tuple[int, ...], settings: DataSettings, seed: int, sites: int, owners: tuple[str, ...] | None
+    labels: tuple[float, ...], settings: DataSettings, seed: int, sites: int, owners: tuple[str, ...] | None
 ) -> list[list[int]]:
     from datasets import Dataset
 
     order = _order(len(labels), settings, seed)
-    columns: dict[str, list[int] | list[str]] = {"row": order, "label": [labels[row] for row in order]}
+    columns: dict[str, list[int] | list[float] | list[str]] = {"row": order, "label": [labels[row] for row in order]}
     if owners is not None:
         columns["site"] = [owners[row] for row in order]
     kind = settings.partition
@@ -116,7 +116,7 @@ def _order(records: int, settings: DataSettings, seed: int) -> list[int]:
     return [int(row) for row in np.random.default_rng(derive_seed(seed, "partition")).permutation(records)]
 
 
-def _shards(labels: tuple[int, ...], settings: DataSettings, seed: int, sites: int) -> list[list[int]]:
+def _shards(labels: tuple[float, ...], settings: DataSettings, seed: int, sites: int) -> list[list[int]]:
     """Shards of equal size, give or take one record; Flower's are of exactly equal size and drop the records that are over."""
     count = sites * settings.shards_per_site
     if count > len(labels):

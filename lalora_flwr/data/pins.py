@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from lalora_flwr.data.class_names import known_labels
 from lalora_flwr.ground.errors import SiteRefusal
-from lalora_flwr.ground.lists import joined
-from lalora_flwr.ledger.caps import LANGUAGE, Caps
+from lalora_flwr.ground.lists import ends_of, joined
+from lalora_flwr.ledger.caps import Caps
 from lalora_flwr.settings import DataSettings, Settings
 
 
@@ -15,14 +15,16 @@ def check_pins(caps: Caps, settings: Settings) -> None:
     """Refuse a run that takes the site's records for something else. Looks at the run's settings only.
 
     Guarantee: whether a run is refused here follows from its settings and the node-config, never from a record. A run that is
-    not refused has the owner's task and the owner's classes in the owner's order, so it cannot choose which records count.
+    not refused has the owner's task, kind of labels, and classes in the owner's order, so it cannot choose which records count.
 
     Raises:
         SiteRefusal: with a fixed reason that holds none of the site's names.
     """
     if settings.task != caps.task:
         raise SiteRefusal("data: the run's task is not the one that the site's node-config names")
-    if caps.task != LANGUAGE and known_labels(settings.data) != caps.labels:
+    if settings.data.problem_type != caps.problem_type or _ends(settings.data.label_range) != _ends(caps.label_range):
+        raise SiteRefusal("data: the run's data.problem-type or data.label-range is not what the site's node-config says")
+    if caps.has_classes and known_labels(settings.data) != caps.labels:
         raise SiteRefusal("data: the run's data.labels are not the classes that the site's node-config names, in its order")
     if settings.data.max_tokens > caps.max_tokens:
         raise SiteRefusal("data: the run's data.max-tokens are above the site's max-tokens")
@@ -42,7 +44,13 @@ def pinned(caps: Caps, settings: Settings) -> Settings:
         text_pair=caps.text_pair_column,
         label=caps.label_column,
         response=caps.response_column,
+        problem_type=caps.problem_type,
+        label_range=caps.label_range,
         labels=joined(caps.labels),
         max_tokens=settings.data.max_tokens,
     )
     return replace(settings, data=own)
+
+
+def _ends(label_range: str) -> tuple[float, float] | None:
+    return ends_of(label_range) if label_range else None

@@ -18,6 +18,7 @@ from lalora_flwr.data.named import NamedDataSet
 from lalora_flwr.data.records import Encode, Records, RecordSet
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import DataSettings
+from lalora_flwr.tasks import problem_of
 
 
 class TableSource(Protocol):
@@ -67,16 +68,19 @@ class TableSet:
         Raises:
             ConfigError: if there are no records, or their columns cannot be determined.
         """
-        self._settings, self._task, self._source = settings, task, source
+        self._settings, self._task, self._source, self._problem = settings, task, source, problem_of(settings)
         table = source.private()
         columns = find_columns(table.features, settings, task, shared=True)
-        self.labels = source.labels or declared_labels(settings) or (label_names(table, columns.label) if columns.label else ())
-        if columns.label:
+        named = self._problem.named and bool(columns.label or columns.indicators)
+        self.labels = source.labels or declared_labels(settings)
+        if named and not self.labels:
+            self.labels = label_names(table, columns.label, self._problem)
+        if named and self._problem.name == "single-label":
             refuse_one_class(self.labels)
         declared = settings.num_classes or len(self.labels)
-        if columns.label and declared != len(self.labels):
+        if named and declared != len(self.labels):
             raise ConfigError(f"data.num-classes = {declared}: {settings.name} has {len(self.labels)} classes")
-        rows = usable_rows(table, columns, self.labels, folder=source.folder)
+        rows = usable_rows(table, columns, self.labels, self._problem, folder=source.folder)
         if not rows:
             raise ConfigError(f"data.name = {settings.name!r}: no usable record; see data.label and data.labels")
         share = settings.test.partition("hold-out:")[2]
@@ -88,8 +92,8 @@ class TableSet:
             self._held_out, rows = rows.take(public), rows.take(private)
         self._rows = rows
 
-    def classes(self) -> Sequence[int]:
-        return [int(label) for label in self._rows.labels]
+    def classes(self) -> Sequence[float]:
+        return self._problem.groups(self._rows.labels)
 
     def unreadable_images(self) -> Iterator[str]:
         """The private images that cannot be read, each with its file and the reason; reads them all."""
@@ -117,7 +121,7 @@ class SitesOnly:
         self._settings, self._task, self._source = settings, task, source
         self.labels = declared_labels(settings)
 
-    def classes(self) -> Sequence[int]:
+    def classes(self) -> Sequence[float]:
         raise ConfigError(NOT_HERE)
 
     def owners(self) -> None:
@@ -141,7 +145,8 @@ def _public(settings: DataSettings, task: str, labels: tuple[str, ...], source: 
     """
     table, folder = source.public()
     columns = find_columns(table.features, settings, task)
-    return _some(usable_rows(table, columns, labels, strict=True, folder=folder), settings.test_records)
+    rows = usable_rows(table, columns, labels, problem_of(settings), strict=True, folder=folder)
+    return _some(rows, settings.test_records)
 
 
 def _some(rows: Rows, most: int) -> Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import unicodedata
 from collections.abc import Iterable
 
@@ -22,3 +23,15 @@ def joined(names: Iterable[str]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(names)
     return line.getvalue()
+
+
+def ends_of(text: str) -> tuple[float, float]:
+    """The range ``low,high``, whose ends belong to it.
+
+    Raises:
+        ValueError: it is not two finite numbers, the smaller first.
+    """
+    low, high = (float(part) for part in text.split(","))
+    if not (low < high and math.isfinite(high - low)):
+        raise ValueError("not two numbers, the smaller first")
+    return low, high

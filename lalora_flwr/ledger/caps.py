@@ -17,6 +17,7 @@ from typing import Any
 from lalora_flwr.ground.errors import SiteRefusal
 from lalora_flwr.ledger.node_values import (
     Reader,
+    any_range,
     at_least,
     below,
     names,
@@ -35,7 +36,7 @@ from lalora_flwr.settings.choices import METHODS
 log = logging.getLogger("lalora_flwr.site")
 LEAST_DELTA = 1e-12  # below it the PRV accountant understates ε
 MOST_EPSILON, USUAL_EPSILON = 100.0, 10.0  # above the first refused: no protection is left; above the second warned
-LANGUAGE = "language"
+LANGUAGE, REGRESSION = "language", "regression"
 
 
 def _key(read: Reader, default: Any = MISSING, *, cap: bool = True) -> Any:
@@ -56,6 +57,8 @@ class Caps:
     num_records: int = _key(at_least(1))
     task: str = _key(one_of("image", "text", LANGUAGE))
     labels: tuple[str, ...] = _key(names, ())
+    problem_type: str = _key(one_of("single-label", "multi-label", REGRESSION), "single-label")
+    label_range: str = _key(any_range, "")
     dataset: str = _key(text, "default")
     witness_path: str = _key(text, "")
 
@@ -86,6 +89,10 @@ class Caps:
     records_at_once: int = _key(at_least(1), 1, cap=False)
     allow_evaluation: bool = _key(switch, False, cap=False)
     profile: str = _key(short_text, "", cap=False)
+
+    @property
+    def has_classes(self) -> bool:
+        return self.task != LANGUAGE and self.problem_type != REGRESSION
 
 
 READERS: dict[str, Reader] = {f.name.replace("_", "-"): f.metadata["read"] for f in fields(Caps)}
@@ -149,8 +156,14 @@ def _some_value(key: str, name: str) -> Callable[[Caps], bool]:
 
 
 TOGETHER: tuple[tuple[str, Callable[[Caps], bool]], ...] = (
-    ("labels are missing: the names of the classes, in order", lambda caps: bool(caps.labels) or caps.task == LANGUAGE),
-    ("labels are for task image or text", lambda caps: not caps.labels or caps.task != LANGUAGE),
+    ("labels are missing: the names of the classes, in order", lambda caps: bool(caps.labels) or not caps.has_classes),
+    ("labels are for classes: task image or text, and no regression", lambda caps: not caps.labels or caps.has_classes),
+    ("problem-type is for task image or text", lambda caps: caps.problem_type == "single-label" or caps.task != LANGUAGE),
+    (
+        "label-range is missing: problem-type regression needs it",
+        lambda caps: bool(caps.label_range) or caps.problem_type != REGRESSION,
+    ),
+    ("label-range is for problem-type regression", lambda caps: not caps.label_range or caps.problem_type == REGRESSION),
     ("response-column is missing: task language needs it", lambda caps: bool(caps.response_column) or caps.task != LANGUAGE),
     ("response-column is for task language", lambda caps: not caps.response_column or caps.task == LANGUAGE),
     ("delta is below 1e-12, where the accountant is not right", lambda caps: caps.delta >= LEAST_DELTA),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lalora_flwr.ground.lists import listed
+from lalora_flwr.ground.lists import ends_of, listed
 
 Reader = Callable[[Any], Any]  # raises ValueError with what the key "must be"
 
@@ -63,6 +63,15 @@ def positive_range(value: object) -> tuple[float, float]:
     if not 0 < low <= high < math.inf:
         raise ValueError('a text of two numbers above 0, such as "0.1,10"')
     return low, high
+
+
+def any_range(value: object) -> str:
+    """``"low,high"``: two numbers, the smaller first."""
+    try:
+        ends_of(text(value))
+    except ValueError:
+        raise ValueError('a text of two numbers, the smaller first, such as "0,120"') from None
+    return str(value)
 
 
 def seconds(value: object) -> float:

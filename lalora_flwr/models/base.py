@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lalora_flwr.data.inputs import Inputs, rows
@@ -18,6 +17,8 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import PUBLIC, replace_file
 from lalora_flwr.models.provenance import Provenance
 from lalora_flwr.models.published import Published
+from lalora_flwr.tasks.problem import Problem
+from lalora_flwr.tasks.single_label import SingleLabel
 
 if TYPE_CHECKING:
     from lalora_flwr.data.cleaning import Rows
@@ -27,7 +28,7 @@ CHECK_RECORDS = 5  # of the widest batch of the check before training
 
 @dataclass(frozen=True)
 class BaseModel:
-    """An image classifier and the facts that adapters and checks need; text models override its methods.
+    """An image model and the facts that adapters and checks need; text models override its methods.
 
     Attributes:
         name: the run-config value it was made from.
@@ -35,11 +36,12 @@ class BaseModel:
         head: module name of the classification head; empty if there is none to train.
         targets: module names that get an adapter when ``lora.targets = "auto"``.
         input_shape: shape of one record: (channels, height, width), or (tokens,) for text.
-        num_classes: how many classes the head tells apart; for a language model, the size of its vocabulary.
+        num_classes: how many outputs the head has, one per class or one number; for a language model, the size of its vocabulary.
         fresh_head: the head is random and not part of the published weights; if it is trained, the run's seed draws it.
         provenance: which weights these are.
         head_weights: the modules of a trained head as they were loaded, by name, if the network's own were rounded since.
-        labels: names of the classes in order; empty for a language model.
+        labels: names of the classes in order; empty if there are none.
+        problem: what a label is; of no account for a language model.
         published: how it is loaded elsewhere.
     """
 
@@ -53,6 +55,7 @@ class BaseModel:
     provenance: Provenance = field(default_factory=Provenance)
     head_weights: dict[str, dict[str, Tensor]] = field(default_factory=dict, kw_only=True)
     labels: tuple[str, ...] = field(default=(), kw_only=True)
+    problem: Problem = field(default_factory=SingleLabel, kw_only=True)
     published: Published = field(default_factory=Published, kw_only=True)
 
     @property
@@ -72,8 +75,8 @@ class BaseModel:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def losses(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
-        """Cross-entropy of each record, shape (n,)."""
-        return F.cross_entropy(self.logits(model, inputs), labels, reduction="none")
+        """Each record's loss, shape (n,)."""
+        return self.problem.losses(self.logits(model, inputs), labels)
 
     def encode(self, rows: Rows) -> RecordSet:
         """Rows of a table as records for this model.
@@ -85,9 +88,11 @@ class BaseModel:
 
     def save_config(self, folder: Path) -> None:
         """Write ``config.json`` with the names of the classes, if there are any, beside an adapter."""
-        if not self.labels:
-            return
-        about = {"num_classes": self.num_classes, "label_names": list(self.labels), "id2label": dict(enumerate(self.labels))}
+        about: dict[str, object] = {"num_classes": self.num_classes}
+        if self.labels:
+            about |= {"label_names": list(self.labels), "id2label": dict(enumerate(self.labels))}
+        if self.problem != SingleLabel():
+            about["problem_type"] = self.problem.transformers_name
         replace_file(folder / "config.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n", mode=PUBLIC)
 
     def checkpoint_activations(self) -> None:
@@ -103,8 +108,8 @@ class BaseModel:
         switch(True)
 
     def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
-        """Made-up records on the CPU, for checks: standard normal images, labels 0, 1, …"""
-        return torch.randn(n, *self.input_shape, generator=generator), torch.arange(n) % self.num_classes
+        """Made-up records on the CPU, for checks: standard normal images with labels of all kinds."""
+        return torch.randn(n, *self.input_shape, generator=generator), self.problem.made_up(n, self.num_classes)
 
     def check_batches(self, generator: torch.Generator) -> Iterator[tuple[Inputs, Tensor]]:
         """Made-up batches on the CPU for the check before training, so different that a model which mixes records shows it."""

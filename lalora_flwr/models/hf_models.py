@@ -89,8 +89,9 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
         )
     head = "classifier" if hasattr(module, "classifier") else "score"
     return SequenceClassifier(
-        *(settings.name, module, head, targets, shape, len(facts.labels), fresh, known, tokenizer, longest),
+        *(settings.name, module, head, targets, shape, facts.outputs, fresh, known, tokenizer, longest),
         labels=facts.labels,
+        problem=facts.problem,
         published=public,
     )
 
@@ -204,9 +205,9 @@ def _module(
     elif mean:
         kind = AutoModel
     headed = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
-    headed = headed and config.num_labels == len(facts.labels)
+    headed = headed and config.num_labels == facts.outputs and facts.problem.named  # numbers have a unit of their own
     if kind is AutoModelForSequenceClassification:
-        config.num_labels = len(facts.labels)
+        config.num_labels = facts.outputs
     extra = {"add_pooling_layer": False} if mean and config.model_type in WITH_POOLER else {}
     if not (weights and settings.pretrained):
         module, missing = kind.from_config(config, **SAFE, **extra), [] if headed and settings.pretrained else [""]
@@ -229,8 +230,8 @@ def _module(
             raise ConfigError(f"model.name = {settings.name!r}: the weights lack {body[0]}; {remedy}")
     module = module.eval()
     if mean:
-        return MeanPooledClassifier(module, len(facts.labels)).to(next(module.parameters()).dtype), True
-    return module, bool(missing)
+        return MeanPooledClassifier(module, facts.outputs).to(next(module.parameters()).dtype), True
+    return module, bool(missing) or not (facts.problem.named or facts.task == "language")
 
 
 def _files(settings: ModelSettings, source: str, place: HubPlace) -> tuple[list[Path], str]:

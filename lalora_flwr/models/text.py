@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import PUBLIC, replace_file
 from lalora_flwr.models.base import CHECK_RECORDS, BaseModel
 from lalora_flwr.models.made_up import made_up_tokens, short_lengths, telling_lengths
+from lalora_flwr.tasks.single_label import SingleLabel
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
@@ -80,6 +81,8 @@ class TextModel(BaseModel):
     def save_config(self, folder: Path) -> None:
         """The network's configuration, which holds the names of the classes."""
         config = copy.deepcopy(self.config)
+        if self.problem != SingleLabel():
+            config.problem_type = cast("Any", self.problem.transformers_name)
         if self.labels:
             config.id2label, config.label2id = dict(enumerate(self.labels)), {name: i for i, name in enumerate(self.labels)}
         replace_file(folder / "config.json", config.to_json_string(use_diff=True), mode=PUBLIC)
@@ -106,7 +109,11 @@ class TextModel(BaseModel):
         assert isinstance(inputs, dict)
         length = int(inputs["attention_mask"][j].sum())
         alone = {name: value[j : j + 1, :length] for name, value in inputs.items()}
-        return alone, labels[j : j + 1, :length] if labels.dim() == 2 else labels[j : j + 1]
+        return alone, self._single_label(labels[j : j + 1], length)
+
+    def _single_label(self, label: Tensor, length: int) -> Tensor:
+        """The label of one text, which may have been padded with it."""
+        return label
 
     def _lengths(self, n: int) -> list[int]:
         tokens = self.input_shape[0]
@@ -137,7 +144,7 @@ class TextModel(BaseModel):
 
 @dataclass(frozen=True)
 class SequenceClassifier(TextModel):
-    """Inputs are ``input_ids``, ``attention_mask`` and for pairs ``token_type_ids``, (n, tokens); labels are (n,)."""
+    """Inputs are ``input_ids``, ``attention_mask`` and for pairs ``token_type_ids``, (n, tokens); labels are the problem's."""
 
     def encode(self, rows: Rows) -> RecordSet:
         """Texts, or pairs of texts, as the model's tokens, cut to ``max_tokens``.
@@ -165,7 +172,7 @@ class SequenceClassifier(TextModel):
 
     def _made_up(self, lengths: Sequence[int], generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
         tokens = made_up_tokens(lengths, self.config, generator)
-        return tokens, torch.arange(len(lengths)) % self.num_classes
+        return tokens, self.problem.made_up(len(lengths), self.num_classes)
 
 
 @dataclass(frozen=True)
@@ -227,6 +234,9 @@ class CausalLanguageModel(TextModel):
         """The answer in a response, stripped; None if there is none."""
         found = re.search(self.answer, text)
         return None if found is None or found.group(1) is None else found.group(1).strip()
+
+    def _single_label(self, label: Tensor, length: int) -> Tensor:
+        return label[:, :length]
 
     def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
         """Random tokens; the first half of each sequence is a prompt without loss."""

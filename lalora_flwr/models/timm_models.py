@@ -72,7 +72,7 @@ def timm_model(
             + (f"; near: {', '.join(near)}" if near else "")
         )
     files: list[Path] = []
-    options: dict[str, Any] = {"num_classes": len(facts.labels)}
+    options: dict[str, Any] = {"num_classes": facts.outputs}
     if settings.pretrained and weights:
         file = _local_weights(settings, folder) if local else _hub_weights(settings, name, download)
         files = [file, folder / "config.json"] if local else [file]
@@ -85,9 +85,9 @@ def timm_model(
     if not isinstance(head, str):
         raise ConfigError(f"model.name = {settings.name!r}: has {len(head)} heads; choose a model with one")
     classes = module.num_classes if files else published.get("num_classes")  # as the weights have them; without, as they should
-    fresh = not settings.pretrained or classes != len(facts.labels)
+    fresh = not settings.pretrained or classes != facts.outputs or not facts.problem.named
     if files and fresh:
-        module.reset_classifier(len(facts.labels))
+        module.reset_classifier(facts.outputs)
     through_modules(module)
     preparation: dict[str, Any] = resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]
     about = json.dumps([published.get("architecture"), preparation], sort_keys=True)
@@ -97,12 +97,13 @@ def timm_model(
         head,
         timm_targets(module),
         facts.input_shape or tuple(preparation["input_size"]),
-        len(facts.labels),
+        facts.outputs,
         fresh_head=fresh,
         provenance=provenance(module, files, commit_of(files[0]) if files else "", about) if weights else Provenance(),
         prepare=None if facts.input_shape else create_transform(**preparation, is_training=False),
         labels=facts.labels,
-        published=_published(settings, published, folder if local else None, {"num_classes": len(facts.labels), **shaping}),
+        problem=facts.problem,
+        published=_published(settings, published, folder if local else None, {"num_classes": facts.outputs, **shaping}),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from lalora_flwr.adapter.form import Adapter
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.published import CAUSAL_LM
-from lalora_flwr.server.metrics import Summary
+from lalora_flwr.server.metrics import HEADLINES, Summary
 from lalora_flwr.settings import Settings
 
 MEAN = """`model` gives the vectors of a text's tokens. The head takes their mean:
@@ -32,7 +32,7 @@ def model_card(summary: Summary, settings: Settings, base: BaseModel, adapter: A
     parts = [_front(summary, base), f"# {settings.run_name}", _method(summary, settings), "## Privacy", _privacy(summary)]
     if base.labels:
         parts += ["## Classes", _table((str(number), name) for number, name in enumerate(base.labels))]
-    figures = {"accuracy of the frozen model": summary.frozen_accuracy, **summary.quality}
+    figures = {f"{HEADLINES[summary.metric]} of the frozen model": summary.frozen_score, **summary.quality}
     shown = ((name, "none" if value is None else f"{value:.4f}") for name, value in figures.items())
     parts += ["## Results", "On public records, after the last round:", _table(shown)]
     if adapter.in_peft and base.published.loading:
@@ -45,7 +45,9 @@ def loading(base: BaseModel) -> list[str]:
     """Lines of Python that make ``model``, the run's own, from the adapter's folder and the published base model."""
     cast = "float()"
     if next(base.module.parameters()).dtype == torch.bfloat16:
-        cast = "bfloat16().float()" if base.labels else "bfloat16()"  # a classifier's head is kept in float32
+        cast = (
+            "bfloat16()" if base.published.task_type == CAUSAL_LM else "bfloat16().float()"
+        )  # a classifier's head is kept in float32
     load = f"model = PeftModel.from_pretrained(base.{cast}, adapter).eval()"
     return ["from peft import PeftModel", 'adapter = "."  # this folder', *base.published.loading, load]
 

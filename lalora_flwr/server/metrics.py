@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-Quality = Mapping[str, float | None]  # accuracy, loss, and what the task has besides; None: not evaluated, or not finite
+Quality = Mapping[str, float | None]  # headline, loss, and what the task has besides; None: not evaluated, or not finite
+HEADLINES = {"accuracy": "accuracy", "auroc": "AUROC", "r2": "R²"}  # a task has one; each grows with the quality, up to 1
+HEADLINE_OF = {"single-label": "accuracy", "multi-label": "auroc", "regression": "r2"}  # by data.problem-type
 Record = TypeVar("Record", "RoundMetrics", "SiteReport", "Summary")
 METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"  # in a run's folder
+QUALITIES = {"quality": "", "frozen": "frozen_"}  # fields that are several numbers, and what stands before their names
 IF_SET = {"if-set": True}  # the field is in the file only if it says something
 
 
@@ -44,9 +47,9 @@ class RoundMetrics:
     seeded: bool = True
 
     @property
-    def accuracy(self) -> float | None:
-        """0 to 1; None if the round was not evaluated."""
-        return self.quality.get("accuracy")
+    def score(self) -> float | None:
+        """The headline metric; None if the round was not evaluated."""
+        return self.quality.get(headline(self.quality))
 
     def to_json(self) -> dict[str, object]:
         return _flat(self)
@@ -59,6 +62,11 @@ class RoundMetrics:
             ValueError: if it is no such line.
         """
         return _read(RoundMetrics, line)
+
+
+def headline(quality: Quality) -> str:
+    """The metric by which a task's runs are compared."""
+    return next((name for name in HEADLINES if name in quality), "accuracy")
 
 
 OnRound = Callable[[RoundMetrics], None]
@@ -91,7 +99,7 @@ class Summary:
         rounds: the last round.
         ended_early: why a resumed run lacks rounds.
         quality: of the last round.
-        frozen_accuracy: before training, 0 to 1.
+        frozen: the quality before training; in the file each name has ``frozen_`` before it.
         epsilon, delta: the guarantee; ε is the server's own count, the largest over the sites.
         noise_multiplier, sample_rate: of the site that ε belongs to.
         leaks: which numbers of this summary ε does not cover.
@@ -115,7 +123,7 @@ class Summary:
     rounds: int = 0
     ended_early: str = field(default="", metadata=IF_SET)
     quality: Quality = field(default_factory=dict)
-    frozen_accuracy: float | None = None
+    frozen: Quality = field(default_factory=dict)
     epsilon: float = math.inf
     delta: float = 0.0
     noise_multiplier: float | None = None
@@ -135,9 +143,19 @@ class Summary:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def accuracy(self) -> float | None:
-        """Of the last round, 0 to 1; None if it diverged."""
-        return self.quality.get("accuracy")
+    def metric(self) -> str:
+        """The name of the headline metric."""
+        return headline(self.quality)
+
+    @property
+    def score(self) -> float | None:
+        """The headline metric of the last round; None if it diverged."""
+        return self.quality.get(self.metric)
+
+    @property
+    def frozen_score(self) -> float | None:
+        """The same before training."""
+        return self.frozen.get(self.metric)
 
     def to_json(self) -> dict[str, object]:
         return {**_flat(self), "sites": {site: _flat(report) for site, report in self.sites.items()}}
@@ -165,8 +183,8 @@ def _flat(record: RoundMetrics | SiteReport | Summary) -> dict[str, object]:
     found: dict[str, object] = {}
     for f in fields(record):
         value = getattr(record, f.name)
-        if f.name == "quality":
-            found.update(value)
+        if f.name in QUALITIES:
+            found.update((f"{QUALITIES[f.name]}{name}", number) for name, number in value.items())
         elif value or not f.metadata:
             found[f.name] = value
     return found
@@ -177,11 +195,15 @@ def _read(cls: type[Record], content: Mapping[str, object]) -> Record:
         raise ValueError(f"{cls.__name__}: not a table of names")
     hints = get_type_hints(cls)
     known: dict[str, Any] = {
-        f.name: _value(f.name, hints[f.name], content[f.name]) for f in fields(cls) if f.name in content and f.name != "quality"
+        f.name: _value(f.name, hints[f.name], content[f.name])
+        for f in fields(cls)
+        if f.name in content and f.name not in QUALITIES
     }
-    if "quality" in hints:
-        rest = ((name, value) for name, value in content.items() if name not in hints)
-        known["quality"] = {name: value for name, value in rest if value is None or _is(float, value)}
+    rest = {name: value for name, value in content.items() if name not in hints and (value is None or _is(float, value))}
+    for field_name in sorted(QUALITIES, key=QUALITIES.__getitem__, reverse=True):  # that without a mark takes what is left
+        if field_name in hints:
+            mark = QUALITIES[field_name]
+            known[field_name] = {name.removeprefix(mark): rest.pop(name) for name in list(rest) if name.startswith(mark)}
     try:
         return cls(**known)
     except TypeError as missing:

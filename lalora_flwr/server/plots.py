@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lalora_flwr.ground.words import epsilon_label
-from lalora_flwr.server.metrics import RoundMetrics
+from lalora_flwr.server.metrics import HEADLINES, Quality, RoundMetrics, headline
 from lalora_flwr.settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def accuracy_figure(
-    settings: Settings, frozen_accuracy: float | None, metrics: Sequence[RoundMetrics], *, seeded: bool
-) -> Figure:
-    """Accuracy on public test records and ε spent, by round; the frozen model as a dashed line.
+def score_figure(settings: Settings, frozen: Quality, metrics: Sequence[RoundMetrics], *, seeded: bool) -> Figure:
+    """The headline metric on public test records and ε spent, by round; the frozen model as a dashed line.
 
     Args:
         settings: the run's settings, for the title.
-        frozen_accuracy: accuracy before training, 0 to 1.
+        frozen: the quality before training.
         metrics: one per round.
         seeded: whether the sites' noise followed from the run's seed, as only in a simulation.
     """
@@ -30,12 +29,13 @@ def accuracy_figure(
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     rounds = [0, *(line.round for line in metrics)]
-    known = [(0, frozen_accuracy), *((line.round, line.accuracy) for line in metrics)]
-    seen = [(number, accuracy) for number, accuracy in known if accuracy is not None]
-    axes.plot([number for number, _ in seen], [a for _, a in seen], marker="o", color="tab:blue", label="accuracy")
-    if frozen_accuracy is not None:
-        axes.axhline(frozen_accuracy, linestyle="--", color="grey", label="frozen model")
-    axes.set(xlabel="round", ylabel="test accuracy", ylim=(0, 1))
+    metric = headline(frozen)
+    known = [(0, frozen.get(metric)), *((line.round, line.score) for line in metrics)]
+    seen = [(number, score) for number, score in known if score is not None and math.isfinite(score)]
+    axes.plot([number for number, _ in seen], [s for _, s in seen], marker="o", color="tab:blue", label=HEADLINES[metric])
+    if seen and not seen[0][0]:
+        axes.axhline(seen[0][1], linestyle="--", color="grey", label="frozen model")
+    axes.set(xlabel="round", ylabel=f"test {HEADLINES[metric]}", ylim=(min([0.0, *(s for _, s in seen)]), 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if settings.private:
         spent = axes.twinx()

@@ -23,8 +23,8 @@ from lalora_flwr.server.card import model_card
 from lalora_flwr.server.ending import STOPPED, last_word
 from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder
-from lalora_flwr.server.metrics import OnRound, Quality, RoundMetrics, Summary
-from lalora_flwr.server.plots import accuracy_figure
+from lalora_flwr.server.metrics import OnRound, Quality, RoundMetrics, Summary, headline
+from lalora_flwr.server.plots import score_figure
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.strategy import FederatedStrategy
 from lalora_flwr.server.versions import commit, versions
@@ -110,7 +110,7 @@ class _Run:
         self._test = data_set(settings).public(learner.base.encode)
         self._on_round = on_round
         self._metrics: list[RoundMetrics] = []
-        self._frozen_accuracy: float | None = None
+        self._frozen: Quality = {}
         self._report = RoundReport(0)
         self._begun = self._round_begun = time.monotonic()
         self._seconds_before = 0.0
@@ -140,7 +140,7 @@ class _Run:
             return self._learner.initial
         state = checkpoint.state
         self._metrics = [RoundMetrics.from_json(line) for line in state["metrics"]]
-        self._frozen_accuracy = state["frozen_accuracy"]
+        self._frozen = state["frozen"]
         self._seconds_before = state["seconds"]
         self._folder.add_metrics(*self._metrics)
         self.strategy.restore(checkpoint.server_round, state["strategy"], checkpoint.tensors, asked)
@@ -153,7 +153,7 @@ class _Run:
     def _checkpoint(self, server_round: int, adapter: dict[str, torch.Tensor]) -> Checkpoint:
         state = {
             "metrics": [line.to_json() for line in self._metrics],
-            "frozen_accuracy": self._frozen_accuracy,
+            "frozen": self._frozen,
             "seconds": self._seconds(),
             "strategy": self.strategy.state(),
         }
@@ -168,9 +168,9 @@ class _Run:
             self._round_begun = time.monotonic()
             return MetricRecord()
         due = self._settings.evaluates_after(server_round)
-        quality: Quality = evaluate(self._learner, self._test) if due else {"accuracy": None, "loss": None}
+        quality: Quality = evaluate(self._learner, self._test) if due else {headline(self._frozen): None, "loss": None}
         if server_round == 0:
-            self._frozen_accuracy = quality["accuracy"]
+            self._frozen = quality
         else:
             now = time.monotonic()
             line = RoundMetrics(
@@ -203,9 +203,7 @@ class _Run:
     def finish(self, ended_early: str = "") -> None:
         """Adapter, plot, and last the summary."""
         settings, counts = self._settings, self.strategy.counts
-        self._folder.save_plot(
-            "accuracy", accuracy_figure(settings, self._frozen_accuracy, self._metrics, seeded=not counts.real)
-        )
+        self._folder.save_plot("accuracy", score_figure(settings, self._frozen, self._metrics, seeded=not counts.real))
         summary = self._summary(ended_early)
         card = model_card(summary, settings, self._learner.base, self._learner.adapter)
         self._folder.save_adapter(self._learner.adapter.save, card)
@@ -213,7 +211,7 @@ class _Run:
 
     def _summary(self, ended_early: str) -> Summary:
         settings, counts, base, last = self._settings, self.strategy.counts, self._learner.base.provenance, self._metrics[-1]
-        headline = counts.of(counts.most())
+        largest = counts.of(counts.most())
         exact = counts.exact_accuracy
         return Summary(
             strategy=settings.strategy,
@@ -229,11 +227,11 @@ class _Run:
             rounds=last.round,
             ended_early=ended_early,
             quality=last.quality,
-            frozen_accuracy=self._frozen_accuracy,
+            frozen=self._frozen,
             epsilon=counts.epsilon(),
             delta=settings.privacy.delta,
-            noise_multiplier=headline.noise_multiplier,
-            sample_rate=headline.sample_rate,
+            noise_multiplier=largest.noise_multiplier,
+            sample_rate=largest.sample_rate,
             clip_norm=settings.privacy.clip_norm,
             accountant=settings.privacy.accountant,
             private=settings.private,

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lalora_flwr.ground.lists import ends_of
 from lalora_flwr.settings.choices import DATASETS
 from lalora_flwr.settings.keys import Kind, at_least, choice, key, named, positive, whole
 
@@ -14,6 +15,13 @@ def _one_group(pattern: str) -> bool:
     try:
         return re.compile(pattern).groups == 1
     except re.error:
+        return False
+
+
+def _range(text: str) -> bool:
+    try:
+        return bool(ends_of(text))
+    except ValueError:
         return False
 
 
@@ -54,7 +62,23 @@ class DataSettings:
     image: str = key("", "column of the images; empty: found by its type or name")
     text: str = key("", "column of the texts (of the prompts, for language modelling); empty: found by its name")
     text_pair: str = key("", "column of the second texts; empty: found by its name; none: there is none")
-    label: str = key("", "column of the labels; empty: found by its type or name")
+    label: str = key(
+        "",
+        "column of the labels; empty: found by its type or name, or if data.labels are columns of 0 and 1 (multi-label), these",
+    )
+    problem_type: str = choice(
+        "single-label",
+        "what a label is: single-label (one class), multi-label (any number of classes), regression (a number)",
+        "single-label",
+        "multi-label",
+        "regression",
+    )
+    label_range: str = key(
+        "",
+        "for regression, the public bounds of the numbers: low,high. A record beyond them is left out",
+        "low,high: two numbers, the smaller first",
+        lambda v: not v or _range(v),
+    )
     response: str = key("", "column of the responses; naming it makes the task language modelling, with loss on them only")
     site: str = key("", "column that says whose record it is, for data.partition = natural")
     labels: str = key(

@@ -15,11 +15,13 @@ def check_together(settings: Settings) -> None:
     """
     if settings.model.name == "embedded/vit-digits" and settings.data.name != "digits":
         raise ConfigError(f"data.name = {settings.data.name!r}: embedded/vit-digits only takes digits; set model.name")
+    regression = settings.data.problem_type == "regression"
     if settings.data.answer and settings.task != "language":
         raise ConfigError("data.answer: only for language modelling; name data.response, or leave it empty")
     if settings.data.name == "sites" and (settings.data.test == "auto" or settings.data.test.startswith(("split:", "hold-out:"))):
         raise ConfigError("data.test: the server holds no records of data.name = 'sites'; set data.test = 'file:…'")
-    if settings.data.name == "sites" and not settings.data.labels and settings.task != "language":
+    _check_problem(settings)
+    if settings.data.name == "sites" and not settings.data.labels and settings.task != "language" and not regression:
         raise ConfigError("data.labels: must name the classes for data.name = 'sites', in the same order for every site")
     if settings.data.partition == "natural" and not settings.data.site:
         raise ConfigError("data.site: must name the column that tells the sites apart for data.partition = 'natural'")
@@ -34,6 +36,24 @@ def check_together(settings: Settings) -> None:
             f"privacy.max-rounds = {settings.privacy.max_rounds}: too few for {settings.num_rounds} rounds of "
             f"{settings.sites_per_round} of {settings.num_supernodes} sites; raise it or lower fraction-train"
         )
+
+
+def _check_problem(settings: Settings) -> None:
+    data = settings.data
+    kind = f"data.problem-type = {data.problem_type!r}"
+    if data.problem_type != "single-label" and settings.task == "language":
+        raise ConfigError(f"{kind}: only without data.response, which makes the task language modelling")
+    if data.problem_type == "regression" and not data.label_range:
+        raise ConfigError("data.label-range: must give the bounds of the numbers for regression, such as '0,120'")
+    if data.problem_type == "regression" and (data.labels or data.num_classes):
+        raise ConfigError(
+            f"{'data.labels' if data.labels else 'data.num-classes'}: only for classes; leave it out for regression"
+        )
+    if data.label_range and data.problem_type != "regression":
+        raise ConfigError(f"data.label-range = {data.label_range!r}: only for data.problem-type = 'regression'")
+    by_class = ("dirichlet", "pathological") if data.problem_type == "regression" else ("dirichlet", "pathological", "shards")
+    if data.problem_type != "single-label" and data.partition in by_class:
+        raise ConfigError(f"data.partition = {data.partition!r}: needs one class per record; choose iid, size-skewed or natural")
 
 
 def check_choices(settings: Settings) -> None:

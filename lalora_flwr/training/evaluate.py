@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
@@ -22,9 +20,9 @@ def evaluate(learner: Learner, records: RecordSet, batch: int = BATCH) -> dict[s
     """Metrics of the model, with the adapter now in it, on records that may be looked at; ``batch`` of them at once.
 
     Returns:
-        ``accuracy`` and ``loss``; for classification also ``f1`` (of class 1 if there are two classes, else the mean over
-        the classes) and ``matthews``. For language modelling ``loss`` is the mean over response tokens, ``accuracy`` the
-        share of them predicted right given those before, or with ``data.answer`` the share of exact answers, which is
+        ``loss``, and the metrics of the problem: ``accuracy`` and more for one class, ``auroc`` and more for several, ``r2`` and
+        more for a number (`lalora_flwr.tasks`). For language modelling ``loss`` is the mean over response tokens, ``accuracy``
+        the share of them predicted right given those before, or with ``data.answer`` the share of exact answers, which is
         then also called ``exact_match``.
 
     Raises:
@@ -34,35 +32,25 @@ def evaluate(learner: Learner, records: RecordSet, batch: int = BATCH) -> dict[s
     with torch.inference_mode():
         if isinstance(learner.base, CausalLanguageModel):
             return _language(learner, learner.base, records, max(1, batch // 4))
-        return _classes(learner, records, batch)
+        return _labelled(learner, records, batch)
 
 
-def _classes(learner: Learner, records: RecordSet, batch: int) -> dict[str, float]:
-    from sklearn.metrics import f1_score, matthews_corrcoef
-
-    device = learner.adapter.device
-    loss, truth, guesses = 0.0, [], []
+def _labelled(learner: Learner, records: RecordSet, batch: int) -> dict[str, float]:
+    base, device = learner.base, learner.adapter.device
+    loss, truth, answers = 0.0, [], []
     for part in records.parts(torch.arange(len(records)), batch):
         inputs, labels = records.batch(part)
         if not len(labels):
             continue
-        logits, labels = learner.base.logits(learner.adapter.model, to_device(inputs, device)), labels.to(device)
-        loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        truth.append(labels.cpu())
-        guesses.append(logits.argmax(-1).cpu())
+        logits = base.logits(learner.adapter.model, to_device(inputs, device))
+        loss += float(base.problem.losses(logits, labels.to(device)).sum())
+        truth.append(labels)
+        answers.append(logits.cpu())
     if not truth:
         raise ConfigError("data.test: none of the records can be read")
-    y, guess = torch.cat(truth), torch.cat(guesses)
-    average = "binary" if learner.base.num_classes == 2 else "macro"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that all records and guesses are of one class
-        f1, matthews = f1_score(y, guess, average=average, zero_division=0), matthews_corrcoef(y, guess)
-    return {
-        "accuracy": int((guess == y).sum()) / len(y),
-        "loss": loss / len(y),
-        "f1": float(f1),
-        "matthews": float(matthews),
-    }
+    targets = torch.cat(truth)
+    first, *more = base.problem.metrics(torch.cat(answers), targets).items()
+    return dict([first, ("loss", loss / len(targets)), *more])
 
 
 def _language(learner: Learner, base: CausalLanguageModel, records: RecordSet, batch: int) -> dict[str, float]:

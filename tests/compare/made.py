@@ -51,7 +51,7 @@ def summary_for(values: Mapping[str, Any], accuracy: float) -> Summary:
         seed=values["seed"],
         rounds=values["num-rounds"],
         quality={"accuracy": accuracy, "loss": 1 - accuracy, "f1": accuracy / 2},
-        frozen_accuracy=0.2,
+        frozen={"accuracy": 0.2},
         epsilon=epsilon,
         delta=values["privacy.delta"],
         noise_multiplier=0.0 if math.isinf(epsilon) else 1.5,

@@ -40,7 +40,7 @@ def test_rounds_without_an_evaluation_are_skipped_and_bytes_add_up() -> None:
     made = drawn(results)
     by_round = line(made["accuracy-by-round"].axes[0], "la-lora")
     assert list(by_round.get_xdata()) == [1, 3, 4]  # round 2 was not evaluated
-    assert by_round.get_ydata()[-1] == pytest.approx(50 * (results[0].accuracy + results[1].accuracy))  # type: ignore[operator]
+    assert by_round.get_ydata()[-1] == pytest.approx(50 * (results[0].score + results[1].score))  # type: ignore[operator]
     assert list(line(made["accuracy-by-bytes"].axes[0], "la-lora").get_xdata()) == [0.002, 0.006, 0.008]
     assert list(line(made["accuracy-by-round"].axes[0], "frozen model").get_ydata()) == [20, 20]
 
@@ -81,9 +81,7 @@ def test_a_method_has_one_colour_in_all_plots() -> None:
     }
     assert rings == {0.3, 1.0}
     rounds = line(made["accuracy-by-round"].axes[0], "ffa-lora").get_ydata()[-1]
-    assert rounds == pytest.approx(
-        100 * max(r.accuracy for r in results if r.epsilon == 1.0 and r.values["strategy"] == "ffa-lora")
-    )  # type: ignore[type-var, arg-type]
+    assert rounds == pytest.approx(100 * max(r.score for r in results if r.epsilon == 1.0 and r.values["strategy"] == "ffa-lora"))  # type: ignore[type-var, arg-type]
 
 
 def test_compared_learning_rates_are_a_plot_too() -> None:

@@ -43,7 +43,7 @@ def test_a_failed_run_is_a_row_with_its_reason() -> None:
 
 @pytest.mark.parametrize("value", [None, math.nan])
 def test_an_accuracy_that_is_no_number_is_none(value: float | None) -> None:
-    assert Result(Path(), (), {}, summary=Summary(quality={"accuracy": value})).accuracy is None
+    assert Result(Path(), (), {}, summary=Summary(quality={"accuracy": value})).score is None
 
 
 def test_a_damaged_run_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lalora_flwr.compare.cells import Tuned
-from lalora_flwr.compare.tuning import WORST, choose, mean_accuracy
+from lalora_flwr.compare.tuning import WORST, choose, mean_score
 
 AXES = {"train.lr": (0.1, 0.3, 1.0)}
 
@@ -65,7 +65,7 @@ def test_two_tuned_keys_are_chosen_together() -> None:
 def test_the_winner_is_never_beaten(runs: list[list[float | None]]) -> None:
     scores = dict(zip(map(at, AXES["train.lr"]), runs, strict=True))
     winner = choose(scores, AXES).winner
-    means = {tuned: mean_accuracy(accuracies) for tuned, accuracies in scores.items()}
+    means = {tuned: mean_score(accuracies) for tuned, accuracies in scores.items()}
     assert (winner is None) == (max(means.values()) == WORST)
     if winner:
         assert means[winner] == max(means.values())

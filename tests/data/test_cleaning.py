@@ -11,15 +11,22 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from lalora_flwr.data.cleaning import usable_rows
+from lalora_flwr.data import cleaning
+from lalora_flwr.data.cleaning import Rows
 from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.labels import label_names, label_texts
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.tasks.single_label import SingleLabel
 from tests.data.files import png, table
 
 TEXT = Columns(text="text", label="label")
 LABELS = ("bad", "good")
+ONE = SingleLabel()
 MISSING = [None, "", "  ", "\n"]
+
+
+def usable_rows(rows: Dataset, columns: Columns, labels: tuple[str, ...], **more: Any) -> Rows:
+    return cleaning.usable_rows(rows, columns, labels, ONE, **more)
 
 
 def typed(kind: Any, **columns: list[Any]) -> Dataset:
@@ -28,7 +35,7 @@ def typed(kind: Any, **columns: list[Any]) -> Dataset:
 
 def test_label_names_are_those_of_the_type() -> None:
     kinds = typed(ClassLabel(names=["z", "a", "never"]), label=[0, 1, None, -1])
-    assert label_names(kinds, "label") == ("z", "a", "never")
+    assert label_names(kinds, "label", ONE) == ("z", "a", "never")
     assert label_texts(kinds, "label") == ["z", "a", None, None]
 
 
@@ -49,7 +56,7 @@ def test_label_names_are_those_of_the_type() -> None:
     ],
 )
 def test_else_label_names_are_the_values_in_order(values: list[Any], names: tuple[str, ...]) -> None:
-    assert label_names(table(label=values), "label") == names
+    assert label_names(table(label=values), "label", ONE) == names
 
 
 @pytest.mark.parametrize(
@@ -66,13 +73,13 @@ def test_else_label_names_are_the_values_in_order(values: list[Any], names: tupl
 )
 def test_scores_lists_and_ids_are_no_classes(values: list[Any], said: str) -> None:
     with pytest.raises(ConfigError, match=r"^data\.label: column 'label' holds ") as refused:
-        label_names(table(label=values), "label")
+        label_names(table(label=values), "label", ONE)
     assert said in str(refused.value) and str(refused.value).endswith("or the classes in data.labels")
 
 
 @pytest.mark.parametrize("values", [[f"c{i}" for i in range(20)], [f"c{i}" for i in range(30)] * 2, ["[a]", "b", "1.5.2"]])
 def test_few_records_or_odd_names_are_classes(values: list[Any]) -> None:
-    assert set(label_names(table(label=values), "label")) == set(values)
+    assert set(label_names(table(label=values), "label", ONE)) == set(values)
 
 
 def test_labels_become_the_numbers_of_the_names() -> None:

@@ -105,6 +105,7 @@ def test_a_column_that_cannot_be_told_is_an_error_that_lists_those_there_are(
 def test_lists_of_labels_are_refused_by_name(inner: object) -> None:
     features = Features({"text": Value("string"), "label": List(inner)})
     with pytest.raises(
-        ConfigError, match=r"^data\.label: column 'label' holds lists: classes of tokens, or several of one record"
+        ConfigError,
+        match=r"^data\.label: column 'label' holds lists: several classes of one record need problem-type multi-label",
     ):
         find_columns(features, DataSettings(), "text")

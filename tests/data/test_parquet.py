@@ -108,7 +108,7 @@ def test_what_is_no_text_is_not_read_as_python_spells_it(tmp_path: Path, values:
     wrong = {"text": "sentence1", "text-pair": "sentence2", "label": "label"}[key]
     file = save(tmp_path / "t.parquet", **{**columns, wrong: values})
     if key == "label" and "List" in holds:
-        holds = "lists: classes of tokens, or several of one record, are not supported"
+        holds = "lists: several classes of one record need problem-type multi-label; classes of tokens are not supported"
     with pytest.raises(ConfigError, match=rf"^{key}-column: column '{wrong}' holds {holds}; name another one of sentence1, "):
         own_records(settings(**SITES), str(file), keep)
 

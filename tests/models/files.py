@@ -28,6 +28,16 @@ def pairs(count: int, classes: int = 3) -> list[dict[str, Any]]:
     return [{"first": first, "second": seconds[i % classes], "label": i % classes} for i, first in enumerate(firsts)]
 
 
+def scored(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Texts with the classes ``good`` and ``long`` as a list, and with a number from 0 to 10 that follows from them."""
+    rows = texts(count, seed)
+    for row in rows:
+        words = row["sentence"].split()
+        row["label"] = [name for name in ("good", "long") if name in words]
+        row["score"] = 6.0 * ("good" in words) + 3.5 * ("long" in words)
+    return rows
+
+
 def sums(count: int) -> list[dict[str, Any]]:
     """Prompts and responses with an answer in all but one; the second part of the prompt is missing now and then."""
     rows = []

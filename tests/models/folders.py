@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 import transformers
@@ -101,6 +102,20 @@ def save_timm(folder: Path, family: str, *, classes: int = 7, seed: int = 3, saf
     about = {"input_size": (3, side, side), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "crop_pct": 1.0, **data}
     save_for_hf(model, str(folder), model_args=arguments, safe_serialization=safe, data_config=about)
     return model.eval()
+
+
+def save_found(folder: Path, count: int, *, side: int = 20) -> str:
+    """Pictures with any of three colours in them: a table with a column per colour and one of numbers from 0 to 3."""
+    chance = random.Random(1)
+    folder.mkdir(parents=True)
+    rows = ["image,red,green,blue,colours"]
+    for i in range(count):
+        own = [chance.random() < 0.5 for _ in range(3)]
+        pixels = np.asarray([[230 if there else 30 for there in own]] * (side * side)) + chance.randint(-20, 20)
+        Image.fromarray(pixels.reshape(side, side, 3).astype(np.uint8)).save(folder / f"{i}.png")
+        rows.append(",".join([f"{i}.png", *(str(int(there)) for there in own), str(sum(own))]))
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    return f"file:{folder / 'table.csv'}"
 
 
 def save_images(folder: Path, classes: Sequence[str], each: int, *, side: int = 20) -> None:

@@ -38,7 +38,7 @@ SUMMARIES = st.builds(
     model_files=st.dictionaries(words, words),
     ended_early=words,
     quality=QUALITY,
-    frozen_accuracy=known,
+    frozen=QUALITY,
     epsilon=sizes | st.just(math.inf),
     leaks=words,
     sites=st.dictionaries(words, REPORTS),
@@ -60,7 +60,7 @@ def test_the_files_of_a_run_are_read_and_written_to_the_byte(finished: Callable[
 
 def test_files_of_the_first_version_are_read() -> None:
     line = RoundMetrics.from_json({"round": 2, "accuracy": 0.5, "loss": 1.0, "epsilon": None, "bytes_up": 7, "train_loss": 3.0})
-    assert (line.round, line.accuracy, line.epsilon, line.bytes_up, line.left_sites) == (2, 0.5, math.inf, 7, ())
+    assert (line.round, line.score, line.epsilon, line.bytes_up, line.left_sites) == (2, 0.5, math.inf, 7, ())
     content = {
         "strategy": "la-lora",
         "task": "image",
@@ -69,7 +69,7 @@ def test_files_of_the_first_version_are_read() -> None:
         "sites": {"0": {"steps": 4, "epsilon": 3.0}},
     }
     summary = Summary.from_json(content)
-    assert summary.quality == {"accuracy": 0.5} and summary.sites["0"].steps == 4 and summary.frozen_accuracy is None
+    assert summary.quality == {"accuracy": 0.5} and summary.sites["0"].steps == 4 and summary.frozen_score is None
 
 
 @pytest.mark.parametrize(

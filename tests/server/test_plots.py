@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lalora_flwr.server.metrics import RoundMetrics
-from lalora_flwr.server.plots import accuracy_figure
+from lalora_flwr.server.plots import score_figure
 from tests.conftest import small
 
 
@@ -16,6 +16,6 @@ from tests.conftest import small
 @pytest.mark.parametrize(("epsilon", "said"), [(4.0, "ε = 4"), (math.inf, "non-private")])
 def test_the_title_says_seeded_only_of_seeded_runs(seeded: bool, epsilon: float, said: str, tmp_path: Path) -> None:
     lines = [RoundMetrics(round=1, quality={"accuracy": 0.5}, epsilon=1.0)]
-    figure = accuracy_figure(small(tmp_path, privacy__epsilon=epsilon), 0.2, lines, seeded=seeded)
+    figure = score_figure(small(tmp_path, privacy__epsilon=epsilon), {"accuracy": 0.2}, lines, seeded=seeded)
     title = figure.axes[0].get_title()
     assert said in title and title.endswith(", seeded") == seeded

@@ -127,7 +127,7 @@ def test_a_failure_of_the_first_attempt_does_not_stay(tmp_path: Path, monkeypatc
         raise ValueError("no more memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(federation, "accuracy_figure", broken)
+        patch.setattr(federation, "score_figure", broken)
         with pytest.raises(ValueError, match="no more memory"):
             run_inline(small(tmp_path))
     assert (tmp_path / "run" / "failure.json").exists()

@@ -96,7 +96,13 @@ def values_of(key: Key) -> st.SearchStrategy[Any]:
     return kinds[type(key.default)].filter(key.check)
 
 
-ENTANGLED = ("model.name", "data.name", "data.answer")  # most of their values forbid others
+ENTANGLED = (
+    "model.name",
+    "data.name",
+    "data.answer",
+    "data.problem-type",
+    "data.label-range",
+)  # most of their values forbid others
 
 
 ALLOWED = st.fixed_dictionaries({}, optional={key.name: values_of(key) for key in KEYS.values() if key.name not in ENTANGLED})
@@ -120,6 +126,21 @@ def accepted(flat: dict[str, Any]) -> Settings:
         ({"model.name": "timm/x", "data.name": "hub:x", "data.answer": "(.*)"}, "data.answer: only for language modelling"),
         ({"model.name": "timm/x", "data.name": "sites", "data.labels": "a,b"}, "data.test: the server holds no records"),
         ({"model.name": "hf/x", "data.name": "sites", "data.test": "file:x"}, "data.labels: must name the classes"),
+        ({"data.problem-type": "regression", "data.labels": "a"}, "data.label-range: must give the bounds of the numbers"),
+        ({"data.problem-type": "regression", "data.label-range": "0,1", "data.labels": "a"}, "data.labels: only for classes"),
+        ({"data.problem-type": "regression", "data.label-range": "0,1", "data.num-classes": 2}, "data.num-classes: only for"),
+        ({"data.problem-type": "multi-label", "data.label-range": "0,1"}, "data.label-range = '0,1': only for data.problem-type"),
+        ({"data.label-range": "1,0"}, "data.label-range = '1,0': must be low,high: two numbers, the smaller first"),
+        ({"data.label-range": "nan,1"}, "data.label-range = 'nan,1': must be low,high"),
+        ({"data.problem-type": "multi-label", "data.partition": "shards"}, "data.partition = 'shards': needs one class per"),
+        (
+            {"data.problem-type": "multi-label"},
+            "data.problem-type = 'multi-label': must be 'single-label' for data.name = 'digits'",
+        ),
+        (
+            {"model.name": "hf/x", "data.name": "hub:x", "data.problem-type": "multi-label", "data.response": "r"},
+            "data.problem-type",
+        ),
         ({"min-sites": 3, "num-supernodes": 2}, "min-sites = 3: only 2 sites are drawn for a round"),
         ({"merge.name": "median", "num-supernodes": 2}, "merge.name = 'median': needs 3 sites a round, but 2 are drawn"),
         ({"merge.name": "trimmed-mean", "merge.trim": 0.1}, "merge.name = 'trimmed-mean': needs 10 sites a round, but 4 are"),

@@ -33,11 +33,19 @@ def checked(folder):
         whole = type(names["model"]).__name__
         names["model"] = names["model"].merge_and_unload()
         merged = said(names, kept["inputs"])
-    right = (logits.argmax(-1) == kept["labels"]).float().mean() if kept["labels"].dim() == 1 else torch.tensor(0.0)
+    labels = kept["labels"]
+    right, loss = torch.tensor(0.0), torch.tensor(0.0)
+    if labels.dtype == torch.long and labels.dim() == 1:
+        right = (logits.argmax(-1) == labels).float().mean()
+    elif labels.dim() == 2 and labels.dtype == torch.float:  # several classes
+        right = ((logits > 0) == (labels > 0.5)).all(1).float().mean()
+    elif labels.dtype == torch.float:
+        loss = (logits.squeeze(1) - labels).square().mean()
     return {
         "same": float((logits - kept["logits"]).abs().max()),
         "merged": float((merged - kept["logits"]).abs().max()),
         "accuracy": float(right),
+        "loss": float(loss),
         "kind": whole,
     }
 

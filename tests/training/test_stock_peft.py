@@ -17,8 +17,8 @@ from lalora_flwr.data.data_set import data_set
 from lalora_flwr.server.folder import MORE
 from lalora_flwr.training.learner import ModelStore
 from tests.conftest import Finished, Spy, run_spied, small, strict_json
-from tests.models.files import save_rows, sums, texts
-from tests.models.folders import save_hf, save_images, save_timm
+from tests.models.files import save_rows, scored, sums, texts
+from tests.models.folders import save_found, save_hf, save_images, save_timm
 
 RUN: dict[str, Any] = {
     "num_rounds": 1,
@@ -63,6 +63,34 @@ def language(family: str) -> Prepare:
     return prepare
 
 
+def found(labels: str, **more: str) -> Prepare:
+    def prepare(folder: Path) -> dict[str, Any]:
+        save_timm(folder / "model", "swin", classes=7)
+        data = {"data__name": save_found(folder / "found", 40), "data__test": "hold-out:0.3", "data__labels": labels}
+        return {
+            "model__name": f"timm/{folder / 'model'}",
+            **data,
+            "lora__head": "auto",
+            **{f"data__{key}": value for key, value in more.items()},
+        }
+
+    return prepare
+
+
+def scored_text(family: str, **more: str) -> Prepare:
+    def prepare(folder: Path) -> dict[str, Any]:
+        save_hf(folder / "model", family, "base")
+        data = {"data__name": save_rows(folder / "train.jsonl", scored(40)), "data__test": "hold-out:0.3"}
+        return {
+            "model__name": f"hf/{folder / 'model'}",
+            **data,
+            "lora__head": "auto",
+            **{f"data__{key}": value for key, value in more.items()},
+        }
+
+    return prepare
+
+
 def embedded(head: str) -> Prepare:
     return lambda folder: {"lora__head": head}
 
@@ -80,6 +108,10 @@ CASES: dict[str, Prepare] = {
     "gpt2 classifier, new head": text("gpt2", "base", "auto"),
     "mean, new head": text("bert", "base", "auto", model__pooling="mean"),
     "mean, new head left frozen": text("distilbert", "base", "frozen", model__pooling="mean"),
+    "swin, several classes, new head": found("red,green,blue", problem_type="multi-label"),
+    "swin, numbers, new head": found("", problem_type="regression", label="colours", label_range="0,3"),
+    "bert, several classes, new head": scored_text("bert", problem_type="multi-label"),
+    "bert, numbers, new head": scored_text("bert", problem_type="regression", label="score", label_range="0,10"),
     "gpt2": language("gpt2"),
     "llama": language("llama"),
 }
@@ -145,8 +177,11 @@ def test_it_is_the_runs_model(case: str, runs: dict[str, Finished], elsewhere: d
     said, summary = elsewhere[case], runs[case].summary
     rounded = case != plain(case)  # the run's activations are, too
     assert said["same"] < (0.1 if rounded else 1e-4) and said["merged"] < (0.1 if rounded else 1e-3)
-    if summary["labels"]:
-        assert said["accuracy"] == pytest.approx(summary["accuracy"], abs=0.1 if rounded else 1e-6)
+    near = 0.1 if rounded else 1e-6
+    if "r2" in summary:
+        assert said["loss"] == pytest.approx(summary["loss"], abs=1e-4)
+    elif summary["labels"]:
+        assert said["accuracy"] == pytest.approx(summary["accuracy" if "accuracy" in summary else "exact_match"], abs=near)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from lalora_flwr.server.metrics import HEADLINE_OF
 from lalora_flwr.settings import Settings
 from tests.conftest import Finished, Spy, run_spied, small
-from tests.models.files import ANSWER, pairs, save_rows, sums, texts
-from tests.models.folders import TIMM, save_hf, save_images, save_timm
+from tests.models.files import ANSWER, pairs, save_rows, scored, sums, texts
+from tests.models.folders import TIMM, save_found, save_hf, save_images, save_timm
 
 RUN: dict[str, Any] = {
     "num_rounds": 2,
@@ -75,7 +76,29 @@ def image(folder: Path, family: str) -> dict[str, Any]:
     }
 
 
+SEVERAL = {"data__problem_type": "multi-label"}
+NUMBERS = {"data__problem_type": "regression"}
+
+
+def found(folder: Path, **more: Any) -> dict[str, Any]:
+    save_timm(folder / "model", "swin")
+    data = {"data__name": save_found(folder / "found", 60), "data__test": "hold-out:0.3"}
+    return {"model__name": f"timm/{folder / 'model'}", **data, **more}
+
+
+def scored_text(folder: Path, **more: Any) -> dict[str, Any]:
+    save_hf(folder / "model", "distilbert", "base")
+    data = {"data__name": save_rows(folder / "train.jsonl", scored(60)), "data__test": "hold-out:0.3"}
+    return {"model__name": f"hf/{folder / 'model'}", **data, **more}
+
+
 TASKS: dict[str, Any] = {
+    "several classes in pictures": lambda f: found(f, data__labels="red,green,blue", **SEVERAL),
+    "several classes in texts": lambda f: scored_text(f, data__label="label", **SEVERAL),
+    "numbers of pictures": lambda f: found(
+        f, data__label="colours", data__label_range="0,3", data__partition="shards", **NUMBERS
+    ),
+    "numbers of texts": lambda f: scored_text(f, data__label="score", data__label_range="0,10", **NUMBERS),
     "text": text,
     "text-pair": text_pair,
     "language": language,
@@ -103,15 +126,20 @@ def test_a_run_ends_with_sensible_metrics(runs: dict[str, Finished], task: str) 
     run = runs[task]
     summary = run.summary
     assert summary["rounds"] == len(run.metrics) == 2 and summary["failures"] == 0
-    assert 0 <= summary["accuracy"] <= 1 and 0 <= summary["frozen_accuracy"] <= 1
+    headline = HEADLINE_OF[run.settings.data.problem_type]
+    assert -math.inf < summary[headline] <= 1 and -math.inf < summary[f"frozen_{headline}"] <= 1
+    assert summary[headline] >= 0 or headline == "r2"
+    assert [line[headline] is not None for line in run.metrics] == [True, True]
     assert math.isfinite(summary["loss"]) and summary["loss"] > 0
     assert summary["private"] and 0 < summary["epsilon"] <= run.settings.privacy.epsilon
     assert [line["sites"] for line in run.metrics] == [2, 2]
     if task == "language":
         assert "f1" not in summary and summary["exact_match"] == summary["accuracy"]
         assert summary["accuracy"] * 5 == pytest.approx(round(summary["accuracy"] * 5))  # of six responses five have an answer
+    elif headline == "r2":
+        assert summary["rmse"] >= summary["mae"] > 0 and not summary["labels"] and "accuracy" not in summary
     else:
-        assert 0 <= summary["f1"] <= 1 and -1 <= summary["matthews"] <= 1
+        assert 0 <= summary["f1"] <= 1 and ("matthews" in summary) == (headline == "accuracy")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -131,6 +159,21 @@ def test_the_summary_says_which_weights_these_were(runs: dict[str, Finished], ta
     assert FILES[family] <= set(summary["model_files"])
     for name, found in summary["model_files"].items():
         assert found == hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest(), name
+
+
+def test_it_learns_several_classes_and_numbers(tmp_path: Path) -> None:
+    easy = {"privacy__epsilon": math.inf, "train__optimizer": "adamw", "train__lr": 0.03, "train__local_steps": 16}
+    easy |= {"strategy": "dp-lora", "num_rounds": 3, "privacy__delta": 1e-3}
+    several, numbers = tmp_path / "several", tmp_path / "numbers"
+    several.mkdir()
+    numbers.mkdir()
+    settings = small(several, **{**RUN, **found(several, data__labels="red,green,blue", **SEVERAL), **easy})
+    summary = Finished(run_spied(settings, spy := Spy()), settings, spy).summary
+    assert summary["auroc"] >= 0.9 and summary["f1"] >= 0.8 and summary["labels"] == ["red", "green", "blue"]
+    about = found(numbers, data__label="colours", data__label_range="0,3", **NUMBERS)
+    settings = small(numbers, **{**RUN, **about, **easy})
+    summary = Finished(run_spied(settings, spy := Spy()), settings, spy).summary
+    assert summary["r2"] >= 0.5 and summary["pearson"] >= 0.75 and summary["mae"] <= 0.6
 
 
 def test_with_little_noise_it_learns(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Classification with any number of classes per record, none included."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lalora_flwr.tasks.label_text import as_text
+from lalora_flwr.tasks.problem import Problem
+
+SEPARATORS = "|;,"  # the first of them that a field holds separates its classes
+
+
+@dataclass(frozen=True)
+class MultiLabel(Problem):
+    """Targets are 0 or 1 for each class, float32 (n, classes).
+
+    A record's loss is the mean over the classes of the binary cross-entropy, as transformers has it.
+    """
+
+    name = "multi-label"
+    transformers_name = "multi_label_classification"
+
+    def parts(self, text: str, classes: Mapping[str, int]) -> list[str]:
+        """The names in a field: a list as JSON has it, a class, or names separated by the first of ``|``, ``;``, ``,`` in it."""
+        if text in classes:
+            return [text]
+        if text.startswith("["):
+            try:
+                listed = json.loads(text)
+            except (ValueError, RecursionError):
+                return [text]
+            texts = (as_text(name if isinstance(name, bool | int | float | str) else json.dumps(name)) for name in listed)
+            return [name or "" for name in texts]
+        separator = next((sign for sign in SEPARATORS if sign in text), "")
+        return [as_text(part) or "" for part in text.split(separator)] if separator else [text]
+
+    def why(self, text: str, classes: Mapping[str, int]) -> str:
+        names = self.parts(text, classes)
+        if len(set(names)) < len(names):
+            return "a class twice in one record, as where each token has one; classes of tokens are not supported"
+        return "a list with a class that is " + super().why(text, classes)
+
+    def target(self, text: str, classes: Mapping[str, int]) -> list[float] | None:
+        names = self.parts(text, classes)
+        if len(set(names)) < len(names) or any(name not in classes for name in names):
+            return None
+        own = {classes[name] for name in names}
+        return [float(number in own) for number in range(len(classes))]
+
+    def refusal(self, targets: Tensor, classes: int) -> str:
+        inside = targets.dim() == 2 and targets.shape[1] == classes and bool(((targets == 0) | (targets == 1)).all())
+        return "" if inside else f"gives labels {tuple(targets.shape)}; must be 0 or 1 of shape (records, {classes})"
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").mean(1)
+
+    def made_up(self, n: int, outputs: int) -> Tensor:
+        return ((torch.arange(n).unsqueeze(1) + torch.arange(outputs)) % 3 == 0).float()
+
+    def right(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Those with all of their classes and no other."""
+        return ((logits > 0) == (targets > 0.5)).all(1)
+
+    def metrics(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """``auroc``, the mean over the classes with and without records; ``f1``, the mean over all classes; ``exact_match``."""
+        from sklearn.metrics import f1_score, roc_auc_score
+
+        truth = (targets > 0.5).numpy()
+        both = [c for c in range(truth.shape[1]) if 0 < truth[:, c].sum() < len(truth)]
+        finite = bool(logits.isfinite().all())
+        areas = [float(roc_auc_score(truth[:, c], logits[:, c])) for c in both] if finite else []
+        return {
+            "auroc": sum(areas) / len(areas) if areas else math.nan,
+            "f1": float(f1_score(truth, (logits > 0).numpy(), average="macro", zero_division=0)),
+            "exact_match": float(self.right(logits, targets).double().mean()),
+        }
+
+    def groups(self, targets: Tensor) -> list[int]:
+        return [0] * len(targets)
+
+    def counts(self, targets: Tensor, classes: int) -> tuple[int, ...]:
+        return tuple(targets.reshape(-1, classes).sum(0).long().tolist())

@@ -1,0 +1,56 @@
+"""Classification with one class per record."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lalora_flwr.tasks.problem import Problem
+
+
+@dataclass(frozen=True)
+class SingleLabel(Problem):
+    """Targets are numbers of classes, int64 (n,); the loss is the cross-entropy."""
+
+    name = "single-label"
+    transformers_name = "single_label_classification"
+    dtype = torch.long
+
+    def target(self, text: str, classes: Mapping[str, int]) -> int | None:
+        return classes.get(text)
+
+    def refusal(self, targets: Tensor, classes: int) -> str:
+        inside = targets.dim() == 1 and 0 <= int(targets.min()) <= int(targets.max()) < classes
+        return "" if inside else f"has a label outside its {classes} classes"
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, reduction="none")
+
+    def made_up(self, n: int, outputs: int) -> Tensor:
+        return torch.arange(n) % outputs
+
+    def right(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return logits.argmax(-1) == targets
+
+    def metrics(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """``accuracy``; ``f1`` of class 1 if there are two classes, else the mean over the classes; ``matthews``."""
+        from sklearn.metrics import f1_score, matthews_corrcoef
+
+        guesses = logits.argmax(-1)
+        average = "binary" if logits.shape[1] == 2 else "macro"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that all records and guesses are of one class
+            f1 = f1_score(targets, guesses, average=average, zero_division=0)
+            matthews = matthews_corrcoef(targets, guesses)
+        return {"accuracy": int((guesses == targets).sum()) / len(targets), "f1": float(f1), "matthews": float(matthews)}
+
+    def groups(self, targets: Tensor) -> list[int]:
+        return [int(target) for target in targets]
+
+    def counts(self, targets: Tensor, classes: int) -> tuple[int, ...]:
+        return tuple(torch.bincount(targets, minlength=classes).tolist())

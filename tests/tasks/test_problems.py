@@ -1,0 +1,172 @@
+"""Losses, metrics and labels of each kind, against the libraries that define them and against naive loops."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import mean_absolute_error, r2_score, roc_auc_score, root_mean_squared_error
+from torch import Tensor, nn
+
+from lalora_flwr.gradients.engine import PerSampleGradients
+from lalora_flwr.server.metrics import HEADLINE_OF, HEADLINES
+from lalora_flwr.settings import KEYS, DataSettings
+from lalora_flwr.tasks import problem_of
+from lalora_flwr.tasks.multi_label import MultiLabel
+from lalora_flwr.tasks.problem import Problem
+from lalora_flwr.tasks.regression import Regression
+from lalora_flwr.tasks.single_label import SingleLabel
+from tests.reference import generator
+
+PROBLEMS: dict[str, tuple[Problem, int]] = {
+    "single-label": (SingleLabel(), 4),
+    "multi-label": (MultiLabel(), 4),
+    "regression": (Regression(-20.0, 100.0), 1),
+}
+CLASSES = {"effusion": 0, "mass, large": 1, "1": 2, "true": 3}
+KINDS = st.sampled_from(sorted(PROBLEMS))
+
+
+def outputs(kind: str, n: int = 12) -> tuple[Problem, Tensor, Tensor]:
+    problem, width = PROBLEMS[kind]
+    return problem, torch.randn(n, width, generator=generator(n), dtype=torch.float64), problem.made_up(n, width)
+
+
+def test_each_value_of_the_key_is_a_problem_with_a_headline() -> None:
+    values = KEYS["data.problem-type"].allowed.removeprefix("one of ").split(", ")
+    assert set(values) == set(PROBLEMS) == set(HEADLINE_OF)
+    for kind in values:
+        problem, logits, targets = outputs(kind)
+        bounds = "-20,100" if kind == "regression" else ""
+        assert problem_of(DataSettings(problem_type=kind, label_range=bounds)) == problem and problem.name == kind
+        found = problem.metrics(logits, targets)
+        assert next(iter(found)) == HEADLINE_OF[kind] and [name for name in HEADLINES if name in found] == [HEADLINE_OF[kind]]
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+def test_losses_are_those_of_transformers(kind: str) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    problem, logits, targets = outputs(kind, 7)
+    tiny: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = BertConfig(vocab_size=9, num_labels=logits.shape[1], problem_type=problem.transformers_name, **tiny)  # type: ignore[arg-type]
+    model = BertForSequenceClassification(config).eval()
+    ids = torch.arange(14).reshape(7, 2) % 9
+    with torch.no_grad():
+        said = model(input_ids=ids, labels=targets)
+    assert float(said.loss) == pytest.approx(float(problem.losses(said.logits, targets).mean()), rel=1e-5)
+
+
+@given(KINDS, st.integers(1, 6))
+def test_each_record_has_a_loss_and_a_gradient_of_its_own(kind: str, n: int) -> None:
+    problem, _, targets = outputs(kind, n)
+    layer = nn.Linear(5, PROBLEMS[kind][1])
+    values = torch.randn(n, 5, generator=generator(3))
+    together = PerSampleGradients(layer, dict(layer.named_parameters()))(n, lambda: problem.losses(layer(values), targets))
+    for j in range(n):
+        layer.zero_grad()
+        problem.losses(layer(values[j : j + 1]), targets[j : j + 1]).sum().backward()
+        for name, parameter in layer.named_parameters():
+            assert parameter.grad is not None
+            torch.testing.assert_close(together[name][j], parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+@given(KINDS, st.integers(2, 9))
+def test_whether_a_record_is_right_is_its_own_affair(kind: str, n: int) -> None:
+    """A site tells a noised count of them, of which one record may move only its own part."""
+    problem, logits, targets = outputs(kind, n)
+    together = problem.right(logits, targets)
+    assert together.shape == (n,) and together.dtype == torch.bool
+    assert [bool(problem.right(logits[j : j + 1], targets[j : j + 1])) for j in range(n)] == together.tolist()
+
+
+def test_metrics_of_several_classes_leave_out_a_class_that_all_or_none_have() -> None:
+    targets = torch.tensor([[1.0, 0, 1, 0], [0, 0, 1, 1], [1, 0, 1, 0], [1, 0, 1, 0]])
+    logits = torch.tensor([[2.0, 1, 1, 1], [1, -1, 1, 0.5], [3, -1, 1, -2], [-1, -1, 1, -3]])
+    found = MultiLabel().metrics(logits, targets)
+    areas = [roc_auc_score(targets[:, c], logits[:, c]) for c in (0, 3)]
+    assert found["auroc"] == pytest.approx(sum(areas) / 2) and found["exact_match"] == 1 / 4
+    assert math.isnan(MultiLabel().metrics(logits, torch.zeros(4, 4))["auroc"])
+    assert math.isnan(MultiLabel().metrics(logits * math.nan, targets)["auroc"])
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=9).filter(lambda v: np.std(v) > 0.01), st.integers(0, 99))
+def test_metrics_of_numbers_are_in_their_unit(targets: Sequence[float], seed: int) -> None:
+    problem = Regression(-20.0, 100.0)
+    truth = torch.tensor(targets)
+    guesses = torch.randn(len(truth), 1, generator=generator(seed))
+    found = problem.metrics(guesses, truth)
+    units = 40 + 60 * truth.double(), 40 + 60 * guesses.squeeze(1).double()
+    assert found["r2"] == pytest.approx(r2_score(*units)) and found["mae"] == pytest.approx(mean_absolute_error(*units))
+    assert found["rmse"] == pytest.approx(root_mean_squared_error(*units))
+    assert found["pearson"] == pytest.approx(float(np.corrcoef(*units)[0, 1]))
+    assert found["within_tenth"] == pytest.approx(float(((units[0] - units[1]).abs() <= 12).double().mean()), abs=1e-9)
+
+
+def test_numbers_that_are_all_the_same_have_no_r2() -> None:
+    assert math.isnan(Regression(0.0, 1.0).metrics(torch.randn(3, 1), torch.ones(3))["r2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("effusion", [0]),
+        ("mass, large", [1]),  # a class as a whole, before its comma separates anything
+        ("effusion|mass, large", [0, 1]),
+        ("effusion; 1.0", [0, 2]),
+        ("TRUE, effusion", [0, 3]),
+        ('["effusion", "mass, large"]', [0, 1]),
+        ("[1, true]", [2, 3]),
+        ("[1.0]", [2]),
+        ("[]", []),
+        ("cough", None),
+        ("effusion|", None),
+        ("effusion|effusion", None),
+        ('["effusion", "effusion"]', None),
+        ('["effusion", null]', None),
+        ('[["effusion"]]', None),
+        ("[effusion]", None),
+        ("[" * 5000, None),
+    ],
+)
+def test_several_classes_in_one_field(text: str, numbers: list[int] | None) -> None:
+    wanted = None if numbers is None else [float(n in numbers) for n in range(4)]
+    assert MultiLabel().target(text, CLASSES) == wanted
+
+
+@given(st.lists(st.sampled_from(sorted(CLASSES)), unique=True), st.sampled_from("|;"))
+def test_lists_and_separators_mean_the_same(names: list[str], separator: str) -> None:
+    problem = MultiLabel()
+    target = problem.target(json.dumps(names), CLASSES)
+    assert target is not None and [name for name, n in CLASSES.items() if target[n]] == [n for n in CLASSES if n in names]
+    if names:
+        assert problem.target(separator.join(names), CLASSES) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("-20", -1.0),
+        ("100.0", 1.0),
+        ("40", 0.0),
+        (" 1e1", -0.5),
+        *((t, None) for t in ("-20.1", "101", "nan", "inf", "4_0", "3,5", "true", "")),
+    ],
+)
+def test_a_number_is_placed_in_its_range(text: str, target: float | None) -> None:
+    assert Regression(-20.0, 100.0).target(text, {}) == target
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_tensors_of_other_labels_are_refused(kind: str) -> None:
+    problem, _, targets = outputs(kind)
+    width = PROBLEMS[kind][1]
+    assert not problem.refusal(targets, width)
+    assert problem.refusal(targets + 4, width) and problem.refusal(targets.unsqueeze(0), width)
