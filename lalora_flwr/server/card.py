@@ -12,6 +12,8 @@ from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.published import CAUSAL_LM
 from lalora_flwr.server.metrics import HEADLINES, Summary
 from lalora_flwr.settings import Settings
+from lalora_flwr.tasks.multi_label import MultiLabel
+from lalora_flwr.tasks.regression import Regression
 
 MEAN = """`model` gives the vectors of a text's tokens. The head takes their mean:
 
@@ -32,6 +34,11 @@ def model_card(summary: Summary, settings: Settings, base: BaseModel, adapter: A
     parts = [_front(summary, base), f"# {settings.run_name}", _method(summary, settings), "## Privacy", _privacy(summary)]
     if base.labels:
         parts += ["## Classes", _table((str(number), name) for number, name in enumerate(base.labels))]
+    if isinstance(base.problem, Regression):
+        unit = f"{base.problem.middle:.12g} + {base.problem.half:.12g} * output"
+        parts += ["## Numbers", f"The model has one output. In the unit of the records it says `{unit}`."]
+    if isinstance(base.problem, MultiLabel):
+        parts += ["A record may have several: each has an output of its own, and is there where that is above 0."]
     figures = {f"{HEADLINES[summary.metric]} of the frozen model": summary.frozen_score, **summary.quality}
     shown = ((name, "none" if value is None else f"{value:.4f}") for name, value in figures.items())
     parts += ["## Results", "On public records, after the last round:", _table(shown)]

@@ -202,7 +202,7 @@ class Site:
 
     def owner(self, ledger: Path) -> dict[str, Any]:
         """The node-config of a careful owner."""
-        return {
+        owner = {
             "ledger-path": str(ledger),
             "max-epsilon": 20.0,
             "delta": 1e-5,
@@ -216,6 +216,7 @@ class Site:
             "max-queries-per-day": 10**6,
             **self.node_config,
         }
+        return {key: value for key, value in owner.items() if value is not None}
 
     def serve(
         self,

@@ -77,6 +77,8 @@ CHOICES = {
     "data set": {"data.name": "file:/etc/passwd"},
     "counted classes": {"data.name": "file:/etc/passwd", "data.labels": "", "data.num-classes": 2},
     "no labels": {"data.name": "file:/etc/passwd", "data.labels": ""},
+    "several classes": {"data.problem-type": "multi-label"},
+    "numbers": {"data.problem-type": "regression", "data.label-range": "0,1", "data.labels": ""},
     "an answer": {"data.answer": "(actor)"},
     "another task": {"model.name": "timm/model"},
     "one token": {"data.max-tokens": 2},
@@ -90,6 +92,36 @@ def test_what_a_run_calls_the_records_decides_nothing(name: str, pair: Pair) -> 
     two = pair.site("two", [(text, "excellent" if label == "good" else label) for text, label in RECORDS])
     first, second = pair.outcomes(CHOICES[name], one, two)
     assert told(first) == told(second)
+
+
+NUMBERS = {"problem-type": "regression", "label-range": "0,10"}
+OWNERS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # node-config, run, and two labels of one record
+    "a number within the range, and one beyond": (NUMBERS, {}, "3", "300"),
+    "a number, and a word": (NUMBERS, {}, "3", "good"),
+    "the ends written another way": (NUMBERS, {"data.label-range": "0.0, 1e1"}, "3", "300"),
+    "a narrower range": (NUMBERS, {"data.label-range": "0,5"}, "3", "7"),
+    "a wider range": (NUMBERS, {"data.label-range": "0,1000"}, "3", "300"),
+    "classes asked of numbers": (NUMBERS, {"data.problem-type": "single-label", "data.labels": "3,300"}, "3", "300"),
+    "known classes, and an unknown one": ({"problem-type": "multi-label"}, {}, "bad|good", "bad|cough"),
+    "a list, and half a list": ({"problem-type": "multi-label"}, {}, "[]", '["good'),
+    "a class twice": ({"problem-type": "multi-label"}, {}, "good", "good;good"),
+    "one class asked of several": ({"problem-type": "multi-label"}, {"data.problem-type": "single-label"}, "good", "bad|good"),
+}
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_what_a_label_is_is_the_owners_word(name: str, pair: Pair) -> None:
+    """Whether a record counts follows from the owner's word and from that record alone; an answer tells neither."""
+    owner, asked, usable, other = OWNERS[name]
+    numbers = owner is NUMBERS
+    rows = [(text, "5" if numbers else label) for text, label in RECORDS[:-1]]
+    held = {**owner, "labels": None} if numbers else owner
+    sites = [pair.site(f"{i}", [*rows, (RECORDS[-1][0], label)], **held) for i, label in enumerate((usable, other))]
+    honest = {f"data.{key}": value for key, value in owner.items()} | ({"data.labels": ""} if numbers else {})
+    first, second = pair.outcomes({**honest, **asked}, *sites)
+    assert told(first) == told(second)
+    refused = bool(asked) and name != "the ends written another way"
+    assert bool(first.reason) == refused and bool(first.reserved) != refused, first.reason
 
 
 EMPTY: dict[str, tuple[Rows, str]] = {

@@ -61,6 +61,19 @@ def test_a_good_site_is_told_what_it_has_and_counts_nothing(config: dict[str, An
     assert Path(config["ledger-path"]).read_bytes() == before
 
 
+def test_several_classes_and_numbers_are_checked_as_the_owner_declares_them(config: dict[str, Any], tmp_path: Path) -> None:
+    rows = [("the film is good", "good|long"), ("the film is bad", "bad"), ("a plot", "[]"), ("an actor", "cough")] * 5
+    several = {"data-path": str(write_csv(tmp_path / "several.csv", rows)), "labels": "good,bad,long"}
+    findings = found({**config, **several, "problem-type": "multi-label"})
+    assert findings["classes"].detail == "good 5, bad 5, long 5" and findings["records"].detail == "15 of 20 can be used"
+    assert "cough' 5" in findings["labels"].detail
+    numbers = {"data-path": str(write_csv(tmp_path / "numbers.csv", [("a", "3.5"), ("b", "11")] * 10)), "labels": None}
+    findings = found({**config, **numbers, "problem-type": "regression", "label-range": "0,10"})
+    assert findings["left out"].detail == "10: its number is none, or beyond the range" and "classes" not in findings
+    for wrong in ({"problem-type": "regression"}, {"label-range": "0,1"}, {"problem-type": "regression", "label-range": "1,0"}):
+        assert found({**config, **wrong})["keys"].state == "fault"
+
+
 def test_what_it_prints_and_how_it_exits(config: dict[str, Any]) -> None:
     run = CliRunner().invoke(app, ["site", "check", written(config)])
     assert run.exit_code == 0

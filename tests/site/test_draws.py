@@ -79,6 +79,9 @@ def test_in_a_simulation_the_count_travels_in_the_sites_state_and_nothing_else_d
     assert set(held.state["ledger"]) == {"noise-multiplier", "sample-rate", "steps"}
 
 
+OTHER_KIND = "data: the run's data.problem-type or data.label-range is not what the site's node-config says"
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
@@ -91,6 +94,8 @@ def test_in_a_simulation_the_count_travels_in_the_sites_state_and_nothing_else_d
             {"data__labels": "a,b,c"},
             "data: the run's data.labels are not the classes that the site's node-config names, in its order",
         ),
+        ({"data__labels": "a,b", "data__problem_type": "multi-label"}, OTHER_KIND),
+        ({"data__num_classes": 0, "data__problem_type": "regression", "data__label_range": "0,1"}, OTHER_KIND),
         ({"data__response": "r"}, "data: the run's task is not the one that the site's node-config names"),
         ({"model__name": "timm/x"}, "data: the run's task is not the one that the site's node-config names"),
         ({"data__labels": "a,b"}, "data: the site's node-config names no data-path"),
