@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lalora_flwr.cli.early import check_machine, check_output, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override
 from lalora_flwr.compare.cells import Plan
 from lalora_flwr.compare.grid import Grid, read_grid
 from lalora_flwr.ground.errors import ConfigError, Interrupted
-from lalora_flwr.settings import KEYS
+from lalora_flwr.settings import KEYS, Settings
 
 
 def compare(
@@ -34,18 +35,32 @@ def compare(
     if not plan_grid.over and not plan_grid.tune:
         raise ConfigError("nothing to compare: name keys and values in [over] of --grid or with --over")
     folder = out or _fresh_folder(plan_grid)
-    plan = Plan(plan_grid, folder / "runs")
+    check_output(Settings(output_dir=str(folder)))
+    plan = Plan(plan_grid, folder / "runs", check_machine)
     plan.validate()
+    offline = _without_hub(plan)
     from lalora_flwr.compare.runner import Comparison  # once the settings hold
 
     console = Console(highlight=False)
     console.print(f"comparison in {folder}", soft_wrap=True, markup=False)
+    if offline:
+        console.print("the hub cannot be reached; what is not in its cache cannot be loaded", markup=False)
     try:
         text = Comparison(plan, folder, workers, console).run()
     except KeyboardInterrupt:
         again = "run the same command again" + ("" if out else f" with --out {folder}")
         raise Interrupted(f"interrupted; {again} to go on") from None
     print_report(text, folder, console)
+
+
+def _without_hub(plan: Plan) -> bool:
+    """Whether a cell needs the hub and it is out of reach.
+
+    Raises:
+        ConfigError: so is a model that its cache does not hold.
+    """
+    settings = [role.cell.settings for role in (*plan.tuning, *plan.final)]
+    return any(without_hub(some) for some in {(s.model, s.data.name, s.data.test): s for s in settings}.values())
 
 
 def _fresh_folder(grid: Grid) -> Path:

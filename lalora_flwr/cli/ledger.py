@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.waiting import Waiting
 
 if TYPE_CHECKING:
     from lalora_flwr.ledger.content import Content
@@ -124,10 +125,10 @@ def verify(
     from lalora_flwr.ledger.verify import verify as check
 
     console = _console()
-    with Console(stderr=True).status("reading") as status:
+    with Waiting(Console(stderr=True), "reading") as waiting:
 
         def progress(number: int, entries: int) -> None:
-            status.update(f"epsilon of entry {number} of {entries}")
+            waiting.now(f"epsilon of entry {number} of {entries}")
 
         verified = check(LedgerFile(file, witness=witness), head, progress=progress)
     console.print(f"good: {len(verified.content.entries)} entries, head {verified.content.head}")

@@ -14,6 +14,7 @@ from rich.table import Table
 from lalora_flwr.cli.early import check_machine, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.waiting import Waiting
 from lalora_flwr.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,10 +39,10 @@ def plan(
         raise ConfigError("--plot: draws who holds what; add --data")
     without_hub(settings, weights=False)
     console = Console()
-    with console.status("libraries"):  # torch and friends, only once the settings hold
+    with Waiting(console, "libraries"):  # torch and friends, only once the settings hold
         from lalora_flwr.server.advice import advice
         from lalora_flwr.server.plan import make_plan
-    with console.status("noise, model and bytes"):
+    with Waiting(console, "noise, model and bytes"):
         made = make_plan(settings)
     print_plan(settings, made, console)
     smallest = _show_holdings(settings, plot or Path(settings.output_dir) / "partition.png", console) if data else None
@@ -60,7 +61,8 @@ def _show_holdings(settings: Settings, plot: Path, console: Console) -> int:
     """Who holds what, as a table and a picture. Returns the records of the smallest site."""
     from lalora_flwr.data.holdings import holdings, holdings_figure, unreadable_images
 
-    held = holdings(settings)
+    with Waiting(console, "data"):
+        held, broken = holdings(settings), unreadable_images(settings)
     console.print(_table_of(settings, held))
     split = settings.data.partition + (f" (β = {settings.data.beta:g})" if settings.data.partition == "dirichlet" else "")
     figure = holdings_figure(held, f"{settings.data.name}, {split}, seed {settings.seed}")
@@ -70,7 +72,6 @@ def _show_holdings(settings: Settings, plot: Path, console: Console) -> int:
     except (OSError, ValueError) as error:  # ValueError: an ending that is no picture's
         raise ConfigError(f"--plot {plot}: {error}") from None
     console.print(f"who holds what: {plot}", soft_wrap=True, highlight=False)
-    broken = unreadable_images(settings)
     shown = [f"data: {line}" for line in broken[:ROWS]]
     print_advice([*shown, *([f"data: {len(broken)} images cannot be read"] if len(broken) > ROWS else [])], console)
     return min(held.records())

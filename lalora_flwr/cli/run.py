@@ -14,6 +14,7 @@ from rich.console import Console
 from lalora_flwr.cli.early import check_early, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError, Interrupted
+from lalora_flwr.ground.waiting import Waiting
 from lalora_flwr.server.metrics import CONFIG, HEADLINE_OF, HEADLINES, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.settings import Settings, read_toml, settings_from
 
@@ -31,14 +32,14 @@ class Progress:
     def __init__(self, settings: Settings, console: Console) -> None:
         self._settings, self._console = settings, console
         self._first: float | None = None  # when the first round ended: start-up must not count into the time left
-        self._status = console.status("starting")  # moves on a terminal while there is nothing to say
+        self._waiting = Waiting(console, "starting", settings.num_rounds)
 
     def __enter__(self) -> Progress:
-        self._status.start()
+        self._waiting.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._status.stop()
+        self._waiting.__exit__()
 
     def header(self) -> None:
         metric = HEADLINES[HEADLINE_OF[self._settings.data.problem_type]]
@@ -54,7 +55,7 @@ class Progress:
         self._console.print(
             f"{done:>5}/{total:<3}  {score:>8}  {loss:>7}  {epsilon:>12}  {line.sites:>5}  {line.seconds:>7.1f}  {left:>6}"
         )
-        self._status.update(f"round {done + 1} of {total}" if done < total else "writing the adapter")
+        self._waiting.now(f"round {done + 1} of {total}" if done < total else "writing the adapter", done)
         for site, reason in line.failed_sites.items():
             self._console.print(f"           site {site} failed: {reason}")
         for site in line.left_sites:
@@ -75,17 +76,17 @@ def run(
     console = Console(highlight=False)
     if without_hub(settings):
         console.print("the hub cannot be reached; what is not in its cache cannot be loaded", markup=False)
-    with console.status("libraries"):  # torch and friends, only once the settings hold
+    with Waiting(console, "libraries"):  # torch and friends, only once the settings hold
         from lalora_flwr.cli.plan import print_advice, print_plan
         from lalora_flwr.server.advice import advice
         from lalora_flwr.server.plan import make_plan
         from lalora_flwr.server.run import named
 
     settings = named(settings)
-    with console.status("noise, model and bytes"):
+    with Waiting(console, "noise, model and bytes"):
         made = make_plan(settings)
     print_plan(settings, made, console)
-    with console.status("data"):
+    with Waiting(console, "data"):
         smallest = smallest_site(settings)
     print_advice(advice(settings, made, smallest), console)
     try:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,14 +79,14 @@ def shaping(settings: Settings) -> dict[str, Value]:
     return {name: value for name, value in flatten(settings).items() if name not in RESERVED}
 
 
-def make_cell(values: Mapping[str, object], runs: Path) -> Cell:
-    """The cell of these values below the folder ``runs``.
+def make_cell(values: Mapping[str, object], runs: Path, early: Callable[[Settings], None] = lambda settings: None) -> Cell:
+    """The cell of these values below the folder ``runs``; ``early`` as in `settings_from`.
 
     Raises:
         ConfigError: if the values cannot be used, alone or together.
     """
     kept = {name: value for name, value in values.items() if name not in RESERVED}
-    settings = settings_from(kept)
+    settings = settings_from(kept, early)
     text = json.dumps(shaping(settings), sort_keys=True)  # an infinite ε is the word Infinity here, which a hash may hold
     plain = f"{settings.strategy}-eps{settings.privacy.epsilon:g}-lr{settings.train.lr:g}-seed{settings.seed}"
     name = re.sub(r"[^\w.+-]", "_", plain) + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -95,10 +95,15 @@ def make_cell(values: Mapping[str, object], runs: Path) -> Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All roles of a comparison; ``final`` holds those of every value that tuning may choose."""
+    """All roles of a comparison; ``final`` holds those of every value that tuning may choose.
+
+    Attributes:
+        early: may refuse the settings of a cell before its method and data set are imported.
+    """
 
     grid: Grid
     runs: Path
+    early: Callable[[Settings], None] = lambda settings: None
 
     def _combinations(self) -> Iterator[tuple[Labels, dict[str, Value], int | None]]:
         """Labels without the seed, values without it, and the seed (None: that of the base)."""
@@ -117,7 +122,8 @@ class Plan:
         self, labels: Labels, values: Mapping[str, Value], tuned: Tuned, seed: int | None, stage: str, only: Mapping[str, Value]
     ) -> Role:
         seeded = {} if seed is None else {SEED: seed}
-        return Role(labels, tuned, stage, make_cell({**self.grid.base, **values, **dict(tuned), **seeded, **only}, self.runs))
+        cell = make_cell({**self.grid.base, **values, **dict(tuned), **seeded, **only}, self.runs, self.early)
+        return Role(labels, tuned, stage, cell)
 
     @cached_property
     def tuning(self) -> tuple[Role, ...]:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lalora_flwr.compare.cells import Cell, Role, tuned_label
 from lalora_flwr.compare.results import is_finished, saved_score
+from lalora_flwr.ground.waiting import Waiting
 from lalora_flwr.server.metrics import HEADLINE_OF, HEADLINES, METRICS
 
 
@@ -35,11 +36,14 @@ class Progress:
         self._failed: set[str] = set()
         self._running: dict[str, tuple[Cell, float]] = {}
         self._seconds: list[float] = []
+        self._waiting = Waiting(console, "runs")  # where there is no table that moves
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Progress:
         if self._live:
             self._live.start()
+        else:
+            self._waiting.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -47,6 +51,8 @@ class Progress:
             self.tick()
             self._console.print(self.render())  # what stays: the last state
             self._live.stop()
+        else:
+            self._waiting.__exit__()
 
     def stage(self, name: str, roles: Sequence[Role]) -> None:
         """From now on the cells of these roles are run; those that are finished already count as done."""
@@ -68,6 +74,7 @@ class Progress:
             self._score[cell.name] = saved_score(self._runs / cell.name)
         else:
             self._failed.add(cell.name)
+        self._waiting.now(f"{len(self._score) + len(self._failed)} of {self._total} runs done")
         if self._live is None:
             self._console.print(self._line(cell, failure, seconds), soft_wrap=True, markup=False, highlight=False)
 

@@ -59,6 +59,23 @@ def test_a_mistake_is_one_line_before_torch_is_imported(settings: str, reason: s
     assert files_in(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("-c", "train.num-threads=999"), "lalora: train.num-threads = 999: this machine has"),
+        (("--over", "merge.name=mean,foo"), "lalora: merge.name = 'foo': must be one of"),
+        (("--out", "taken/x"), "lalora: output-dir = 'taken/x': "),
+    ],
+    ids=["machine", "names", "place"],
+)
+def test_so_is_a_comparisons(arguments: tuple[str, ...], reason: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    done = lalora(tmp_path, "compare", "--over", "strategy=la-lora,dp-lora", *arguments)
+    (line,) = said(done)
+    assert done.returncode == 2 and line.startswith(reason) and not imported(done, "torch")
+    assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["keys"], ["ledger", "--help"], ["certs", "--help"]])
 def test_what_only_answers_imports_no_torch(arguments: list[str], tmp_path: Path) -> None:
     done = lalora(tmp_path, *arguments)
