@@ -43,6 +43,7 @@ class Algorithm1:
     decay: float = 0.0
     adamw: bool = False
     head: bool = False
+    gamma: float = 0.0  # AUTO-S (arXiv 2206.07136, Algorithm 1): divide by the norm plus this
 
 
 def mlp_weights(model: PeftModel) -> dict[str, Tensor]:
@@ -96,6 +97,8 @@ def algorithm_1(w: dict[str, Tensor], scale: float, data: Records, run: Algorith
             loss = mlp_loss({**w, **leaves}, scale, data.inputs[j].double(), int(data.labels[j]))
             g = dict(zip(active, torch.autograd.grad(loss, list(leaves.values())), strict=True))
             shrink = max(1.0, joint_norm(g) / run.clip_norm) if run.sigma else 1.0
+            if run.gamma and run.sigma:
+                shrink = (joint_norm(g) + run.gamma) / run.clip_norm
             total = {n: total[n] + g[n] / shrink for n in active}
         for n in active:
             noise = run.sigma * run.clip_norm * source.normal(w[n].shape).double()

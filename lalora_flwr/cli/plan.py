@@ -121,6 +121,7 @@ def _head(plan: Plan) -> str:
 
 def _facts(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
     mechanism, privacy, train = plan.mechanism, settings.privacy, settings.train
+    soft = ", to which AUTO-S scales every gradient" if privacy.clipping == "auto-s" else ""
     up = " or ".join(f"{b:,}" for b in dict.fromkeys(plan.bytes_up))
     facts = [
         ("method", f"{settings.strategy}: schedule {plan.schedule}, filter {plan.filter}, head {_head(plan)}"),
@@ -133,7 +134,7 @@ def _facts(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
     if not settings.private:
         return [*facts, ("privacy", "NON-PRIVATE (privacy.epsilon = inf): no clip, no noise, no guarantee")]
     facts += [
-        ("noise multiplier σ", f"{mechanism.noise_multiplier:.4f} on a clip norm C = {privacy.clip_norm:g}"),
+        ("noise multiplier σ", f"{mechanism.noise_multiplier:.4f} on a clip norm C = {privacy.clip_norm:g}{soft}"),
         (
             "privacy",
             f"ε ≤ {privacy.epsilon:g} at δ = {privacy.delta:g}, one record of a site, add/remove, {privacy.accountant.upper()}",

@@ -29,6 +29,7 @@ class Mechanism:
         clip_norm: C, the L2 bound on one record's gradient over all active tensors together; within float32's range.
         sample_rate: q, each record's probability of joining a step.
         expected_batch: the fixed divisor of the sum, in records.
+        stability: γ of `clip`; 0: records within C are left as they are.
 
     Raises:
         ValueError: for constants that cannot be a mechanism's.
@@ -38,10 +39,12 @@ class Mechanism:
     clip_norm: float
     sample_rate: float
     expected_batch: float
+    stability: float = 0.0
 
     def __post_init__(self) -> None:
         sigma_good = self.noise_multiplier == 0 or 1e-9 <= self.noise_multiplier <= 1e9
         rates_good = 0 < self.sample_rate <= 1 and 0 < self.expected_batch < math.inf
+        rates_good &= 0 <= self.stability <= 1
         if not (sigma_good and SMALLEST <= self.clip_norm <= LARGEST and rates_good):
             raise ValueError(f"no constants of a mechanism: {self}")
 
@@ -55,8 +58,11 @@ class Mechanism:
         return self.noise_multiplier * self.clip_norm
 
 
-def clip(per_sample: Mapping[str, Tensor], clip_norm: float) -> tuple[dict[str, Tensor], int]:
+def clip(per_sample: Mapping[str, Tensor], clip_norm: float, stability: float = 0.0) -> tuple[dict[str, Tensor], int]:
     """Sum of the per-sample gradients, each scaled to a joint L2 norm of at most ``clip_norm``.
+
+    A gradient g is multiplied by min(1, C / ‖g‖); with a ``stability`` γ > 0 by C / (‖g‖ + γ) (AUTO-S, arXiv 2206.07136), which
+    normalises small gradients too, so that C becomes a part of the learning rate.
 
     Guarantee: adding or removing one record moves the sums, taken as one vector, by at most ``clip_norm`` (1 + 1e-9),
     whatever the scale of ``clip_norm`` and of the gradients. Norms, factors and sums are float64: squares of any float32
@@ -66,6 +72,7 @@ def clip(per_sample: Mapping[str, Tensor], clip_norm: float) -> tuple[dict[str, 
     Args:
         per_sample: tensors of shape (records, *parameter.shape), of any floating type.
         clip_norm: C > 0.
+        stability: γ, in the unit of the gradients.
 
     Returns:
         The sums, float64, of the parameters' shapes; and how many records were not finite (for the site's log only).
@@ -73,7 +80,8 @@ def clip(per_sample: Mapping[str, Tensor], clip_norm: float) -> tuple[dict[str, 
     squares = [sum(part.square().sum(1) for _, part in _blocks(g)) for g in per_sample.values()]
     norms = torch.stack([torch.as_tensor(s) for s in squares]).sum(0).sqrt()  # (records,)
     usable = torch.isfinite(norms) & (norms > 0)
-    factors = torch.where(usable, (clip_norm / norms).clamp(max=1.0), 0.0)
+    scaled = clip_norm / (norms + stability) if stability else (clip_norm / norms).clamp(max=1.0)
+    factors = torch.where(usable, scaled, 0.0)
     useless = None if usable.all() else ~usable.unsqueeze(1)
     sums = {}
     for name, g in per_sample.items():
@@ -138,8 +146,8 @@ class PrivateSum:
         """Clip and add a physical batch, tensors of shape (records, *shape); names must be exactly those of the step."""
         if per_sample.keys() != self._shapes.keys():
             raise RuntimeError("the gradients are not those of the step's active tensors")
-        bound = self._mechanism.clip_norm if self._mechanism.private else math.inf
-        sums, not_finite = clip(per_sample, bound)
+        private, stability = self._mechanism.private, self._mechanism.stability
+        sums, not_finite = clip(per_sample, self._mechanism.clip_norm, stability) if private else clip(per_sample, math.inf)
         self.not_finite += not_finite
         for name, value in sums.items():
             if name in self._sums:

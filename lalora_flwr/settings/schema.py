@@ -116,6 +116,13 @@ class PrivacySettings:
         kind=BUDGET,
     )
     clip_norm: float = within(1e-6, 1e6, 2.0, "L2 bound C on what one record adds to a step, over all its tensors together")
+    clipping: str = choice(
+        "norm",
+        "what a record's gradient g is multiplied by: norm: min(1, C / ‖g‖); auto-s: C / (‖g‖ + 0.01), so that C is a part of "
+        "the learning rate",
+        "norm",
+        "auto-s",
+    )
     accountant: str = choice(
         "pld",
         "accountant that calibrates the noise and reports ε (rdp: looser, more noise; prv: slow, for old runs)",

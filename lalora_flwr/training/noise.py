@@ -7,6 +7,8 @@ from lalora_flwr.privacy.events import Target
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import Settings
 
+AUTO_S = 0.01  # γ of arXiv 2206.07136
+
 
 def sample_rate_for(settings: Settings, records: int) -> float:
     """q, each record's probability of joining a step."""
@@ -37,4 +39,5 @@ def mechanism_for(settings: Settings, records: int, sigma: float | None = None) 
     sample_rate = sample_rate_for(settings, records)
     if sigma is None:
         sigma = noise_for(target_of(settings), sample_rate)
-    return Mechanism(sigma, settings.privacy.clip_norm, sample_rate, expected_batch=sample_rate * records)
+    stability = AUTO_S if settings.privacy.clipping == "auto-s" else 0.0
+    return Mechanism(sigma, settings.privacy.clip_norm, sample_rate, sample_rate * records, stability)

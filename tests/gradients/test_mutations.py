@@ -32,7 +32,7 @@ def sensitivity_holds() -> None:
 def batch_level_clip(patch: Patch) -> None:
     """The sum is clipped, not each record."""
 
-    def clip(per_sample: Mapping[str, Tensor], clip_norm: float) -> tuple[dict[str, Tensor], int]:
+    def clip(per_sample: Mapping[str, Tensor], clip_norm: float, stability: float = 0.0) -> tuple[dict[str, Tensor], int]:
         sums = {name: g.sum(0) for name, g in per_sample.items()}
         norm = torch.stack([s.square().sum() for s in sums.values()]).sum().sqrt()
         return {name: s * min(1.0, clip_norm / float(norm)) for name, s in sums.items()}, 0
@@ -45,7 +45,7 @@ def per_tensor_clip(patch: Patch) -> None:
     """Every tensor gets the whole of C."""
     joint = mechanism.clip
 
-    def clip(per_sample: Mapping[str, Tensor], clip_norm: float) -> tuple[dict[str, Tensor], int]:
+    def clip(per_sample: Mapping[str, Tensor], clip_norm: float, stability: float = 0.0) -> tuple[dict[str, Tensor], int]:
         return {name: joint({name: g}, clip_norm)[0][name] for name, g in per_sample.items()}, 0
 
     patch.setattr(mechanism, "clip", clip)

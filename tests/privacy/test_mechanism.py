@@ -28,31 +28,38 @@ def record(per_sample: Mapping[str, Tensor], j: int) -> dict[str, Tensor]:
 SIZE_ROWS = st.lists(st.lists(st.sampled_from(SIZES), min_size=3, max_size=3), max_size=6)
 
 
+GAMMAS = st.sampled_from([0.0, 1e-9, 0.01, 1.0])
+
+
 @settings(max_examples=150, deadline=None)
-@given(SIZE_ROWS, BOUNDS, st.integers(0, 2**31))
-def test_no_record_contributes_more_than_c_over_all_tensors(sizes: list[list[float]], bound: float, seed: int) -> None:
+@given(SIZE_ROWS, BOUNDS, GAMMAS, st.integers(0, 2**31))
+def test_no_record_contributes_more_than_c_over_all_tensors(
+    sizes: list[list[float]], bound: float, gamma: float, seed: int
+) -> None:
     per_sample = gradients(sizes, seed)
     for j in range(len(sizes)):
-        alone, _ = clip(record(per_sample, j), bound)
+        alone, _ = clip(record(per_sample, j), bound, gamma)
         assert all(t.isfinite().all() for t in alone.values())
         assert largest_over(alone, bound) <= 1 + 1e-9
 
 
 @settings(max_examples=150, deadline=None)
-@given(SIZE_ROWS.filter(bool), BOUNDS, st.integers(0, 2**31), st.data())
-def test_neighbours_differ_by_at_most_c(sizes: list[list[float]], bound: float, seed: int, data: st.DataObject) -> None:
+@given(SIZE_ROWS.filter(bool), BOUNDS, GAMMAS, st.integers(0, 2**31), st.data())
+def test_neighbours_differ_by_at_most_c(
+    sizes: list[list[float]], bound: float, gamma: float, seed: int, data: st.DataObject
+) -> None:
     per_sample = gradients(sizes, seed)
     gone = data.draw(st.integers(0, len(sizes) - 1))
     rest = {name: torch.cat([g[:gone], g[gone + 1 :]]) for name, g in per_sample.items()}
-    with_it, without_it = clip(per_sample, bound)[0], clip(rest, bound)[0]
+    with_it, without_it = clip(per_sample, bound, gamma)[0], clip(rest, bound, gamma)[0]
     assert largest_over({n: with_it[n] - without_it[n] for n in SHAPES}, bound) <= 1 + 1e-9
 
 
 @settings(max_examples=100, deadline=None)
-@given(SIZE_ROWS, BOUNDS, st.integers(0, 2**31))
-def test_the_sum_is_that_of_the_records_one_by_one(sizes: list[list[float]], bound: float, seed: int) -> None:
+@given(SIZE_ROWS, BOUNDS, GAMMAS, st.integers(0, 2**31))
+def test_the_sum_is_that_of_the_records_one_by_one(sizes: list[list[float]], bound: float, gamma: float, seed: int) -> None:
     per_sample = gradients(sizes, seed)
-    sums, not_finite = clip(per_sample, bound)
+    sums, not_finite = clip(per_sample, bound, gamma)
     want = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
     expected_bad = 0
     for j in range(len(sizes)):
@@ -62,11 +69,18 @@ def test_the_sum_is_that_of_the_records_one_by_one(sizes: list[list[float]], bou
             expected_bad += 1
             continue
         for name in SHAPES:
-            want[name] += one[name][0].double() * min(1.0, bound / norm if norm else 1.0)
+            want[name] += one[name][0].double() * (bound / (norm + gamma) if gamma else min(1.0, bound / norm if norm else 1.0))
     assert not_finite == expected_bad
     for name in SHAPES:
         assert sums[name].shape == SHAPES[name] and sums[name].dtype == torch.float64
         torch.testing.assert_close(sums[name], want[name], rtol=1e-9, atol=1e-9 * bound)
+
+
+def test_auto_s_normalises_small_gradients_too() -> None:
+    """By hand: norms 13 and 0.01 at C = 2, γ = 0.01."""
+    large, small = gradients([[3.0, 4.0, 12.0]]), gradients([[0.01, 0.0, 0.0]])
+    assert joint_norm(clip(large, 2.0, 0.01)[0]) == pytest.approx(2 * 13 / 13.01, rel=1e-6)
+    assert joint_norm(clip(small, 2.0, 0.01)[0]) == pytest.approx(1.0, rel=1e-6)
 
 
 def test_a_large_gradient_keeps_the_bound() -> None:
@@ -91,6 +105,7 @@ def test_the_bound_holds_at_every_scale_of_c_and_of_the_gradients(dtype: torch.d
             alone, dropped = clip(record(g, 0), bound)
             moved = largest_over(alone, bound)
             assert moved <= 1 + 1e-9, (scale, bound)
+            assert largest_over(clip(record(g, 0), bound, 0.01)[0], bound) <= 1 + 1e-9, (scale, bound)
             if math.isfinite(size) and not dropped:  # and it is no smaller than it should be
                 assert moved == pytest.approx(min(1.0, size / bound), rel=1e-9)
 

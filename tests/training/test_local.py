@@ -15,7 +15,7 @@ from lalora_flwr.settings import TrainSettings
 from tests.adapters import adapter_parameters, factor_of
 from tests.algorithm1 import Algorithm1, algorithm_1, mlp_weights
 from tests.reference import Bench, Everyone, OpenLedger, Replay, bench, joint_norm
-from tests.training.rounds import PRIVATE, RECORDS, SCALE, SIGMAS, STEPS, serve
+from tests.training.rounds import NON_PRIVATE, PRIVATE, RECORDS, SCALE, SIGMAS, STEPS, serve
 
 
 def snapshots(b: Bench, *args: Any, **choices: Any) -> list[dict[str, Tensor]]:
@@ -93,6 +93,12 @@ def test_a_trained_head_takes_part_in_every_step_and_in_the_joint_clip(mechanism
     order = "*" if schedule == "both" else "BA"
     run = replace(for_mechanism(LA_LORA, mechanism), head=True, order=order)
     follows(bench(head="trained"), run, mechanism, STEPS, schedule=schedule)
+
+
+def test_auto_s_divides_by_the_norm_of_each_record() -> None:
+    follows(bench(), replace(LA_LORA, gamma=0.01), replace(PRIVATE, stability=0.01), STEPS)
+    plain = for_mechanism(LA_LORA, NON_PRIVATE)
+    follows(bench(), plain, replace(NON_PRIVATE, stability=0.01), STEPS)  # without privacy nothing is scaled
 
 
 @pytest.mark.parametrize("schedule", ["step:BA", "step:B2A", "both"])
