@@ -59,11 +59,13 @@ class Merged:
         tensors: the new values of slots; slots that are not named keep theirs.
         memory: what it wants to keep.
         directive: how the next round is steered, for the method's schedule; everybody may know it.
+        rewritten: the adapter is the same expressed in other tensors (SVD, rotation), so that no average goes across it.
     """
 
     tensors: Merged32
     memory: Memory = field(default_factory=Memory)
     directive: Public = field(default_factory=dict)
+    rewritten: bool = False
 
 
 class Merge:

@@ -30,6 +30,7 @@ class Method:
         merge: how the server combines.
         transport: how updates reach the server.
         form: what is trained on top of the frozen model, a name of the registry of forms.
+        average: whether a running average of the rounds' adapters is evaluated and saved in place of the last.
     """
 
     schedule: Schedule
@@ -38,9 +39,10 @@ class Method:
     merge: Merge = MEAN
     transport: Transport = PLAIN
     form: str = "lora"
+    average: bool = False
 
     def of(self, settings: Settings) -> Method:
-        """The method of a run: what ``lora.schedule``, ``filter.name`` and ``merge.name`` name replaces its own.
+        """The method of a run: what ``lora.schedule``, ``filter.name`` and ``merge.*`` name replaces its own.
 
         Raises:
             ConfigError: an unknown name.
@@ -51,6 +53,7 @@ class Method:
             schedule=self.schedule if schedule == "auto" else schedule_of(schedule),
             filter=self.filter if filter == "auto" else FILTERS.get(filter, Filter),
             merge=self.merge if merge == "auto" else MERGES.get(merge, Merge),
+            average=self.average if settings.merge.average == "auto" else settings.merge.average == "ema",
         )
 
     def turn(self, layout: Layout, server_round: int, local_steps: int, directive: Public) -> Turn:

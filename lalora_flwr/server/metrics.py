@@ -12,7 +12,11 @@ HEADLINES = {"accuracy": "accuracy", "auroc": "AUROC", "r2": "R²"}  # a task ha
 HEADLINE_OF = {"single-label": "accuracy", "multi-label": "auroc", "regression": "r2"}  # by data.problem-type
 Record = TypeVar("Record", "RoundMetrics", "SiteReport", "Summary")
 METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"  # in a run's folder
-QUALITIES = {"quality": "", "frozen": "frozen_"}  # fields that are several numbers, and what stands before their names
+QUALITIES = {
+    "quality": "",
+    "frozen": "frozen_",
+    "last": "last_",
+}  # fields that are several numbers, and what stands before their names
 IF_SET = {"if-set": True}  # the field is in the file only if it says something
 
 
@@ -99,6 +103,7 @@ class Summary:
         rounds: the last round.
         ended_early: why a resumed run lacks rounds.
         quality: of the last round.
+        last: the quality of the last round's own adapter, if ``quality`` is that of an average; marked ``last_``.
         frozen: the quality before training; in the file each name has ``frozen_`` before it.
         epsilon, delta: the guarantee; ε is the server's own count, the largest over the sites.
         noise_multiplier, sample_rate: of the site that ε belongs to.
@@ -124,6 +129,7 @@ class Summary:
     ended_early: str = field(default="", metadata=IF_SET)
     quality: Quality = field(default_factory=dict)
     frozen: Quality = field(default_factory=dict)
+    last: Quality = field(default_factory=dict)
     epsilon: float = math.inf
     delta: float = 0.0
     noise_multiplier: float | None = None

@@ -111,6 +111,7 @@ class _Run:
         self._on_round = on_round
         self._metrics: list[RoundMetrics] = []
         self._frozen: Quality = {}
+        self._last: Quality = {}  # of the last round's own adapter, if the run's is an average
         self._report = RoundReport(0)
         self._begun = self._round_begun = time.monotonic()
         self._seconds_before = 0.0
@@ -140,7 +141,7 @@ class _Run:
             return self._learner.initial
         state = checkpoint.state
         self._metrics = [RoundMetrics.from_json(line) for line in state["metrics"]]
-        self._frozen = state["frozen"]
+        self._frozen, self._last = state["frozen"], state["last"]
         self._seconds_before = state["seconds"]
         self._folder.add_metrics(*self._metrics)
         self.strategy.restore(checkpoint.server_round, state["strategy"], checkpoint.tensors, asked)
@@ -154,6 +155,7 @@ class _Run:
         state = {
             "metrics": [line.to_json() for line in self._metrics],
             "frozen": self._frozen,
+            "last": self._last,
             "seconds": self._seconds(),
             "strategy": self.strategy.state(),
         }
@@ -168,6 +170,11 @@ class _Run:
             self._round_begun = time.monotonic()
             return MetricRecord()
         due = self._settings.evaluates_after(server_round)
+        average = self.strategy.averaged()
+        if average and server_round == self._settings.num_rounds:
+            self._last = evaluate(self._learner, self._test)
+        if average:
+            self._learner.adapter.load(average)
         quality: Quality = evaluate(self._learner, self._test) if due else {headline(self._frozen): None, "loss": None}
         if server_round == 0:
             self._frozen = quality
@@ -203,6 +210,8 @@ class _Run:
     def finish(self, ended_early: str = "") -> None:
         """Adapter, plot, and last the summary."""
         settings, counts = self._settings, self.strategy.counts
+        if average := self.strategy.averaged():
+            self._learner.adapter.load(average)
         self._folder.save_plot("accuracy", score_figure(settings, self._frozen, self._metrics, seeded=not counts.real))
         summary = self._summary(ended_early)
         card = model_card(summary, settings, self._learner.base, self._learner.adapter)
@@ -228,6 +237,7 @@ class _Run:
             ended_early=ended_early,
             quality=last.quality,
             frozen=self._frozen,
+            last=self._last,
             epsilon=counts.epsilon(),
             delta=settings.privacy.delta,
             noise_multiplier=largest.noise_multiplier,

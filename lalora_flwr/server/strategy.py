@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lalora_flwr.adapter.slots import Layout
 from lalora_flwr.ground.errors import BUDGET, RunFailed
+from lalora_flwr.methods.averages import RunningAverage
 from lalora_flwr.methods.merges import Memory, Merged, Now, bounded
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.methods.transport import Packed
@@ -30,7 +31,7 @@ from lalora_flwr.wire.replies import read_counters, read_memory, read_site_metri
 from lalora_flwr.wire.tensors import BadReply, num_bytes, to_arrays, to_tensors
 
 log = logging.getLogger("lalora_flwr.server")
-MERGE, SITE = "merge", "site"  # what names of further tensors in a checkpoint begin with
+AVERAGE, MERGE, SITE = "average", "merge", "site"  # what names of further tensors in a checkpoint begin with
 
 
 class FederatedStrategy(Strategy):
@@ -66,16 +67,20 @@ class FederatedStrategy(Strategy):
         self._round: Conversation | None = None
         self._directive: Public = self._method.merge.start(layout)
         self._memory = Memory()  # of the merge
+        self._average = RunningAverage(settings.num_rounds) if self._method.average else None
         self._site_memory: dict[int, ArrayRecord] = {}  # of virtual sites' filters
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs besides `tensors`, as plain JSON. Draws follow from the round, so there is no random state."""
         merge = {"directive": dict(self._directive), "memory": dict(self._memory.notes)}
-        return {"left": sorted(self.roster.left), "counts": self.counts.state(), "merge": merge}
+        weight = self._average.state()[0] if self._average else 0.0
+        return {"left": sorted(self.roster.left), "counts": self.counts.state(), "merge": merge, "average": weight}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What merges and virtual sites' filters remember."""
-        kept = {f"{MERGE}/{name}": torch.from_numpy(np.array(value)) for name, value in self._memory.tensors.items()}
+        """What merges, the average and virtual sites' filters remember."""
+        sums = self._average.state()[1] if self._average else {}
+        kept = {f"{AVERAGE}/{name}": torch.from_numpy(value) for name, value in sums.items()}
+        kept |= {f"{MERGE}/{name}": torch.from_numpy(np.array(value)) for name, value in self._memory.tensors.items()}
         for site, record in self._site_memory.items():
             kept |= {f"{SITE}/{site}/{name}": value for name, value in to_tensors(record).items()}
         return kept
@@ -102,6 +107,10 @@ class FederatedStrategy(Strategy):
         if merge := state.get("merge"):
             own = {name.partition("/")[2]: value.numpy() for name, value in tensors.items() if name.startswith(f"{MERGE}/")}
             self._directive, self._memory = merge["directive"], Memory(merge["memory"], own)
+        if self._average and state:
+            of_average = {name: value for name, value in tensors.items() if name.startswith(f"{AVERAGE}/")}
+            sums = {name.partition("/")[2]: value.numpy() for name, value in of_average.items()}
+            self._average.restore(state["average"], sums)
         by_site: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith(f"{SITE}/"):
@@ -179,6 +188,10 @@ class FederatedStrategy(Strategy):
         changed = to_arrays({name: torch.from_numpy(np.asarray(value)) for name, value in merged.tensors.items()})
         self._arrays = ArrayRecord({**self._arrays, **changed})
         self._memory, self._directive = merged.memory, merged.directive
+        if self._average:
+            if merged.rewritten:
+                self._average.forget()
+            self._average.add({name: array.numpy() for name, array in self._arrays.items()})
         self._on_round(report)
         return self._arrays, MetricRecord({"sites": len(report.served), "failures": len(report.failed)})
 
@@ -242,6 +255,10 @@ class FederatedStrategy(Strategy):
         long = sum(norm > largest for norm in norms)
         log.info("round %d: %d of %d updates scaled down, the longest from %.4g", server_round, long, len(norms), max(norms))
         return together(kept)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The average of the released adapters; empty if the run takes none, or before its first round."""
+        return {name: torch.from_numpy(value) for name, value in self._average.value().items()} if self._average else {}
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """None, unless the run wants the sites' own accuracies: exact in a simulation, with noise from real sites."""

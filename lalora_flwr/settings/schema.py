@@ -168,6 +168,14 @@ class MergeSettings:
         "a number between 0 and 0.5, both excluded",
         lambda v: 0 < v < 0.5,
     )
+    average: str = choice(
+        "auto",
+        "which adapter is evaluated and saved: auto (the strategy's own choice), last (that of the last round), ema (a running "
+        "average over about the last quarter of the rounds; training goes on from the last)",
+        "auto",
+        "last",
+        "ema",
+    )
     max_update_norm: float = non_negative(
         0.0, "L2 bound on a site's update, over all it sends together: a longer one is scaled down to it; 0: no bound"
     )

@@ -41,6 +41,8 @@ SAID: dict[str, tuple[Any, Any]] = {  # of every key: a value as Flower parses i
     "num-records": (20, 20),
     "task": ("language", "language"),
     "labels": ("b, a", ("b", "a")),
+    "problem-type": ("multi-label", "multi-label"),
+    "label-range": ("-1.5, 2", "-1.5, 2"),
     "dataset": ("ward 7", "ward 7"),
     "witness-path": ("w", "w"),
     "split": ("test", "test"),
@@ -77,6 +79,8 @@ def test_everything_an_owner_can_say() -> None:
         together: dict[str, Any] = {"evaluation-noise": 1.0, "model-path": "m", **LABELS}
         if key in ("task", "response-column"):
             together = {"response-column": "r", "task": "language", "model-path": "m"}
+        if key == "label-range":
+            together = {"problem-type": "regression", "model-path": "m"}
         caps = caps_from({**NEEDED, **together, key: said}, needed=True)
         assert caps is not None
         value = getattr(caps, key.replace("-", "_"))
@@ -138,6 +142,8 @@ def test_what_is_missing_is_named(key: str) -> None:
         *[("allowed-strategies", bad) for bad in ("", " ", 3)],
         *[("dataset", bad) for bad in ("", 3)],
         *[("ledger-path", bad) for bad in ("", 3)],
+        *[("label-range", bad) for bad in ("", "1", "2,1", "1,1", "nan,1", "0,inf", 3)],
+        *[("problem-type", bad) for bad in ("", "classes", 3)],
         *[("device", bad) for bad in ("gpu", 3)],
         *[("allow-evaluation", bad) for bad in ("", "yes", 1)],
     ],
@@ -152,7 +158,14 @@ def test_what_cannot_be_used_is_named_without_its_value(key: str, value: Any) ->
     ("said", "reason"),
     [
         ({"labels": None}, "labels are missing: the names of the classes, in order"),
-        ({"task": "language", "response-column": "r"}, "labels are for task image or text"),
+        ({"task": "language", "response-column": "r"}, "labels are for classes: task image or text, and no regression"),
+        ({"problem-type": "regression", "label-range": "0,1"}, "labels are for classes: task image or text, and no regression"),
+        ({"problem-type": "regression", "labels": None}, "label-range is missing: problem-type regression needs it"),
+        ({"problem-type": "multi-label", "label-range": "0,1"}, "label-range is for problem-type regression"),
+        (
+            {"problem-type": "multi-label", "task": "language", "response-column": "r", "labels": None},
+            "problem-type is for task image or text",
+        ),
         ({"task": "language", "labels": None}, "response-column is missing: task language needs it"),
         ({"response-column": "r"}, "response-column is for task language"),
         ({"delta": 9e-13}, "delta is below 1e-12, where the accountant is not right"),

@@ -30,6 +30,8 @@ from tests.conftest import AppCall, Finished, Spy, files_in, rounded, run_spied,
 MakeFinished = Callable[..., Finished]
 MIXED = {"strategy": "rolora", "num_rounds": 4, "num_supernodes": 4, "fraction_train": 0.5, "evaluate_every": 2}
 
+AVERAGED = {"num_rounds": 8, "merge__average": "ema"}
+
 
 class Killed(BaseException):
     """Ends a run where it is, past every handler."""
@@ -60,7 +62,15 @@ def resumed(folder: Path, **overrides: Any) -> Settings:
 
 @pytest.mark.parametrize(
     ("overrides", "rounds"),
-    [({"num_rounds": 3}, 1), ({"num_rounds": 3}, 2), ({"num_rounds": 3}, 3), (MIXED, 1), (MIXED, 3)],
+    [
+        ({"num_rounds": 3}, 1),
+        ({"num_rounds": 3}, 2),
+        ({"num_rounds": 3}, 3),
+        (MIXED, 1),
+        (MIXED, 3),
+        (AVERAGED, 5),
+        (AVERAGED, 8),
+    ],
     ids=str,
 )
 def test_a_resumed_run_ends_like_one_that_was_never_stopped(

@@ -38,7 +38,7 @@ class Orthonormal(Merge):
             U, S, Vt = np.linalg.svd(merged[B] @ current[A].astype(np.float64), full_matrices=False)
             rank = current[A].shape[0]
             merged[A], merged[B] = Vt[:rank], U[:, :rank] * S[:rank]
-        return Merged({name: value.astype(np.float32) for name, value in merged.items()})
+        return Merged({name: value.astype(np.float32) for name, value in merged.items()}, rewritten=True)
 
 
 def LAYERS(layout: Layout) -> dict[str, dict[str, str]]:
