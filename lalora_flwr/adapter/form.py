@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lalora_flwr.adapter.slots import Layout, Mask, Slot
+from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings
 
@@ -83,6 +84,14 @@ class Adapter:
         for parameter in self.parameters.values():
             if not parameter.any():
                 parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+    def losses(self, base: BaseModel, inputs: Inputs, labels: Tensor) -> Tensor:
+        """What each record's gradient is that of, shape (n,): the task's loss, unless the form has its own."""
+        return base.losses(self.model, inputs, labels)
+
+    def loading(self) -> list[str]:
+        """Lines of Python that make ``model`` without this package, for a form that PEFT does not know; none: there are none."""
+        return []
 
     def save(self, folder: Path) -> None:
         """Write the adapter into an empty folder: for a form that no library knows, its tensors under their names."""

@@ -87,7 +87,11 @@ def _refuse_rank(base: BaseModel, lora: LoraSettings, targets: Iterable[str]) ->
         raise ConfigError(f"lora.rank = {lora.rank}: above the smaller side of every layer it adapts, at most {sides[widest]}")
 
 
-def _refuse_batch_norm(base: BaseModel) -> None:
+def refuse_batch_norm(base: BaseModel) -> None:
+    """
+    Raises:
+        ConfigError: the model's records do not keep to themselves.
+    """
     # BatchNorm under any name: EvoNorm's batch variants keep a running variance too
     mixing = [name for name, m in base.module.named_modules() if isinstance(m, _BatchNorm) or hasattr(m, "running_var")]
     if mixing:
@@ -137,7 +141,7 @@ class Lora(AdapterForm):
             ConfigError: no target matched, a target holds part of the head, there is no head to train, or the model has
                 BatchNorm.
         """
-        _refuse_batch_norm(base)
+        refuse_batch_norm(base)
         trained = trains_head(base, settings)
         if settings.head == "trained" and not base.head:
             raise ConfigError(f"lora.head = 'trained': {base.name} has no classification head here; leave it frozen")

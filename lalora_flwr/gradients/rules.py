@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lalora_flwr.adapter.ridge import RidgeLayer
 from lalora_flwr.gradients.fused import FusedLoraLinear, can_fuse
 from lalora_flwr.gradients.records import RecordPass
 from lalora_flwr.ground.errors import ConfigError
@@ -67,6 +68,17 @@ class PerSampleLinear(PerSampleLayer, nn.Linear):
         if self.bias is not None:
             y = y + (self._pass.view(self.bias).unsqueeze(1) if self.bias.requires_grad else self.bias)
         return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+@per_sample_rule(RidgeLayer)
+class PerSampleRidge(PerSampleLayer, RidgeLayer):
+    """With sums of each record's own."""
+
+    def trained(self) -> tuple[Tensor, Tensor]:
+        if not self._pass.records:
+            return super().trained()
+        self._pass.check(self.seen)
+        return self._pass.view(self.gram), self._pass.view(self.cross)
 
 
 def follow_rules(model: nn.Module, trained: set[int], records: RecordPass) -> None:

@@ -59,16 +59,16 @@ def self_check(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) ->
 def _first_fault(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) -> str | None:
     """What is wrong with the first tensor that is not as it must be; None if all are."""
     generator = torch.Generator().manual_seed(0)
-    model, device = adapter.model, adapter.device
+    device = adapter.device
     active = adapter.activate(adapter.layout.names)
     adapter.stir(generator)
     silent = dict.fromkeys(active)
     for made_up in base.check_batches(generator):
         inputs, labels = to_device(made_up[0], device), made_up[1].to(device)
-        together = engine(len(labels), lambda: base.losses(model, inputs, labels))  # noqa: B023
+        together = engine(len(labels), lambda: adapter.losses(base, inputs, labels))  # noqa: B023
         alone = []
         for j in range(len(labels)):
-            loss = base.losses(model, *base.single(inputs, labels, j)).sum()
+            loss = adapter.losses(base, *base.single(inputs, labels, j)).sum()
             alone.append(dict(zip(active, torch.autograd.grad(loss, list(active.values())), strict=True)))
         for name in active:
             sizes = [_norm(gradients[name]) for gradients in alone]

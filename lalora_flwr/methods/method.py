@@ -30,6 +30,7 @@ class Method:
         merge: how the server combines.
         transport: how updates reach the server.
         form: what is trained on top of the frozen model, a name of the registry of forms.
+        full_batch: whether a step is meant to take all records of a site, so that nobody need be told that sampling adds nothing.
         average: whether a running average of the rounds' adapters is evaluated and saved in place of the last.
     """
 
@@ -40,6 +41,7 @@ class Method:
     transport: Transport = PLAIN
     form: str = "lora"
     average: bool = False
+    full_batch: bool = False
 
     def of(self, settings: Settings) -> Method:
         """The method of a run: what ``lora.schedule``, ``filter.name`` and ``merge.*`` name replaces its own.

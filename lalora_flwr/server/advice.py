@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from lalora_flwr.methods.method import method_of
 from lalora_flwr.server.plan import Plan
 from lalora_flwr.settings import Settings
 from lalora_flwr.training.noise import mechanism_for
@@ -28,7 +29,7 @@ def _advice(settings: Settings, plan: Plan, records: int) -> Iterator[str]:
         yield "lora.head = 'frozen': the head is new and random, and stays so; leave lora.head on auto to train it"
     if not settings.private:
         return
-    if records <= batch:
+    if records <= batch and not method_of(settings).full_batch:
         yield (
             f"train.batch-size = {batch}: the smallest site has {records} records, so all of them join every step (q = 1) and "
             "sampling adds no privacy; choose a smaller batch"

@@ -42,8 +42,9 @@ def model_card(summary: Summary, settings: Settings, base: BaseModel, adapter: A
     figures = {f"{HEADLINES[summary.metric]} of the frozen model": summary.frozen_score, **summary.quality}
     shown = ((name, "none" if value is None else f"{value:.4f}") for name, value in figures.items())
     parts += ["## Results", "On public records, after the last round:", _table(shown)]
-    if adapter.in_peft and base.published.loading:
-        parts += ["## Loading", "```python\n" + "\n".join(loading(base)) + "\n```"]
+    lines = loading(base) if adapter.in_peft else adapter.loading()
+    if lines and base.published.loading:
+        parts += ["## Loading", "```python\n" + "\n".join(lines) + "\n```"]
         parts += [MEAN] if base.published.inside else []
     return "\n\n".join(parts) + "\n"
 

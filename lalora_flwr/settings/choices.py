@@ -31,9 +31,12 @@ METHODS = Registry(
         "dp-lora": f"{_METHODS}.dp_lora:METHOD",
         "ffa-lora": f"{_METHODS}.ffa_lora:METHOD",
         "rolora": f"{_METHODS}.rolora:METHOD",
+        "ridge-head": f"{_METHODS}.ridge_head:METHOD",
     },
 )
-FORMS = Registry("form", "lalora.forms", {"lora": "lalora_flwr.adapter.lora:LORA"})
+FORMS = Registry(
+    "form", "lalora.forms", {"lora": "lalora_flwr.adapter.lora:LORA", "ridge-head": "lalora_flwr.adapter.ridge:RIDGE_HEAD"}
+)
 SCHEDULES = Registry(
     "lora.schedule",
     "lalora.schedules",

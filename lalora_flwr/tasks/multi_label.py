@@ -61,6 +61,9 @@ class MultiLabel(Problem):
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").mean(1)
 
+    def directions(self, targets: Tensor, outputs: int) -> Tensor:
+        return F.normalize(2 * targets - 1, dim=1)
+
     def made_up(self, n: int, outputs: int) -> Tensor:
         return ((torch.arange(n).unsqueeze(1) + torch.arange(outputs)) % 3 == 0).float()
 

@@ -58,6 +58,10 @@ class Problem(ABC):
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Each record's loss, shape (n,), from logits (n, outputs) and targets (n,) or (n, outputs)."""
 
+    def directions(self, targets: Tensor, outputs: int) -> Tensor:
+        """Targets as vectors of norm 1, (n, outputs), of which a linear head can predict the direction; for classes only."""
+        raise NotImplementedError
+
     @abstractmethod
     def made_up(self, n: int, outputs: int) -> Tensor:
         """Targets of made-up records, for checks."""

@@ -31,6 +31,9 @@ class SingleLabel(Problem):
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets, reduction="none")
 
+    def directions(self, targets: Tensor, outputs: int) -> Tensor:
+        return F.normalize(F.one_hot(targets, outputs) - 1 / outputs, dim=1)
+
     def made_up(self, n: int, outputs: int) -> Tensor:
         return torch.arange(n) % outputs
 

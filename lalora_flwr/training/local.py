@@ -144,7 +144,7 @@ def train_round(
         seen: list[Tensor] = []
 
         def loss(inputs: Inputs = inputs, labels: Tensor = labels) -> Tensor:
-            seen.append(value := base.losses(model, inputs, labels))
+            seen.append(value := adapter.losses(base, inputs, labels))
             return value
 
         gradients = learner.engine(len(labels), loss)

@@ -126,7 +126,7 @@ def test_merges_are_registered_under_their_names() -> None:
     found = {name: MERGES.get(name, Merge) for name in MERGES.names() if not name.startswith("test-")}
     assert found == {"mean": MEAN, "median": MEDIAN, "trimmed-mean": TRIMMED_MEAN}
     assert all(merge.name == name for name, merge in found.items())
-    assert all(METHODS.get(name, Method).merge is MEAN for name in METHODS.names())
+    assert all(METHODS.get(name, Method).merge is MEAN for name in ("la-lora", "dp-lora", "ffa-lora", "rolora", "ridge-head"))
 
 
 def test_the_mean_needs_no_single_update_and_the_others_say_that_they_do() -> None:

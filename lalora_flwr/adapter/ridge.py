@@ -1,0 +1,187 @@
+"""A classification head by ridge regression on the frozen model's features (Mehta et al., TMLR 2023; arXiv 2402.18905).
+
+What is trained are sums over records: of a feature vector with itself, and with the label. They are linear in the records, so one
+release of them is all that the data are asked for, there is no learning rate, and how labels lie over the sites does not
+matter. For a record with features x of norm 1 and a target y of norm 1
+
+    gram  gets  √w x xᵀ      cross  gets  √(1 - w) y xᵀ        w = 1/2,
+
+together a vector of norm 1, whose sign is turned and which is made so long that the clip scales every record's to the same length
+C: it is then the gradient of a loss that is linear in ``gram`` and ``cross``, and goes the way of any gradient. The solution
+depends on the ratio of the two only, so C, the learning rate, the number of steps and the batch matter for the noise alone.
+
+From the released sums G = sym(gram) / √w and R = cross / √(1 - w) the head is R V diag(1 / max(e, λ)) Vᵀ with the eigenvalues e
+and eigenvectors V of G, and λ = s √(d / w) for d features, s being the standard deviation of the noise on an entry. It is
+read off the released tensors: without noise gram is symmetric, so what is antisymmetric in it is noise alone. All of this
+is post-processing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lalora_flwr.adapter.form import Adapter, AdapterForm
+from lalora_flwr.adapter.lora import refuse_batch_norm
+from lalora_flwr.adapter.peft_folder import HEAD_FILE, head_modules
+from lalora_flwr.adapter.slots import Slot
+from lalora_flwr.data.inputs import Inputs
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.files import PUBLIC, replace_file
+from lalora_flwr.models.base import BaseModel
+from lalora_flwr.settings import LoraSettings
+from lalora_flwr.tasks.regression import Regression
+
+WEIGHT = 0.5  # w: of the features' own products
+LENGTH = 100.0  # of a record's gradient before it is clipped, of all records the same; C may be as large
+LEAST = 1e-9  # of the largest eigenvalue: a floor where there is no noise
+GRAM, CROSS = "gram", "cross"
+
+
+class RidgeLayer(nn.Module):
+    """Takes the place of the network's last linear layer. Features (n, in) to outputs (n, out).
+
+    Attributes:
+        gram: released products of features, (in, in).
+        cross: released products of targets and features, (out, in).
+        head: the solution, (out, in).
+        seen: the features that the last call got.
+    """
+
+    gram: nn.Parameter
+    cross: nn.Parameter
+    head: Tensor
+    seen: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        place, width = linear.weight.device, linear.in_features
+        self.gram = nn.Parameter(torch.zeros(width, width, device=place))
+        self.cross = nn.Parameter(torch.zeros(linear.out_features, width, device=place))
+        self.register_buffer("head", torch.zeros(linear.out_features, width, device=place), persistent=False)
+        self.seen = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 2:
+            raise RuntimeError(f"its head takes {x.dim()}-dimensional features, and a ridge head one vector per record")
+        self.seen = x.to(self.gram.dtype)
+        outputs: Tensor = self.seen @ self.head.T
+        return outputs
+
+    def trained(self) -> tuple[Tensor, Tensor]:
+        """``gram`` and ``cross``, with a first axis of records or of length 1."""
+        return self.gram.unsqueeze(0), self.cross.unsqueeze(0)
+
+    def losses(self, targets: Tensor) -> Tensor:
+        """Of each record last seen, (n,): linear in what is trained, its gradient the record's products."""
+        x = nn.functional.normalize(self.seen.detach(), dim=1)
+        gram, cross = self.trained()
+        column = x.unsqueeze(2)  # (n, in, 1)
+        own = WEIGHT**0.5 * (gram @ column).squeeze(2)  # (n, in)
+        with_label = (1 - WEIGHT) ** 0.5 * (cross @ column).squeeze(2)  # (n, out)
+        losses: Tensor = -LENGTH * ((own * x).sum(1) + (with_label * targets).sum(1))
+        return losses
+
+    @torch.no_grad()
+    def solve(self) -> None:
+        """Make the head of the sums that are now in ``gram`` and ``cross``."""
+        self.head.copy_(solution(self.gram, self.cross))
+
+
+def solution(gram: Tensor, cross: Tensor) -> Tensor:
+    """The head (out, in), float64, from released sums; zero if they are."""
+    gram, cross = gram.detach().double(), cross.detach().double()
+    width = len(gram)
+    odd = torch.triu(gram - gram.T, diagonal=1)  # each entry is the difference of two draws of the noise
+    noise = float(odd.square().sum() / max(1, width * (width - 1))) ** 0.5
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2 / WEIGHT**0.5)
+    least = max(noise * (width / WEIGHT) ** 0.5, LEAST * float(values.abs().max()))
+    if not least > 0:
+        return torch.zeros_like(cross)
+    head: Tensor = (cross / (1 - WEIGHT) ** 0.5 @ vectors) / values.clamp(min=least) @ vectors.T
+    return head
+
+
+class RidgeAdapter(Adapter):
+    """A model with a `RidgeLayer`; loading the sums solves for the head."""
+
+    def __init__(self, base: BaseModel, layer: RidgeLayer, path: str) -> None:
+        self._base, self._layer, self._path = base, layer, path
+        parts = {GRAM: layer.gram, CROSS: layer.cross}
+        super().__init__(base.module, {Slot(f"{path}.{part}", path, part, tuple(p.shape)): p for part, p in parts.items()})
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        super().load(state)
+        self._layer.solve()
+
+    def losses(self, base: BaseModel, inputs: Inputs, labels: Tensor) -> Tensor:
+        base.logits(self.model, inputs)
+        return self._layer.losses(base.problem.directions(labels, base.num_classes).to(self._layer.gram.dtype))
+
+    @torch.no_grad()
+    def stir(self, generator: torch.Generator) -> None:
+        """Nothing: the gradients are the same wherever the sums are."""
+
+    def save(self, folder: Path) -> None:
+        """The sums, and the head as stock layers: ``head.safetensors`` holds the tensors of the network's own head."""
+        super().save(folder)
+        linear = nn.Linear(self._layer.head.shape[1], self._layer.head.shape[0])
+        with torch.no_grad():
+            linear.weight.copy_(self._layer.head)
+            linear.bias.zero_()
+        heads = {name: copy.deepcopy(module) for name, module in head_modules(self._base).items()}
+        tensors: dict[str, Tensor] = {}
+        for name, module in heads.items():
+            for own, value in module.state_dict().items():
+                tensors[f"{name}.{own}"] = value.detach().cpu().float()
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(self._path + ".")}
+        tensors |= {f"{self._path}.{own}": value for own, value in linear.state_dict().items()}
+        if self._base.published.inside:  # the model elsewhere has no head, and the card applies this one
+            tensors = {name.removeprefix(f"{self._base.head}."): value for name, value in tensors.items()}
+        replace_file(folder / HEAD_FILE, save(tensors), mode=PUBLIC)
+        self._base.save_config(folder)
+
+    def loading(self) -> list[str]:
+        lines = ["from pathlib import Path", "from safetensors.torch import load_file", 'adapter = "."  # this folder']
+        lines += [*self._base.published.loading, "model = base.float().eval()"]
+        if not self._base.published.inside:
+            lines.append(f'model.load_state_dict(load_file(Path(adapter) / "{HEAD_FILE}"), strict=False)')
+        return lines
+
+
+class RidgeHead(AdapterForm):
+    """The network with its last linear layer replaced by a `RidgeLayer`; nothing is drawn."""
+
+    def attach(self, base: BaseModel, settings: LoraSettings, seed: int) -> RidgeAdapter:
+        """As `AdapterForm.attach`.
+
+        Raises:
+            ConfigError: there is no classification head with a linear layer, it predicts numbers, or the model has BatchNorm.
+        """
+        refuse_batch_norm(base)
+        if isinstance(base.problem, Regression):
+            raise ConfigError(
+                "strategy = 'ridge-head': predicts classes; choose another strategy for data.problem-type = 'regression'"
+            )
+        own = [name for name, module in base.module.named_modules() if isinstance(module, nn.Linear) and _inside(name, base.head)]
+        if not own:
+            raise ConfigError(f"strategy = 'ridge-head': {base.name} has no classification head with a linear layer")
+        path = own[-1]
+        parent, _, name = path.rpartition(".")
+        linear = base.module.get_submodule(path)
+        assert isinstance(linear, nn.Linear)
+        layer = RidgeLayer(linear)
+        setattr(base.module.get_submodule(parent), name, layer)
+        return RidgeAdapter(base, layer, path)
+
+
+def _inside(name: str, head: str) -> bool:
+    return bool(head) and (name == head or name.startswith(head + "."))
+
+
+RIDGE_HEAD = RidgeHead()
