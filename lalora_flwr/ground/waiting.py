@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-FIRST, GROWTH = 5.0, 2.0  # seconds until the first line, and how much longer each next one takes
+FIRST, GROWTH, MOST = 5.0, 2.0, 60.0  # seconds until the first line, how much longer each next one takes, and the longest
 Until = Callable[[float], bool]  # waits so many seconds; whether there is something new to say, or an end
 
 
@@ -20,7 +20,7 @@ class Waiting:
     """Work that takes a while, as a context. ``total`` steps get a bar with the time that is left; 0: nobody knows how many.
 
     On a terminal a line moves at the bottom, with the time that has passed. Elsewhere a line goes to ``stream`` after five
-    seconds without one, then after ten, and so on, so that nobody takes a log for that of a process that hangs.
+    seconds without one, then after ten, and so on up to a minute, so that nobody takes a log for that of a process that hangs.
     """
 
     def __init__(self, console: Console, words: str, total: int = 0, *, stream: TextIO | None = None) -> None:
@@ -60,7 +60,7 @@ class Waiting:
                 self._news.clear()
                 pause = FIRST
             else:
-                pause *= GROWTH
+                pause = min(GROWTH * pause, MOST)
                 print(
                     f"{self._words}: {time.monotonic() - self._begun:.0f} s so far", file=self._stream or sys.stderr, flush=True
                 )

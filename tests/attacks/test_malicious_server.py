@@ -24,6 +24,9 @@ EXAMPLES = int(os.environ.get("LALORA_ATTACK_EXAMPLES", "2000"))  # a nightly jo
 HUGE = 3e38
 
 
+RIDGE = {"strategy": "ridge-head", "train.lr": 1.0}
+
+
 @dataclass(frozen=True)
 class Target:
     """A site with all of `RECORDS` and the same site without the last."""
@@ -93,6 +96,11 @@ NAMED = {
     "momentum": {"train.momentum": 0.999999, "train.local-steps": 3, "privacy.clip-norm": 1e-30, "lora.alpha": 1e-25},
     "AdamW, whose step has one size": {"train.optimizer": "adamw", "privacy.clip-norm": 1e-36, "lora.alpha": 4e-24},
     "no privacy": {"privacy.epsilon": float("inf")},
+    "AUTO-S and a tiny clip norm": {"privacy.clipping": "auto-s", "privacy.clip-norm": 1e-36, "lora.alpha": 4e-24},
+    "AUTO-S and gradients of 1e-25": {"privacy.clipping": "auto-s", "lora.alpha": 1e-25, "privacy.clip-norm": 0.01},
+    "a ridge head": {"strategy": "ridge-head", "train.lr": 1.0},
+    "a ridge head and a tiny clip norm": {"strategy": "ridge-head", "privacy.clip-norm": 1e-36},
+    "a ridge head and AUTO-S": {"strategy": "ridge-head", "privacy.clipping": "auto-s", "privacy.clip-norm": 100.0},
     "half-precision base": {"model.dtype": "bfloat16"},
     "half-precision base, tiny alpha": {"model.dtype": "bfloat16", "lora.alpha": 1e-25, "privacy.clip-norm": 1e-30},
 }
@@ -109,6 +117,12 @@ def test_a_configuration_does_not_switch_the_noise_off(name: str, target: Target
 def test_the_adapter_to_start_from_does_not_switch_the_noise_off(kind: str, size: float, target: Target) -> None:
     """Hole 1: the server also chooses the scale of the gradients by the adapter it sends."""
     assert Attack({"strategy": "dp-lora"}, adapter=(kind, size)).problems(target) == []
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-12, 1.0, 1e4, 1e30, HUGE, float("nan"), float("inf")])
+def test_the_sums_to_start_from_do_not_switch_the_noise_off(size: float, target: Target) -> None:
+    """A relative of hole 1 for a form whose gradients depend on the record alone: the server chooses gram and cross."""
+    assert Attack({"strategy": "ridge-head", "train.lr": 1.0}, adapter=("everything", size)).problems(target) == []
 
 
 @pytest.mark.parametrize("size", [3.0, 1e4])
@@ -129,7 +143,7 @@ def test_an_adapter_that_is_not_finite_gets_noise_or_nothing(kind: str, size: fl
 
 def test_an_honest_run_is_answered(target: Target) -> None:
     """Else all of this would pass on a site that refuses everything."""
-    for run in ({}, {"strategy": "la-lora", "train.local-steps": 3}, {"lora.head": "trained", "train.optimizer": "adamw"}):
+    for run in ({}, {"strategy": "la-lora", "train.local-steps": 3}, {"lora.head": "trained", "train.optimizer": "adamw"}, RIDGE):
         asked = {**RUN, **run}
         served = target.whole.serve(order(asked, target.model), asked)
         assert not served.reason and len(served.steps) == served.reserved[0].steps
