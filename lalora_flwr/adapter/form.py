@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lalora_flwr.adapter.slots import Layout, Mask, Slot
 from lalora_flwr.data.inputs import Inputs
+from lalora_flwr.data.records import RecordSet
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings
 
@@ -84,6 +85,15 @@ class Adapter:
         for parameter in self.parameters.values():
             if not parameter.any():
                 parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+    @property
+    def trainable(self) -> Mask:
+        """The slots that may train; the others are public facts that travel with them."""
+        return self.layout.names
+
+    def prepared(self, base: BaseModel, public: RecordSet) -> dict[str, Tensor]:
+        """The adapter that a run starts from: as it was drawn, unless the server makes it of public records."""
+        return self.state()
 
     def losses(self, base: BaseModel, inputs: Inputs, labels: Tensor) -> Tensor:
         """What each record's gradient is that of, shape (n,): the task's loss, unless the form has its own."""

@@ -2,7 +2,7 @@
 
 What is trained are sums over records: of a feature vector with itself, and with the label. They are linear in the records, so one
 release of them is all that the data are asked for, there is no learning rate, and how labels lie over the sites does not
-matter. For a record with features x of norm 1 and a target y of norm 1
+matter. For a record with features x, less a centre that is public and scaled to norm 1, and a target y of norm 1
 
     gram  gets  √w x xᵀ      cross  gets  √(1 - w) y xᵀ        w = 1/2,
 
@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from lalora_flwr.adapter.form import Adapter, AdapterForm
 from lalora_flwr.adapter.lora import refuse_batch_norm
 from lalora_flwr.adapter.peft_folder import HEAD_FILE, head_modules
-from lalora_flwr.adapter.slots import Slot
-from lalora_flwr.data.inputs import Inputs
+from lalora_flwr.adapter.slots import Mask, Slot
+from lalora_flwr.data.inputs import Inputs, to_device
+from lalora_flwr.data.records import RecordSet
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import PUBLIC, replace_file
 from lalora_flwr.models.base import BaseModel
@@ -39,8 +40,9 @@ from lalora_flwr.tasks.regression import Regression
 
 WEIGHT = 0.5  # w: of the features' own products
 LENGTH = 100.0  # of a record's gradient before it is clipped, of all records the same; C may be as large
+PUBLIC_AT_ONCE = 128  # records
 LEAST = 1e-9  # of the largest eigenvalue: a floor where there is no noise
-GRAM, CROSS = "gram", "cross"
+GRAM, CROSS, CENTRE = "gram", "cross", "centre"
 
 
 class RidgeLayer(nn.Module):
@@ -49,12 +51,14 @@ class RidgeLayer(nn.Module):
     Attributes:
         gram: released products of features, (in, in).
         cross: released products of targets and features, (out, in).
+        centre: mean features of public records, (in,); it does not train.
         head: the solution, (out, in).
         seen: the features that the last call got.
     """
 
     gram: nn.Parameter
     cross: nn.Parameter
+    centre: nn.Parameter
     head: Tensor
     seen: Tensor
 
@@ -63,6 +67,7 @@ class RidgeLayer(nn.Module):
         place, width = linear.weight.device, linear.in_features
         self.gram = nn.Parameter(torch.zeros(width, width, device=place))
         self.cross = nn.Parameter(torch.zeros(linear.out_features, width, device=place))
+        self.centre = nn.Parameter(torch.zeros(width, device=place), requires_grad=False)
         self.register_buffer("head", torch.zeros(linear.out_features, width, device=place), persistent=False)
         self.seen = torch.empty(0)
 
@@ -70,7 +75,7 @@ class RidgeLayer(nn.Module):
         if x.dim() != 2:
             raise RuntimeError(f"its head takes {x.dim()}-dimensional features, and a ridge head one vector per record")
         self.seen = x.to(self.gram.dtype)
-        outputs: Tensor = self.seen @ self.head.T
+        outputs: Tensor = (self.seen - self.centre) @ self.head.T
         return outputs
 
     def trained(self) -> tuple[Tensor, Tensor]:
@@ -79,7 +84,7 @@ class RidgeLayer(nn.Module):
 
     def losses(self, targets: Tensor) -> Tensor:
         """Of each record last seen, (n,): linear in what is trained, its gradient the record's products."""
-        x = nn.functional.normalize(self.seen.detach(), dim=1)
+        x = nn.functional.normalize(self.seen.detach() - self.centre, dim=1)
         gram, cross = self.trained()
         column = x.unsqueeze(2)  # (n, in, 1)
         own = WEIGHT**0.5 * (gram @ column).squeeze(2)  # (n, in)
@@ -112,8 +117,25 @@ class RidgeAdapter(Adapter):
 
     def __init__(self, base: BaseModel, layer: RidgeLayer, path: str) -> None:
         self._base, self._layer, self._path = base, layer, path
-        parts = {GRAM: layer.gram, CROSS: layer.cross}
+        parts = {GRAM: layer.gram, CROSS: layer.cross, CENTRE: layer.centre}
         super().__init__(base.module, {Slot(f"{path}.{part}", path, part, tuple(p.shape)): p for part, p in parts.items()})
+
+    @property
+    def trainable(self) -> Mask:
+        return self.layout.of(GRAM, CROSS)
+
+    def prepared(self, base: BaseModel, public: RecordSet) -> dict[str, Tensor]:
+        """Sums of zero around the mean features of the public records, whose labels are not looked at."""
+        self.model.eval()
+        total, count = torch.zeros_like(self._layer.centre, dtype=torch.float64), 0
+        with torch.inference_mode():
+            for part in public.parts(torch.arange(len(public)), PUBLIC_AT_ONCE):
+                inputs, labels = public.batch(part)
+                if len(labels):
+                    base.logits(self.model, to_device(inputs, self.device))
+                    total += self._layer.seen.double().sum(0)
+                    count += len(labels)
+        return {**self.state(), f"{self._path}.{CENTRE}": (total / max(1, count)).float().cpu()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         super().load(state)
@@ -133,7 +155,7 @@ class RidgeAdapter(Adapter):
         linear = nn.Linear(self._layer.head.shape[1], self._layer.head.shape[0])
         with torch.no_grad():
             linear.weight.copy_(self._layer.head)
-            linear.bias.zero_()
+            linear.bias.copy_(-self._layer.head @ self._layer.centre)
         heads = {name: copy.deepcopy(module) for name, module in head_modules(self._base).items()}
         tensors: dict[str, Tensor] = {}
         for name, module in heads.items():

@@ -60,7 +60,7 @@ def _first_fault(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) 
     """What is wrong with the first tensor that is not as it must be; None if all are."""
     generator = torch.Generator().manual_seed(0)
     device = adapter.device
-    active = adapter.activate(adapter.layout.names)
+    active = adapter.activate(adapter.trainable)
     adapter.stir(generator)
     silent = dict.fromkeys(active)
     for made_up in base.check_batches(generator):

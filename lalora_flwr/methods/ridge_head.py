@@ -1,5 +1,6 @@
 """A private ridge head on frozen features: no LoRA, no learning rate, best in one round of one step on all records.
 
+    server:   c = mean features of public records; sends c
     site i:   G_i = Σ_j √w x_j x_jᵀ,  R_i = Σ_j √(1 - w) y_j x_jᵀ, each record clipped to C;  + N(0, σ²C² I);  sends both
     server:   means;  head = R (G with eigenvalues of at least λ)⁻¹
 
@@ -7,13 +8,38 @@
 ``train.batch-size`` at least the records of a site.
 """
 
-from lalora_flwr.adapter.ridge import LENGTH
+from lalora_flwr.adapter.ridge import CROSS, GRAM, LENGTH
+from lalora_flwr.adapter.slots import Layout, Mask
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.method import Method
-from lalora_flwr.methods.schedules import BOTH
+from lalora_flwr.methods.schedules import Schedule
+from lalora_flwr.methods.travel import Travel, Turn
 from lalora_flwr.settings import Settings
+from lalora_flwr.wire.public import Public
 
 MOST_STEPS = 100.0  # times LENGTH: no sum can then grow beyond what a server takes for sane
+
+
+class Sums(Schedule):
+    """Both sums, at every step."""
+
+    text, period = "sums", 1
+
+    def mask(self, layout: Layout, server_round: int, step: int, directive: Public) -> Mask:
+        return layout.of(GRAM, CROSS)
+
+    def ever(self, layout: Layout) -> Mask:
+        return layout.of(GRAM, CROSS)
+
+
+class CentreDownSumsUp(Travel):
+    """The centre goes down with the sums and does not come back."""
+
+    def down(self, turn: Turn) -> Mask:
+        return turn.layout.names
+
+    def up(self, turn: Turn) -> Mask:
+        return turn.trained
 
 
 class RidgeHead(Method):
@@ -23,6 +49,8 @@ class RidgeHead(Method):
         super().check(settings)
         if settings.train.optimizer != "sgd":
             raise ConfigError(f"train.optimizer = {settings.train.optimizer!r}: must be 'sgd' for strategy = 'ridge-head'")
+        if settings.lora.schedule != "auto":
+            raise ConfigError(f"lora.schedule = {settings.lora.schedule!r}: must be 'auto' for strategy = 'ridge-head'")
         if settings.privacy.clip_norm > LENGTH:
             raise ConfigError(
                 f"privacy.clip-norm = {settings.privacy.clip_norm:g}: at most {LENGTH:g} for strategy = 'ridge-head'"
@@ -34,4 +62,4 @@ class RidgeHead(Method):
             )
 
 
-METHOD = RidgeHead(schedule=BOTH, form="ridge-head", full_batch=True)
+METHOD = RidgeHead(schedule=Sums(), travel=CentreDownSumsUp(), form="ridge-head", full_batch=True)

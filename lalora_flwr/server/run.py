@@ -81,7 +81,7 @@ def run_federation(
     with RunFolder(settings) as folder, last_word(folder, at_exit):
         try:
             run = _Run(settings, learner, folder, on_round, Roster(settings, real=real))
-            start = run.restore() if settings.resume else learner.initial
+            start = run.restore() if settings.resume else run.start()
             run.finish(ended_early=run.serve(grid, start))
         except RunNotRunningException:
             folder.fail(STOPPED)
@@ -133,12 +133,17 @@ class _Run:
             return str(reason)
         return ""
 
+    def start(self) -> dict[str, torch.Tensor]:
+        """The first adapter."""
+        self._learner.adapter.load(self._learner.initial)
+        return self._learner.adapter.prepared(self._learner.base, self._test)
+
     def restore(self) -> dict[str, torch.Tensor]:
         """Go on after the last checkpoint, if there is one; the adapter to go on with."""
         checkpoint, asked = self._folder.load_checkpoint(), self._folder.load_asked()
         if checkpoint is None:
             self.strategy.restore(0, {}, {}, asked)
-            return self._learner.initial
+            return self.start()
         state = checkpoint.state
         self._metrics = [RoundMetrics.from_json(line) for line in state["metrics"]]
         self._frozen, self._last = state["frozen"], state["last"]

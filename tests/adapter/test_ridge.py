@@ -18,7 +18,7 @@ from lalora_flwr.data.data_set import data_set
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.training.learner import Learner, ModelStore
 from lalora_flwr.wire.replies import COUNTERS
-from tests.conftest import Finished, Spy, run_spied, small
+from tests.conftest import Finished, Spy, arrays_of, run_spied, small
 from tests.models.files import save_rows, scored, texts
 from tests.models.folders import save_found, save_hf, save_timm
 from tests.reference import generator
@@ -61,7 +61,7 @@ def test_a_records_gradient_is_its_products_and_all_are_of_one_length(kind: str,
     learner = learner_of(tmp_path, kind)
     (inputs, labels), adapter = learner.base.synthetic_batch(5, generator(1)), learner.adapter
     assert isinstance(adapter, RidgeAdapter)
-    active = adapter.activate(adapter.layout.names)
+    active = adapter.activate(adapter.trainable)
     gradients = learner.engine(5, lambda: adapter.losses(learner.base, inputs, labels))
     (gram, cross), seen = [gradients[name] for name in active], adapter._layer.seen
     y = learner.base.problem.directions(labels, learner.base.num_classes)
@@ -119,6 +119,20 @@ def test_a_run_learns_without_a_learning_rate_and_in_one_release(kind: str, tmp_
         torch.testing.assert_close(value, heads[1][name], rtol=1e-2, atol=1e-3 * float(value.abs().max()))
 
 
+def test_the_centre_is_made_of_public_features_and_only_goes_down(tmp_path: Path) -> None:
+    settings = small(tmp_path, **ONCE)
+    run = Finished(run_spied(settings, spy := Spy()), settings, spy)
+    learner = ModelStore().learner(settings)
+    assert isinstance(learner.adapter, RidgeAdapter)
+    inputs, _ = data_set(settings).public(learner.base.encode).batch(torch.arange(297))
+    with torch.no_grad():
+        learner.base.logits(learner.adapter.model, inputs)
+    torch.testing.assert_close(run.checkpoint["head.centre"], learner.adapter._layer.seen.mean(0), rtol=1e-4, atol=1e-5)
+    for sent, reply in spy.training(1):
+        assert set(arrays_of(sent)) == {"head.gram", "head.cross", "head.centre"}
+        assert set(arrays_of(reply)) == {"head.gram", "head.cross"}
+
+
 def test_steps_and_rounds_are_one_long_sum(tmp_path: Path) -> None:
     whole = {**ONCE, "privacy__epsilon": float("inf")}
     once, often = tmp_path / "once", tmp_path / "often"
@@ -127,6 +141,7 @@ def test_steps_and_rounds_are_one_long_sum(tmp_path: Path) -> None:
         folder.mkdir()
         settings = small(folder, **{**whole, **more})
         found.append(load_file(run_spied(settings, Spy()) / "adapter" / "adapter.safetensors"))
+    assert torch.equal(*(sums.pop("head.centre") for sums in found))
     size = [torch.cat([value.flatten() for value in sums.values()]).norm() for sums in found]
     for name, value in found[0].items():
         torch.testing.assert_close(value / size[0], found[1][name] / size[1], rtol=1e-4, atol=1e-6)
@@ -167,6 +182,7 @@ def test_its_model_card_loads_it_without_this_package(kind: str, tmp_path: Path)
     ("more", "says"),
     [
         ({"train__optimizer": "adamw"}, "train.optimizer = 'adamw': must be 'sgd'"),
+        ({"lora__schedule": "both"}, "lora.schedule = 'both': must be 'auto'"),
         ({"privacy__clip_norm": 101.0}, "privacy.clip-norm = 101: at most 100"),
         ({"train__lr": 200.0}, "train.lr = 200: times all local steps at most 100"),
     ],

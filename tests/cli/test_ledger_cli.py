@@ -16,6 +16,7 @@ from lalora_flwr.ledger.entries import hash_after, read_chain
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.privacy.accounting import epsilon_spent
+from tests.cli.commands import without_waiting
 from tests.ledger.site_ledgers import DELTA, forge, new_ledger, request
 
 Outcome = tuple[int, str, str]
@@ -30,7 +31,7 @@ def lalora(capsys: pytest.CaptureFixture[str]) -> Lalora:
         with pytest.raises(SystemExit) as ended:
             cli.main(["ledger", *map(str, arguments)])
         out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
+        return int(ended.value.code or 0), out, without_waiting(err)
 
     return call
 
