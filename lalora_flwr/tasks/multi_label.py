@@ -28,7 +28,10 @@ class MultiLabel(Problem):
     transformers_name = "multi_label_classification"
 
     def parts(self, text: str, classes: Mapping[str, int]) -> list[str]:
-        """The names in a field: a list as JSON has it, a class, or names separated by the first of ``|``, ``;``, ``,`` in it."""
+        """The names in a field: a list as JSON has it, a class, or names separated by the first of ``|``, ``;``, ``,`` in it.
+
+        What is no name is an empty one. Nothing that a field may hold raises.
+        """
         if text in classes:
             return [text]
         if text.startswith("["):
@@ -36,8 +39,7 @@ class MultiLabel(Problem):
                 listed = json.loads(text)
             except (ValueError, RecursionError):
                 return [text]
-            texts = (as_text(name if isinstance(name, bool | int | float | str) else json.dumps(name)) for name in listed)
-            return [name or "" for name in texts]
+            return [as_text(name) or "" if isinstance(name, bool | int | float | str) else "" for name in listed]
         separator = next((sign for sign in SEPARATORS if sign in text), "")
         return [as_text(part) or "" for part in text.split(separator)] if separator else [text]
 

@@ -141,6 +141,15 @@ def test_several_classes_in_one_field(text: str, numbers: list[int] | None) -> N
     assert MultiLabel().target(text, CLASSES) == wanted
 
 
+@pytest.mark.parametrize("depth", [2, 500, 900, 950, 980, 990, 1000, 1100, 100_000])
+@pytest.mark.parametrize("inner", ["", "1", '"effusion"', "1e999", "9" * 5000])
+def test_no_field_makes_a_site_fail(depth: int, inner: str) -> None:
+    """However deep it is: what is read may be too deep to be written again."""
+    text = "[" * depth + inner + "]" * depth
+    assert MultiLabel().target(text, CLASSES) is None
+    assert all(isinstance(name, str) for name in MultiLabel().parts(text, CLASSES))
+
+
 @given(st.lists(st.sampled_from(sorted(CLASSES)), unique=True), st.sampled_from("|;"))
 def test_lists_and_separators_mean_the_same(names: list[str], separator: str) -> None:
     problem = MultiLabel()
