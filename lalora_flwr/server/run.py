@@ -146,7 +146,7 @@ class _Run:
             return self.start()
         state = checkpoint.state
         self._metrics = [RoundMetrics.from_json(line) for line in state["metrics"]]
-        self._frozen, self._last = state["frozen"], state["last"]
+        self._frozen, self._last = state.get("frozen", {}), state.get("last", {})  # a checkpoint of an older version has none
         self._seconds_before = state["seconds"]
         self._folder.add_metrics(*self._metrics)
         self.strategy.restore(checkpoint.server_round, state["strategy"], checkpoint.tensors, asked)

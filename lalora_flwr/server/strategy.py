@@ -110,7 +110,7 @@ class FederatedStrategy(Strategy):
         if self._average and state:
             of_average = {name: value for name, value in tensors.items() if name.startswith(f"{AVERAGE}/")}
             sums = {name.partition("/")[2]: value.numpy() for name, value in of_average.items()}
-            self._average.restore(state["average"], sums)
+            self._average.restore(state.get("average", 0.0), sums)
         by_site: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith(f"{SITE}/"):
