@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import resource
 import time
@@ -16,14 +17,14 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import RunNotRunningException
 
 from lalora_flwr.data.data_set import data_set
-from lalora_flwr.ground.errors import LaloraError, NoSiteLeft, RunFailed, WorkerDied
+from lalora_flwr.ground.errors import ConfigError, LaloraError, NoSiteLeft, RunFailed, WorkerDied
 from lalora_flwr.ground.processors import check_threads, processors
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.server.card import model_card
 from lalora_flwr.server.ending import STOPPED, last_word
 from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder
-from lalora_flwr.server.metrics import OnRound, Quality, RoundMetrics, Summary, headline
+from lalora_flwr.server.metrics import HEADLINES, OnRound, Quality, RoundMetrics, Summary, headline
 from lalora_flwr.server.plots import score_figure
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.strategy import FederatedStrategy
@@ -183,6 +184,7 @@ class _Run:
         quality: Quality = evaluate(self._learner, self._test) if due else {headline(self._frozen): None, "loss": None}
         if server_round == 0:
             self._frozen = quality
+            _check_measurable(quality)
         else:
             now = time.monotonic()
             line = RoundMetrics(
@@ -260,4 +262,16 @@ class _Run:
             peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             sites=counts.report(),
             versions=versions(),
+        )
+
+
+def _check_measurable(quality: Quality) -> None:
+    """
+    Raises:
+        ConfigError: the test records cannot tell a good model from a bad one.
+    """
+    metric = headline(quality)
+    if metric != "accuracy" and not math.isfinite(quality[metric] or 0.0):
+        raise ConfigError(
+            f"data.test: {HEADLINES[metric]} is not defined on the test records, which all have the same label; take others"
         )

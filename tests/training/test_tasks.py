@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lalora_flwr.ground.errors import LaloraError
 from lalora_flwr.server.metrics import HEADLINE_OF
 from lalora_flwr.settings import Settings
 from tests.conftest import Finished, Spy, run_spied, small
@@ -159,6 +160,20 @@ def test_the_summary_says_which_weights_these_were(runs: dict[str, Finished], ta
     assert FILES[family] <= set(summary["model_files"])
     for name, found in summary["model_files"].items():
         assert found == hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest(), name
+
+
+@pytest.mark.parametrize(("about", "values"), [("numbers", [3.0]), ("classes", [[]]), ("classes", [["good"]])], ids=str)
+def test_test_records_that_cannot_tell_models_apart_are_refused_before_a_step(
+    about: str, values: list[Any], tmp_path: Path
+) -> None:
+    key, kind = ("score", NUMBERS) if about == "numbers" else ("label", SEVERAL)
+    test = [{**row, key: values[i % len(values)]} for i, row in enumerate(scored(12))]
+    more = {f"data__{key}": value for key, value in {"label": key, "test": save_rows(tmp_path / "same.jsonl", test)}.items()}
+    more |= {"data__label_range": "0,10"} if about == "numbers" else {"data__labels": "good,long"}
+    settings = small(tmp_path, **{**RUN, **scored_text(tmp_path, **kind), **more})
+    with pytest.raises(LaloraError, match=r"^data\.test: (R²|AUROC) is not defined on the test records, which all have the same"):
+        run_spied(settings, spy := Spy())
+    assert not spy.training(1)
 
 
 def test_it_learns_several_classes_and_numbers(tmp_path: Path) -> None:
