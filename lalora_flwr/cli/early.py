@@ -89,8 +89,12 @@ def without_hub(settings: Settings, reach: Callable[[], bool] | None = None, *, 
 
 def _cached(repository: str, revision: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    return isinstance(try_to_load_from_cache(repository, "config.json", revision=revision or None), str)
+    try:
+        return isinstance(try_to_load_from_cache(repository, "config.json", revision=revision or None), str)
+    except HFValidationError:
+        raise ConfigError(f"model.name = 'hf/{repository}': no such folder, and no name of a repository") from None
 
 
 def _needs_hub(settings: Settings) -> bool:

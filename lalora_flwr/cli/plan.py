@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lalora_flwr.cli.early import check_machine, without_hub
@@ -59,10 +60,10 @@ def _not_here(settings: Settings) -> Iterator[str]:
 
 def _show_holdings(settings: Settings, plot: Path, console: Console) -> int:
     """Who holds what, as a table and a picture. Returns the records of the smallest site."""
-    from lalora_flwr.data.holdings import holdings, holdings_figure, unreadable_images
+    from lalora_flwr.data.holdings import class_members, holdings, holdings_figure, unreadable_images
 
     with Waiting(console, "data"):
-        held, broken = holdings(settings), unreadable_images(settings)
+        held, members, broken = holdings(settings), class_members(settings), unreadable_images(settings)
     console.print(_table_of(settings, held))
     split = settings.data.partition + (f" (β = {settings.data.beta:g})" if settings.data.partition == "dirichlet" else "")
     figure = holdings_figure(held, f"{settings.data.name}, {split}, seed {settings.seed}")
@@ -71,6 +72,9 @@ def _show_holdings(settings: Settings, plot: Path, console: Console) -> int:
         figure.savefig(plot, dpi=120)
     except (OSError, ValueError) as error:  # ValueError: an ending that is no picture's
         raise ConfigError(f"--plot {plot}: {error}") from None
+    if members:
+        said = ", ".join(f"{name} {count}" for name, count in members.items())
+        console.print(f"records of each class: {said}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"who holds what: {plot}", soft_wrap=True, highlight=False)
     shown = [f"data: {line}" for line in broken[:ROWS]]
     print_advice([*shown, *([f"data: {len(broken)} images cannot be read"] if len(broken) > ROWS else [])], console)
@@ -89,7 +93,7 @@ def _table_of(settings: Settings, held: Holdings) -> Table:
 
     single = 1 < len(held.labels) <= CLASSES
     several = ["classes", "largest class"] if len(held.labels) > CLASSES else []
-    table = Table("site", "records", "q", "σ", *(held.labels if single else several), box=None, header_style="bold")
+    table = Table("site", "records", "q", "σ", *map(escape, held.labels if single else several), box=None, header_style="bold")
     for site, (row, records) in enumerate(zip(held.counts, held.records(), strict=True)):
         mechanism = mechanism_for(settings, records)
         cells = [str(count) for count in row] if single else []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lalora_flwr.compare.results import Result, by_epsilon, by_method, metric_name
 from lalora_flwr.compare.table import spread
+from lalora_flwr.ground.figures import as_label
 from lalora_flwr.ground.words import epsilon_label
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def by_round(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
         axes = panels[epsilon]
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for method, xs, means, stds in _curves(results, _round_points):
-            axes.plot(xs, means, label=method, markevery=max(1, len(xs) // 8), **styles[method])
+            axes.plot(xs, means, label=as_label(method), markevery=max(1, len(xs) // 8), **styles[method])
             _band(axes, xs, means, stds, styles[method]["color"])
         _frozen(axes, results)
     _legend(figure, list(panels.values()), _note(final, "bands"))
@@ -182,7 +183,7 @@ def by_bytes(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
     figure, panels = _panels(list(groups), "sent up by all sites (MB)", metric_name(final))
     for epsilon, results in groups.items():
         for method, xs, means, stds in _curves(results, _byte_points):
-            panels[epsilon].plot(xs, means, label=method, markevery=max(1, len(xs) // 8), **styles[method])
+            panels[epsilon].plot(xs, means, label=as_label(method), markevery=max(1, len(xs) // 8), **styles[method])
             _band(panels[epsilon], xs, means, stds, styles[method]["color"])
         _frozen(panels[epsilon], results)
     _legend(figure, list(panels.values()), _note(final, "bands"))
@@ -207,7 +208,7 @@ def by_privacy(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
             yerr=[0 if math.isnan(s.std) else 100 * s.std for _, s in found],
             capsize=2.5,
             elinewidth=1,
-            label=method,
+            label=as_label(method),
             **styles[method],
         )
     _frozen(axes, final)
@@ -229,7 +230,7 @@ def by_learning_rate(tried: Sequence[Result], final: Sequence[Result], styles: M
         at = {lr: spread([run for run in runs if run.lr == lr]) for lr in rates}
         spreads = [s for s in at.values() if s]
         means = [100 * s.mean for s in spreads]
-        panels[epsilon].plot(rates, means, label=stem, **styles[stem])
+        panels[epsilon].plot(rates, means, label=as_label(stem), **styles[stem])
         stds = [0 if math.isnan(s.std) else 100 * s.std for s in spreads]
         _band(panels[epsilon], rates, means, stds, styles[stem]["color"])
         best = chosen.get((stem, epsilon))

@@ -130,7 +130,8 @@ def _scores(final: Sequence[Result], choices: Mapping[Labels, Choice]) -> list[s
         for epsilon, runs in columns.items()
         for name in rows
     }
-    leaders = {eps: leader({name: spread(cells[name, eps]) for name in rows}) for eps in columns}
+    one_metric = len({result.summary.metric for result in final if result.summary}) == 1
+    leaders = {eps: leader({name: spread(cells[name, eps]) for name in rows}) if one_metric else None for eps in columns}
     show_lr = len({result.lr for result in final}) > 1 and not any(axis == LR for r in final for axis, _ in r.labels)
     lines = [_line("method", *(epsilon_label(epsilon, said=True) for epsilon in columns)), _line(*["---"] * (len(columns) + 1))]
     edge = False
@@ -143,7 +144,9 @@ def _scores(final: Sequence[Result], choices: Mapping[Labels, Choice]) -> list[s
             texts.append(_cell(runs, choice, show_lr, bold=leaders[epsilon] == name))
         lines.append(_line(name, *texts))
     notes = [f"{_capital(metric_name(final))} of the last round in percent, mean ± sample standard deviation over the seeds."]
-    if len(rows) > 1:
+    if not one_metric:
+        notes.append("No method is bold, because the runs are measured by different metrics.")
+    elif len(rows) > 1:
         notes.append(_bold_note(any(leaders.values())))
     if edge:
         notes.append("`*` The chosen value is the first or the last of its grid: a better one may lie beyond.")

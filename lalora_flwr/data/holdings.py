@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.data.partition import site_rows
 from lalora_flwr.data.table_set import TableSet
+from lalora_flwr.ground.figures import as_label
 from lalora_flwr.settings import Settings
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ def holdings(settings: Settings) -> Holdings:
     return Holdings(labels, tuple(tuple(count[c] for c in range(len(labels))) for count in counted))
 
 
+def class_members(settings: Settings) -> dict[str, int]:
+    """How many private records have each class, where a record may have several; empty elsewhere."""
+    data = data_set(settings)
+    return data.members() if isinstance(data, TableSet) else {}
+
+
 def unreadable_images(settings: Settings) -> list[str]:
     """The private images that cannot be read, each with its file and the reason; reads them all."""
     data = data_set(settings)
@@ -67,7 +74,7 @@ def holdings_figure(held: Holdings, title: str) -> Figure:
     for number, label in enumerate(held.labels):
         heights = [row[number] for row in held.counts]
         colour = colours(number) if classes <= 20 else colours(number / classes)
-        axes.bar(range(sites), heights, bottom=bottom, width=0.85, color=colour, label=label)
+        axes.bar(range(sites), heights, bottom=bottom, width=0.85, color=colour, label=as_label(label, 30))
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
     axes.set(xlabel="site", ylabel="records", title=title, xlim=(-0.6, sites - 0.4), ylim=(0, 1.05 * max(bottom)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -74,25 +74,29 @@ def label_names(table: Dataset, column: str, problem: Problem) -> tuple[str, ...
     texts = [text for text in label_texts(table, column) if text is not None]
     if any(len(set(names)) < len(names) for names in (problem.parts(text, {}) for text in texts)):
         raise ConfigError(
-            f"data.label: column {column!r} holds a class twice in one record, as where each token has one; classes of tokens "
-            "are not supported"
+            f"data.label: column {column!r} holds a class twice in one record, as where each token has one (classes of tokens "
+            "are not supported) or each class its 0 or 1 (make that one column per class, named in data.labels)"
         )
     inner = getattr(feature, "feature", feature)
     if isinstance(inner, ClassLabel):
         return tuple(inner.names)
     counts = Counter(name for text in texts for name in problem.parts(text, {}))
-    if wrong := _no_classes(counts):
+    if wrong := _no_classes(counts, problem):
         raise ConfigError(f"data.label: column {column!r} holds {wrong}; name another column, or the classes in data.labels")
     return in_order(counts)
 
 
-def _no_classes(counts: Counter[str]) -> str:
+def _no_classes(counts: Counter[str], problem: Problem) -> str:
     """Why these values, with how many rows have each, are no classes; empty if they can be."""
     for name in counts:
         if FRACTION.fullmatch(name):
             return f"numbers such as {name}, which are no classes (data.problem-type = 'regression' learns numbers)"
-        if name[0] in "[{" and _is_collection(name):
+        if not name:
+            return "an empty name among several, or one that is missing"
+        if name[0] in "[{" and (problem.name == "multi-label" or _is_collection(name)):
             several = "data.problem-type = 'multi-label' takes several classes; those of tokens are not supported"
+            if problem.name == "multi-label":
+                several = "write lists as JSON, or separate the classes by |"
             return f"lists such as {name[:40]} ({several})"
     if counts.total() > FEW_RECORDS and len(counts) > 0.5 * counts.total():
         return f"{len(counts)} values in {counts.total()} records, so that they are ids or texts"

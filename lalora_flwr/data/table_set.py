@@ -95,6 +95,12 @@ class TableSet:
     def classes(self) -> Sequence[float]:
         return self._problem.groups(self._rows.labels)
 
+    def members(self) -> dict[str, int]:
+        """How many private records have each class, where a record may have several; empty elsewhere."""
+        if self._problem.name != "multi-label":
+            return {}
+        return dict(zip(self.labels, self._problem.counts(self._rows.labels, len(self.labels)), strict=True))
+
     def unreadable_images(self) -> Iterator[str]:
         """The private images that cannot be read, each with its file and the reason; reads them all."""
         if self._rows.columns.image:

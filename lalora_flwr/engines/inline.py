@@ -102,13 +102,26 @@ def run_inline(
         return run_federation(settings, grid, on_round, models=models)
 
 
+class _OnceThere(logging.FileHandler):
+    """Keeps what is said until the file's folder is there: data are read, and rows left out, before a run has one."""
+
+    _early: tuple[logging.LogRecord, ...] = ()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._early += (record,)
+        if Path(self.baseFilename).parent.is_dir():
+            early, self._early = self._early, ()
+            for one in early:
+                super().emit(one)
+
+
 @contextmanager
 def _logs_in(path: Path) -> Iterator[None]:
     """Flower's, the server's and the sites' logs go to a file, made with the first line after the run folder is there.
 
     Of the sites' own logs only warnings: training losses are raw and stay out of the run folder, as they do under Ray.
     """
-    handler = logging.FileHandler(path, delay=True, encoding="utf-8")
+    handler = _OnceThere(path, delay=True, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("flwr", "lalora_flwr")]
     sites = logging.getLogger("lalora_flwr.site")

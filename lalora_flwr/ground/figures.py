@@ -12,6 +12,12 @@ SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 150
 
 
+def as_label(text: str, longest: int = 60) -> str:
+    """A name that others chose as a picture shows it: not as a formula, not hidden for how it begins, and not too long."""
+    short = text if len(text) <= longest else text[: longest - 1] + "…"
+    return (" " if short.startswith("_") else "") + short.replace("$", r"\$")
+
+
 def rendered(figure: Figure) -> dict[str, bytes]:
     """A figure's files by suffix, without dates: the same figure gives the same bytes."""
     import matplotlib

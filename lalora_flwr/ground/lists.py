@@ -32,6 +32,6 @@ def ends_of(text: str) -> tuple[float, float]:
         ValueError: it is not two finite numbers, the smaller first.
     """
     low, high = (float(part) for part in text.split(","))
-    if not (low < high and math.isfinite(high - low)):
+    if "_" in text or not (low < high and math.isfinite(high - low)):
         raise ValueError("not two numbers, the smaller first")
     return low, high

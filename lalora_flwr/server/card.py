@@ -40,6 +40,7 @@ def model_card(summary: Summary, settings: Settings, base: BaseModel, adapter: A
     if isinstance(base.problem, MultiLabel):
         parts += ["A record may have several: each has an output of its own, and is there where that is above 0."]
     figures = {f"{HEADLINES[summary.metric]} of the frozen model": summary.frozen_score, **summary.quality}
+    figures.pop("site_accuracy", None)  # on private records
     shown = ((name, "none" if value is None else f"{value:.4f}") for name, value in figures.items())
     parts += ["## Results", "On public records, after the last round:", _table(shown)]
     lines = loading(base) if adapter.in_peft else adapter.loading()
@@ -86,7 +87,8 @@ def _method(summary: Summary, settings: Settings) -> str:
 
 def _privacy(summary: Summary) -> str:
     if not summary.private:
-        return "None: the run had ε = inf, so there was no clip and no noise."
+        leaks = f" Published besides: {summary.leaks}." if summary.leaks else ""
+        return "None: the run had ε = inf, so there was no clip and no noise." + leaks
     parts = [
         f"(ε, δ) = ({summary.epsilon:.4g}, {summary.delta:g}) for one record added to or removed from any site, against the "
         "server, the other sites and whoever has this adapter. Each local step clipped every record's gradient to the norm "

@@ -35,7 +35,7 @@ def score_figure(settings: Settings, frozen: Quality, metrics: Sequence[RoundMet
     axes.plot([number for number, _ in seen], [s for _, s in seen], marker="o", color="tab:blue", label=HEADLINES[metric])
     if seen and not seen[0][0]:
         axes.axhline(seen[0][1], linestyle="--", color="grey", label="frozen model")
-    axes.set(xlabel="round", ylabel=f"test {HEADLINES[metric]}", ylim=(min([0.0, *(s for _, s in seen)]), 1))
+    axes.set(xlabel="round", ylabel=f"test {HEADLINES[metric]}", ylim=(max(-1.0, min([0.0, *(s for _, s in seen)])), 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if settings.private:
         spent = axes.twinx()

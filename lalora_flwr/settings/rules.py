@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.lists import listed
 from lalora_flwr.settings.choices import DATASETS, METHODS, ChecksSettings
 from lalora_flwr.settings.schema import Settings
 
@@ -40,6 +41,11 @@ def check_together(settings: Settings) -> None:
 
 def _check_problem(settings: Settings) -> None:
     data = settings.data
+    names = listed(data.labels)
+    if len(set(names)) < len(names):
+        raise ConfigError(f"data.labels = {data.labels!r}: a class occurs twice")
+    if len(names) == 1 and data.problem_type == "single-label":
+        raise ConfigError(f"data.labels = {data.labels!r}: names one class; there must be two at least")
     kind = f"data.problem-type = {data.problem_type!r}"
     if data.problem_type != "single-label" and settings.task == "language":
         raise ConfigError(f"{kind}: only without data.response, which makes the task language modelling")
@@ -53,7 +59,8 @@ def _check_problem(settings: Settings) -> None:
         raise ConfigError(f"data.label-range = {data.label_range!r}: only for data.problem-type = 'regression'")
     by_class = ("dirichlet", "pathological") if data.problem_type == "regression" else ("dirichlet", "pathological", "shards")
     if data.problem_type != "single-label" and data.partition in by_class:
-        raise ConfigError(f"data.partition = {data.partition!r}: needs one class per record; choose iid, size-skewed or natural")
+        others = "iid, size-skewed or natural" + (", or shards" if data.problem_type == "regression" else "")
+        raise ConfigError(f"data.partition = {data.partition!r}: needs one class per record; choose {others}")
 
 
 def check_choices(settings: Settings) -> None:

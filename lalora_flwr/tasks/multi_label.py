@@ -17,6 +17,17 @@ from lalora_flwr.tasks.problem import Problem
 SEPARATORS = "|;,"  # the first of them that a field holds separates its classes
 
 
+def _listed(text: str) -> list[object] | None:
+    """The list in a field; None if it is not one as JSON has it."""
+    if not text.startswith("["):
+        return None
+    try:
+        found: list[object] = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found
+
+
 @dataclass(frozen=True)
 class MultiLabel(Problem):
     """Targets are 0 or 1 for each class, float32 (n, classes).
@@ -34,11 +45,8 @@ class MultiLabel(Problem):
         """
         if text in classes:
             return [text]
-        if text.startswith("["):
-            try:
-                listed = json.loads(text)
-            except (ValueError, RecursionError):
-                return [text]
+        listed = _listed(text)
+        if listed is not None:
             return [as_text(name) or "" if isinstance(name, bool | int | float | str) else "" for name in listed]
         separator = next((sign for sign in SEPARATORS if sign in text), "")
         return [as_text(part) or "" for part in text.split(separator)] if separator else [text]
@@ -46,7 +54,7 @@ class MultiLabel(Problem):
     def why(self, text: str, classes: Mapping[str, int]) -> str:
         names = self.parts(text, classes)
         if len(set(names)) < len(names):
-            return "a class twice in one record, as where each token has one; classes of tokens are not supported"
+            return "a class twice in one record, as where each token has one (classes of tokens are not supported)"
         return "a list with a class that is " + super().why(text, classes)
 
     def target(self, text: str, classes: Mapping[str, int]) -> list[float] | None:
@@ -74,16 +82,17 @@ class MultiLabel(Problem):
         return ((logits > 0) == (targets > 0.5)).all(1)
 
     def metrics(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """``auroc``, the mean over the classes with and without records; ``f1``, the mean over all classes; ``exact_match``."""
+        """``auroc``, the mean over the classes with and without records; ``f1``, the mean over those with; ``exact_match``."""
         from sklearn.metrics import f1_score, roc_auc_score
 
-        truth = (targets > 0.5).numpy()
+        truth, guesses = (targets > 0.5).numpy(), (logits > 0).numpy()
         both = [c for c in range(truth.shape[1]) if 0 < truth[:, c].sum() < len(truth)]
+        there = [c for c in range(truth.shape[1]) if truth[:, c].any()]
         finite = bool(logits.isfinite().all())
         areas = [float(roc_auc_score(truth[:, c], logits[:, c])) for c in both] if finite else []
         return {
             "auroc": sum(areas) / len(areas) if areas else math.nan,
-            "f1": float(f1_score(truth, (logits > 0).numpy(), average="macro", zero_division=0)),
+            "f1": sum(float(f1_score(truth[:, c], guesses[:, c], zero_division=0)) for c in there) / max(1, len(there)),
             "exact_match": float(self.right(logits, targets).double().mean()),
         }
 

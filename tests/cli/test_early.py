@@ -129,6 +129,14 @@ def test_only_a_hub_out_of_reach_that_is_needed_is_given_up(tmp_path: Path, monk
     assert not without_hub(local, reach(False)) and len(asked) == 3
 
 
+@pytest.mark.parametrize("name", ["/tmp/nosuch", "./nosuch", "models/my/nosuch"])
+def test_a_folder_that_is_not_there_is_no_repository(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    of_hub = small(tmp_path, model__name=f"hf/{name}", data__name="hub:nobody/nothing")
+    with pytest.raises(ConfigError, match=f"^model.name = 'hf/{name}': no such folder, and no name of a repository$"):
+        without_hub(of_hub, lambda: False)
+
+
 def test_a_model_in_the_hubs_cache_needs_no_hub(tmp_path: Path) -> None:
     """In a process of its own, as Hugging Face's library reads its environment when it is imported."""
     home, commit = tmp_path / "models--nobody--nothing", "a" * 40

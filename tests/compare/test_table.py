@@ -125,3 +125,13 @@ def test_another_base_model_is_said() -> None:
 def test_runs_without_privacy_promise_nothing() -> None:
     text = markdown([result(0.5, privacy__epsilon=math.inf)])
     assert "Privacy:" not in text and "seeded" not in text and "non-private" in text
+
+
+def test_no_method_leads_across_metrics() -> None:
+    results = [result(0.9, strategy="la-lora", seed=s) for s in (0, 1)]
+    other = [result(0.5, strategy="dp-lora", seed=s) for s in (0, 1)]
+    assert "**" in markdown([*results, *other])
+    others = [dataclasses.replace(r, summary=dataclasses.replace(r.summary, quality={"auroc": 0.5})) for r in other]  # type: ignore[type-var]
+    text = markdown([*results, *others])
+    assert "**" not in text and "No method is bold, because the runs are measured by different metrics." in text
+    assert "accuracy or AUROC of the last round" in text

@@ -50,13 +50,32 @@ def test_classes_of_tokens_are_refused_by_name(tmp_path: Path) -> None:
     kinds = Features({"text": Value("string"), "label": List(ClassLabel(names=["O", "B-PER"]))})
     Dataset.from_dict({"text": ["x", "y"], "label": [[0, 0, 1], [0, 1]]}, kinds).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(
-        ConfigError, match=r"^data\.label: column 'label' holds a class twice .* classes of tokens are not supported$"
+        ConfigError, match=r"^data\.label: column 'label' holds a class twice .*classes of tokens are not supported"
     ):
         data_set(settings(name=f"file:{tmp_path / 't.parquet'}", **SEVERAL))
     with pytest.raises(
         ConfigError, match="lists: several classes of one record need problem-type multi-label; classes of tokens"
     ):
         data_set(settings(name=f"file:{tmp_path / 't.parquet'}"))
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ("a|b|", "holds an empty name among several"),
+        ("['a', 'b']", r"holds lists such as \['a' \(write lists as JSON, or separate the classes by \|\)"),
+        ("{'n': 'a'}", r"holds lists such as \{'n': 'a'\}"),
+        ("[1, 0, 1]", "holds a class twice .* or each class its 0 or 1"),
+    ],
+)
+def test_what_is_no_list_of_classes_makes_no_classes(label: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^data.label: column 'label' {says}"):
+        data_set(settings(name=table(tmp_path, [f'"{label}"'] * 4), **SEVERAL))
+
+
+def test_declared_names_may_begin_like_a_list(tmp_path: Path) -> None:
+    data = data_set(settings(name=table(tmp_path, ["[other]|b", "b", "[other]", "b"]), labels="[other],b", **SEVERAL))
+    assert len(data.classes()) == 3
 
 
 @pytest.mark.parametrize(

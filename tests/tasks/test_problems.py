@@ -93,6 +93,9 @@ def test_metrics_of_several_classes_leave_out_a_class_that_all_or_none_have() ->
     found = MultiLabel().metrics(logits, targets)
     areas = [roc_auc_score(targets[:, c], logits[:, c]) for c in (0, 3)]
     assert found["auroc"] == pytest.approx(sum(areas) / 2) and found["exact_match"] == 1 / 4
+    assert found["f1"] == pytest.approx((2 / 3 + 1 + 2 / 3) / 3)  # of classes 0, 2 and 3
+    perfect = MultiLabel().metrics(2 * targets - 1, targets)
+    assert (perfect["auroc"], perfect["f1"], perfect["exact_match"]) == (1, 1, 1)
     assert math.isnan(MultiLabel().metrics(logits, torch.zeros(4, 4))["auroc"])
     assert math.isnan(MultiLabel().metrics(logits * math.nan, targets)["auroc"])
 
@@ -133,6 +136,7 @@ def test_numbers_that_are_all_the_same_have_no_r2() -> None:
         ('["effusion", null]', None),
         ('[["effusion"]]', None),
         ("[effusion]", None),
+        ("[effusion]|true", None),
         ("[" * 5000, None),
     ],
 )
