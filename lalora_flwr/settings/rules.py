@@ -44,8 +44,6 @@ def _check_problem(settings: Settings) -> None:
     names = listed(data.labels)
     if len(set(names)) < len(names):
         raise ConfigError(f"data.labels = {data.labels!r}: a class occurs twice")
-    if len(names) == 1 and data.problem_type == "single-label":
-        raise ConfigError(f"data.labels = {data.labels!r}: names one class; there must be two at least")
     kind = f"data.problem-type = {data.problem_type!r}"
     if data.problem_type != "single-label" and settings.task == "language":
         raise ConfigError(f"{kind}: only without data.response, which makes the task language modelling")

@@ -132,7 +132,6 @@ def accepted(flat: dict[str, Any]) -> Settings:
         ({"data.problem-type": "regression", "data.label-range": "0,1", "data.num-classes": 2}, "data.num-classes: only for"),
         ({"data.problem-type": "multi-label", "data.label-range": "0,1"}, "data.label-range = '0,1': only for data.problem-type"),
         ({"data.labels": "a, a"}, "data.labels = 'a, a': a class occurs twice"),
-        ({"data.labels": "a"}, "data.labels = 'a': names one class; there must be two at least"),
         ({"data.label-range": "0,1_0"}, "data.label-range = '0,1_0': must be low,high"),
         ({"data.label-range": "1,0"}, "data.label-range = '1,0': must be low,high: two numbers, the smaller first"),
         ({"data.label-range": "nan,1"}, "data.label-range = 'nan,1': must be low,high"),
