@@ -86,8 +86,7 @@ def usable_rows(
         "its site is missing": columns.site,
     }
     there = {why: [_present(v) for v in values_of(table, column)] for why, column in needed.items() if column}
-    labelled = bool(columns.label or columns.indicators)
-    if labelled:
+    if columns.label or columns.indicators:
         texts = label_texts(table, columns.label) if columns.label else indicated(table, columns.indicators)
         targets = [None if text is None else problem.target(text, number) for text in texts]
         if strict:
@@ -102,8 +101,8 @@ def usable_rows(
     if strict and not rows:
         raise ConfigError("data.test: no usable row; see data.label and data.labels")
     selected = table.select(rows) if len(rows) < len(table) else table
-    kept = torch.tensor([targets[i] for i in rows], dtype=problem.dtype if labelled else torch.long)
-    return Rows(selected, columns, kept.reshape(len(rows), len(labels)) if labelled and problem.name == "multi-label" else kept)
+    kept = [target for target, why in zip(targets, reasons, strict=True) if not why and target is not None]
+    return Rows(selected, columns, problem.stacked(kept, len(labels)))
 
 
 def _check_labels(

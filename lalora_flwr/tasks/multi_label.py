@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lalora_flwr.tasks.label_text import as_text
-from lalora_flwr.tasks.problem import Problem
+from lalora_flwr.tasks.problem import Problem, Target
 
+LONGEST = 1 << 16  # characters of a field with classes: taking a longer one apart would show in how long a site takes
 SEPARATORS = "|;,"  # the first of them that a field holds separates its classes
 
 
@@ -45,6 +46,8 @@ class MultiLabel(Problem):
         """
         if text in classes:
             return [text]
+        if len(text) > LONGEST:
+            return [""]
         listed = _listed(text)
         if listed is not None:
             return [as_text(name) or "" if isinstance(name, bool | int | float | str) else "" for name in listed]
@@ -63,6 +66,9 @@ class MultiLabel(Problem):
             return None
         own = {classes[name] for name in names}
         return [float(number in own) for number in range(len(classes))]
+
+    def stacked(self, targets: Sequence[Target], classes: int) -> Tensor:
+        return super().stacked(targets, classes).reshape(len(targets), classes)
 
     def refusal(self, targets: Tensor, classes: int) -> str:
         inside = targets.dim() == 2 and targets.shape[1] == classes and bool(((targets == 0) | (targets == 1)).all())

@@ -46,6 +46,10 @@ class Problem(ABC):
         """What is wrong with a label that is no target."""
         return f"not among {', '.join(classes)[:200]}; see data.labels"
 
+    def stacked(self, targets: Sequence[Target], classes: int) -> Tensor:
+        """Targets of some records, none perhaps, as one tensor (n,) or (n, classes)."""
+        return torch.tensor(targets, dtype=self.dtype)
+
     def parts(self, text: str, classes: Mapping[str, int]) -> list[str]:
         """The names of classes in a field."""
         return [text]

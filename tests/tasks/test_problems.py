@@ -19,7 +19,7 @@ from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.server.metrics import HEADLINE_OF, HEADLINES
 from lalora_flwr.settings import KEYS, DataSettings
 from lalora_flwr.tasks import problem_of
-from lalora_flwr.tasks.multi_label import MultiLabel
+from lalora_flwr.tasks.multi_label import LONGEST, MultiLabel
 from lalora_flwr.tasks.problem import Problem
 from lalora_flwr.tasks.regression import Regression
 from lalora_flwr.tasks.single_label import SingleLabel
@@ -152,6 +152,13 @@ def test_no_field_makes_a_site_fail(depth: int, inner: str) -> None:
     text = "[" * depth + inner + "]" * depth
     assert MultiLabel().target(text, CLASSES) is None
     assert all(isinstance(name, str) for name in MultiLabel().parts(text, CLASSES))
+
+
+@pytest.mark.parametrize("text", ["|" * LONGEST, "ab;" * LONGEST, "[" + "1," * LONGEST + "1]"], ids=["blank", "names", "list"])
+def test_a_field_that_would_take_long_is_not_taken_apart(text: str) -> None:
+    """16 MB of separators took a site 13 seconds, which a server that waits for the answer would see."""
+    assert MultiLabel().parts(text + "|", CLASSES) == [""] and MultiLabel().target(text + "|", CLASSES) is None
+    assert len(MultiLabel().parts("|".join(["effusion"] * 500), CLASSES)) == 500
 
 
 @given(st.lists(st.sampled_from(sorted(CLASSES)), unique=True), st.sampled_from("|;"))
