@@ -265,7 +265,8 @@ class FederatedStrategy(Strategy):
         server_round += self.done
         if not self._settings.evaluate_sites or not self._settings.evaluates_after(server_round):
             return []
-        order, adapter = EvaluateOrder(server_round, self._model_digest), to_tensors(arrays)
+        order = EvaluateOrder(server_round, self._model_digest)
+        adapter = self.averaged() or to_tensors(arrays)  # the one that the server evaluates and the run saves
         messages = []
         for node in self._asked:
             message, size = evaluation(self._method, self._layout, adapter, order, node, self.roster.profile(node))

@@ -80,6 +80,17 @@ def test_a_run_saves_and_reports_the_average_and_trains_on_from_the_last(tmp_pat
     assert "last_accuracy" not in last.summary and run.summary["frozen_accuracy"] == last.summary["frozen_accuracy"]
 
 
+def test_sites_evaluate_the_adapter_that_is_saved(tmp_path: Path) -> None:
+    settings = small(tmp_path, evaluate_sites=True, **EMA)
+    run = Finished(run_spied(settings, spy := Spy()), settings, spy)
+    saved = load_file(run.path / "adapter" / "adapter_model.safetensors")
+    asked = [sent for sent, _ in spy.exchange if sent.metadata.message_type == "evaluate"]
+    last = {name.replace(".default", ""): np.asarray(value) for name, value in arrays_of(asked[-1]).items()}
+    compared = set(saved) & set(last)
+    assert compared and all(np.array_equal(saved[name].numpy(), last[name]) for name in compared)
+    assert any(not np.array_equal(last[name.replace(".default", "")], value) for name, value in released(run)[-1].items())
+
+
 class Rewriting(Mean):
     """Says of every round that it wrote the adapter anew."""
 
