@@ -38,7 +38,7 @@ def finish_folder(folder: Path, base: BaseModel, *, trained: bool) -> None:
     tensors = load_file(folder / WEIGHTS)
     whole = trained or base.fresh_head or public.task_type == SEQ_CLS  # for which PEFT asks for one in any case
     if whole and not trained:
-        tensors.update(_frozen_head(base))
+        tensors.update({WRAPPED + name: value for name, value in head_tensors(base).items()})
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = public.name or None
     config["revision"] = base.provenance.revision or None
@@ -57,9 +57,10 @@ def finish_folder(folder: Path, base: BaseModel, *, trained: bool) -> None:
     base.save_config(folder)
 
 
-def _frozen_head(base: BaseModel) -> dict[str, Tensor]:
+def head_tensors(base: BaseModel) -> dict[str, Tensor]:
+    """What the network's head now holds, by name in the network, on the CPU in float32 or better."""
     found = {}
     for name, module in head_modules(base).items():
         for own, value in module.state_dict().items():
-            found[f"{WRAPPED}{name}.{own}"] = value.detach().cpu().to(torch.promote_types(value.dtype, torch.float32))
+            found[f"{name}.{own}"] = value.detach().cpu().to(torch.promote_types(value.dtype, torch.float32))
     return found

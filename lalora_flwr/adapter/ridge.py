@@ -18,7 +18,6 @@ is post-processing.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from lalora_flwr.adapter.form import Adapter, AdapterForm
 from lalora_flwr.adapter.lora import refuse_batch_norm
-from lalora_flwr.adapter.peft_folder import HEAD_FILE, head_modules
+from lalora_flwr.adapter.peft_folder import HEAD_FILE, head_tensors
 from lalora_flwr.adapter.slots import Mask, Slot
 from lalora_flwr.data.inputs import Inputs, to_device
 from lalora_flwr.data.records import RecordSet
@@ -156,13 +155,9 @@ class RidgeAdapter(Adapter):
         with torch.no_grad():
             linear.weight.copy_(self._layer.head)
             linear.bias.copy_(-self._layer.head @ self._layer.centre)
-        heads = {name: copy.deepcopy(module) for name, module in head_modules(self._base).items()}
-        tensors: dict[str, Tensor] = {}
-        for name, module in heads.items():
-            for own, value in module.state_dict().items():
-                tensors[f"{name}.{own}"] = value.detach().cpu().float()
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(self._path + ".")}
-        tensors |= {f"{self._path}.{own}": value for own, value in linear.state_dict().items()}
+        own = f"{self._path}."
+        tensors = {name: value for name, value in head_tensors(self._base).items() if not name.startswith(own)}
+        tensors |= {own + name: value for name, value in linear.state_dict().items()}
         if self._base.published.inside:  # the model elsewhere has no head, and the card applies this one
             tensors = {name.removeprefix(f"{self._base.head}."): value for name, value in tensors.items()}
         replace_file(folder / HEAD_FILE, save(tensors), mode=PUBLIC)

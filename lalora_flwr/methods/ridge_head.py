@@ -13,7 +13,7 @@ from lalora_flwr.adapter.slots import Layout, Mask
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.schedules import Schedule
-from lalora_flwr.methods.travel import Travel, Turn
+from lalora_flwr.methods.travel import EVERYTHING_DOWN
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.public import Public
 
@@ -30,16 +30,6 @@ class Sums(Schedule):
 
     def ever(self, layout: Layout) -> Mask:
         return layout.of(GRAM, CROSS)
-
-
-class CentreDownSumsUp(Travel):
-    """The centre goes down with the sums and does not come back."""
-
-    def down(self, turn: Turn) -> Mask:
-        return turn.layout.names
-
-    def up(self, turn: Turn) -> Mask:
-        return turn.trained
 
 
 class RidgeHead(Method):
@@ -62,4 +52,4 @@ class RidgeHead(Method):
             )
 
 
-METHOD = RidgeHead(schedule=Sums(), travel=CentreDownSumsUp(), form="ridge-head", full_batch=True)
+METHOD = RidgeHead(schedule=Sums(), travel=EVERYTHING_DOWN, form="ridge-head", full_batch=True)

@@ -63,5 +63,16 @@ class Trained(Travel):
         return turn.trained
 
 
+class EverythingDown(Travel):
+    """Down all slots, as the server may change those that do not train; up what trained in the round."""
+
+    def down(self, turn: Turn) -> Mask:
+        return turn.layout.names
+
+    def up(self, turn: Turn) -> Mask:
+        return turn.trained
+
+
+EVERYTHING_DOWN = EverythingDown()
 EVERYTHING = Everything()
 TRAINED = Trained()

@@ -50,17 +50,18 @@ def test_a_picture_that_cannot_be_drawn_is_one_line(lalora: Lalora) -> None:  # 
     assert_one_line(lalora("plan", "--data", "--plot", "a.nothing", "-c", pairs()), "--plot a.nothing")
 
 
+def of_table(folder: Path, test: str) -> dict[str, str]:
+    """Settings of a run on the texts of ``t.csv``."""
+    save_hf(folder / "model", "bert", "base")
+    data = {"data__name": f"file:{folder / 't.csv'}", "data__test": test}
+    return {"model__name": f"hf/{folder / 'model'}", "lora__targets": "auto", **data}
+
+
 def test_names_of_classes_are_shown_as_they_are(lalora: Lalora, tmp_path: Path) -> None:  # noqa: F811
     """Neither the terminal's markup, nor formulas of a picture, nor names that a legend would hide."""
     names = ("[/b]", "[red]x", "cost $x_{$", "_hidden", "n" * 3000)
     write_csv(tmp_path / "t.csv", [(f"text {i}", f'"{names[i % 5]}"') for i in range(60)])
-    save_hf(tmp_path / "model", "bert", "base")
-    about = {
-        "model__name": f"hf/{tmp_path / 'model'}",
-        "data__name": f"file:{tmp_path / 't.csv'}",
-        "data__test": "hold-out:0.2",
-        "lora__targets": "auto",
-    }
+    about = of_table(tmp_path, "hold-out:0.2")
     code, out, err = lalora("plan", "--data", "-c", pairs(**about))
     assert code == 0 and "arning" not in err, err
     assert "[/b]" in out and "[red]x" in out and "_hidden" in out
@@ -71,13 +72,7 @@ def test_names_of_classes_are_shown_as_they_are(lalora: Lalora, tmp_path: Path) 
 
 def test_classes_of_records_with_several_are_counted(lalora: Lalora, tmp_path: Path) -> None:  # noqa: F811
     write_csv(tmp_path / "t.csv", [(f"text {i}", ("a|b", "b", "[]")[i % 3]) for i in range(30)])
-    save_hf(tmp_path / "model", "bert", "base")
-    about = {
-        "model__name": f"hf/{tmp_path / 'model'}",
-        "data__name": f"file:{tmp_path / 't.csv'}",
-        "data__test": "hold-out:0.1",
-        "lora__targets": "auto",
-    }
+    about = of_table(tmp_path, "hold-out:0.1")
     code, out, err = lalora("plan", "--data", "-c", pairs(**about, data__problem_type="multi-label"))
     assert code == 0, err
     (line,) = [line for line in out.splitlines() if line.startswith("records of each class: ")]

@@ -9,22 +9,12 @@ from collections import defaultdict
 
 import numpy as np
 
-from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout, Mask
+from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout
 from lalora_flwr.methods.merges import Memory, Merge, Merged, Now
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.schedules import ONLY_B
-from lalora_flwr.methods.travel import Travel, Turn
+from lalora_flwr.methods.travel import EVERYTHING_DOWN
 from lalora_flwr.methods.updates import Tensors, Updates
-
-
-class BothDownTrainedUp(Travel):
-    """A moves at the server, so both factors go down."""
-
-    def down(self, turn: Turn) -> Mask:
-        return turn.layout.names
-
-    def up(self, turn: Turn) -> Mask:
-        return turn.trained
 
 
 class Orthonormal(Merge):
@@ -50,4 +40,4 @@ def LAYERS(layout: Layout) -> dict[str, dict[str, str]]:
     return found
 
 
-METHOD = Method(schedule=ONLY_B, travel=BothDownTrainedUp(), merge=Orthonormal())
+METHOD = Method(schedule=ONLY_B, travel=EVERYTHING_DOWN, merge=Orthonormal())
