@@ -18,6 +18,7 @@ from lalora_flwr.cli.report import report
 from lalora_flwr.cli.run import run
 from lalora_flwr.cli.site import app as site
 from lalora_flwr.cli.site_code import approve, start
+from lalora_flwr.cli.site_keys import keys as sharing_keys
 from lalora_flwr.cli.spelling import spell_out
 from lalora_flwr.ground.errors import ConfigError, Interrupted, LaloraError
 
@@ -51,6 +52,7 @@ app.add_typer(ledger, name="ledger")
 app.command()(certs)
 site.command()(approve)
 site.command()(start)
+site.command("keys")(sharing_keys)
 app.add_typer(site, name="site")
 
 

@@ -89,7 +89,7 @@ def print_advice(lines: Iterable[str], console: Console) -> None:
 
 def _table_of(settings: Settings, held: Holdings) -> Table:
     """One row a site: records, its own q and σ, and the records of each class, or of how many classes it has some."""
-    from lalora_flwr.training.noise import mechanism_for
+    from lalora_flwr.privacy.noise import mechanism_for
 
     single = 1 < len(held.labels) <= CLASSES
     several = ["classes", "largest class"] if len(held.labels) > CLASSES else []
@@ -111,6 +111,13 @@ def print_plan(settings: Settings, plan: Plan, console: Console) -> None:
     console.print(facts)
     if not settings.private:
         return
+    if plan.sharing:
+        curve = plan.collusion(settings)
+        shown = sorted({*range(min(len(curve), ROWS)), len(curve) - 1})
+        table = Table("other sites that side with the server", "ε", box=None, header_style="bold")
+        for colluders in shown:
+            table.add_row(str(colluders) + (" (all)" if colluders == len(curve) - 1 else ""), f"{curve[colluders]:.3f}")
+        console.print(table)
     rounds = settings.rounds_per_site
     shown = sorted({max(1, math.ceil(rounds * i / ROWS)) for i in range(1, ROWS + 1)})
     table = Table("rounds a site served", "predicted ε", box=None, header_style="bold")
@@ -144,6 +151,13 @@ def _facts(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
             f"ε ≤ {privacy.epsilon:g} at δ = {privacy.delta:g}, one record of a site, add/remove, {privacy.accountant.upper()}",
         ),
     ]
+    if plan.sharing:
+        repeats = settings.rounds_per_site - settings.num_rounds
+        own = f"each of {plan.sharing} sites adds {plan.share:.4f} C, and the server sees their sum only"
+        facts += [
+            ("shared noise", f"{own}; ε holds if at most {plan.colluders} of them side with the server"),
+            ("repeats", f"{repeats} rounds may be asked for again when a site drops out; privacy.max-rounds sets more"),
+        ]
     if settings.data.partition == "dirichlet":
         facts.append(("note", "Dirichlet sites differ in size: each calibrates its own q and σ to the same ε"))
     return facts

@@ -43,7 +43,9 @@ class Progress:
 
     def header(self) -> None:
         metric = HEADLINES[HEADLINE_OF[self._settings.data.problem_type]]
-        self._console.print(f"{'round':>9}  {metric:>8}  {'loss':>7}  {'ε spent':>12}  {'sites':>5}  {'seconds':>7}  {'left':>6}")
+        alone = f"  {'ε if alone':>10}" if self._settings.shares_noise else ""
+        names = f"{'round':>9}  {metric:>8}  {'loss':>7}  {'ε spent':>12}{alone}  {'sites':>5}  {'seconds':>7}  {'left':>6}"
+        self._console.print(names)
 
     def __call__(self, line: RoundMetrics) -> None:
         now, done, total = time.monotonic(), line.round, self._settings.num_rounds
@@ -52,9 +54,12 @@ class Progress:
         due = self._settings.evaluates_after(done)
         epsilon = f"{line.epsilon:.3f}" if line.private else "non-private"
         score, loss = (_figure(value) if due else "" for value in (line.score, line.quality.get("loss")))
+        alone = "" if line.epsilon_alone is None else f"  {line.epsilon_alone:>10.3f}"
         self._console.print(
-            f"{done:>5}/{total:<3}  {score:>8}  {loss:>7}  {epsilon:>12}  {line.sites:>5}  {line.seconds:>7.1f}  {left:>6}"
+            f"{done:>5}/{total:<3}  {score:>8}  {loss:>7}  {epsilon:>12}{alone}  {line.sites:>5}  {line.seconds:>7.1f}  {left:>6}"
         )
+        if line.repeats:
+            self._console.print(f"           its sum was spoilt and asked for again: {line.repeats}")
         self._waiting.now(f"round {done + 1} of {total}" if done < total else "writing the adapter", done)
         for site, reason in line.failed_sites.items():
             self._console.print(f"           site {site} failed: {reason}")
@@ -152,6 +157,11 @@ def report(folder: Path, console: Console) -> None:
         else "NON-PRIVATE"
     )
     console.print(f"{name} {_figure(summary.frozen_score)} (frozen model) -> {_figure(summary.score)}; {guarantee}")
+    if summary.epsilon_alone is not None:
+        console.print(
+            f"noise shared by secure sums: this ε holds if at most {summary.colluders} other sites side with the server; "
+            f"if all of them do, ε = {summary.epsilon_alone:.3f}"
+        )
     of_sites = summary.quality.get("site_accuracy")
     if of_sites is not None:
         covered = "exact, on private records; ε does NOT cover it" if summary.leaks else "noised, which the ε above covers"

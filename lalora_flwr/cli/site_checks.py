@@ -34,6 +34,7 @@ from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.settings import Settings, settings_from
 from lalora_flwr.site.admission import ledger_for, request_for
 from lalora_flwr.site.records import NodeConfig
+from lalora_flwr.site.sharing import read_secrets
 from lalora_flwr.tasks import problem_of
 from lalora_flwr.training.learner import ModelStore
 
@@ -56,6 +57,8 @@ def checks(
     yield Finding(OK, "keys", f"{len(node_config)} are known and can be used")
     yield from _caps(caps)
     yield from _ledger(caps)
+    if caps.sharing_key:
+        yield from _sharing(caps)
     yield from _disk(Path(caps.ledger_path))
     try:
         yield Finding(OK, "device", str(choose_device(caps.device or "auto")))
@@ -105,6 +108,24 @@ def _ledger(caps: Caps) -> Iterator[Finding]:
         yield Finding(OK, "witness", "the ledger goes on from all that it saw")
     if caps.data_path:
         yield from _name(caps, content.book)
+
+
+def _sharing(caps: Caps) -> Iterator[Finding]:
+    try:
+        secrets = read_secrets(caps.sharing_key, caps.sharing_roster)
+    except LaloraError as error:
+        yield Finding(FAULT, "sharing", str(error))
+        return
+    if Path(caps.sharing_key).stat().st_mode & 0o077:
+        yield Finding(WARNING, "sharing-key", f"{caps.sharing_key}: others may read it; chmod 600")
+    sites, least = len(secrets.roster.members), max(caps.min_sharing_sites, caps.sharing_colluders + 1)
+    text = (
+        f"{secrets.name} of {sites} sites, at least {least} in a sum, {caps.sharing_colluders} of them may collude; "
+        f"roster {secrets.roster.digest[:16]}"
+    )
+    yield Finding(OK if sites >= least else FAULT, "sharing", text)
+    if not caps.witness_path:
+        yield Finding(WARNING, "sharing", "no witness-path: with an older copy of the ledger a mask could be used twice")
 
 
 def _name(caps: Caps, book: Book) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from lalora_flwr.ground.errors import LedgerError
-from lalora_flwr.ledger.entries import EVALUATE, Commit, Entry, Reserve
+from lalora_flwr.ledger.entries import EVALUATE, Commit, Entry, Reserve, SharedReserve
 from lalora_flwr.privacy.events import SampledGaussian, Target
 
 Steps = Counter[tuple[float, float]]  # (σ, q) -> steps
@@ -39,19 +39,24 @@ class Records:
 @dataclass
 class _Dataset:
     totals: Steps = field(default_factory=Counter)
+    alone: Steps = field(default_factory=Counter)  # the same steps, by the site's own part of a noise that it shared
     records: Records | None = None
     hours: dict[int, int] = field(default_factory=dict)  # hours since 1970 -> reservations, in the order of the entries
 
 
 @dataclass
 class _Open:
-    """A reservation without a commit; ``run`` is None if it does not count into a run's own steps."""
+    """A reservation without a commit; ``run`` is None if it does not count into a run's own steps.
+
+    ``own`` is the noise multiplier of the site's own part of a noise that it shares, elsewhere ``sigma``.
+    """
 
     dataset: str
     run: str | None
     sigma: float
     q: float
     steps: int
+    own: float
 
 
 class Book:
@@ -68,6 +73,7 @@ class Book:
         self._names: dict[str, str] = {}  # fingerprint -> dataset
         self._noise: dict[str, float] = {}  # target and q -> σ
         self._open: dict[int, _Open] = {}
+        self._attempts: dict[str, tuple[int, int]] = {}  # run -> newest (round, attempt) of a secure sum
         for entry in entries:
             self.add(entry)
 
@@ -92,6 +98,7 @@ class Book:
             raise LedgerError(f"entry {number}: its records are in the ledger under another name")
         if self.segments(entry.dataset, plus=entry.event) != entry.segments:
             raise LedgerError(f"entry {number}: its segments are not the sum of the entries before it")
+        own = self._check_shared(number, entry) if isinstance(entry, SharedReserve) else entry.sigma
         try:
             hour = int(datetime.fromisoformat(entry.time).timestamp()) // HOUR
         except (ValueError, OverflowError):
@@ -103,13 +110,29 @@ class Book:
         self._names[entry.fingerprint] = entry.dataset
         dataset = self._datasets.setdefault(entry.dataset, _Dataset())
         dataset.totals[entry.sigma, entry.q] += entry.steps
+        dataset.alone[own, entry.q] += entry.steps
         dataset.hours[hour] = dataset.hours.pop(hour, 0) + 1
         if len(dataset.hours) > KEPT_HOURS:
             del dataset.hours[next(iter(dataset.hours))]
         if dataset.records is None or dataset.records.fingerprint != entry.fingerprint:
             dataset.records = Records(entry.fingerprint, entry.time, entry.time)
         dataset.records.until = entry.time
-        self._open[number] = _Open(entry.dataset, run, entry.sigma, entry.q, entry.steps)
+        self._open[number] = _Open(entry.dataset, run, entry.sigma, entry.q, entry.steps, own)
+        if isinstance(entry, SharedReserve):
+            self._attempts[entry.run] = entry.round, entry.attempt
+
+    def _check_shared(self, number: int, entry: SharedReserve) -> float:
+        if not self.is_new(entry.run, entry.round, entry.attempt):
+            raise LedgerError(f"entry {number}: repeats an attempt of a secure sum")
+        if not 0 <= entry.colluders < entry.sites or not entry.share**2 * (entry.sites - entry.colluders) >= entry.sigma**2:
+            raise LedgerError(f"entry {number}: its shares do not make the noise that it counts with")
+        if self.alone(entry.dataset, plus=entry.event._replace(noise_multiplier=entry.share)) != entry.alone:
+            raise LedgerError(f"entry {number}: its segments without the others' noise are not the sum of the entries before it")
+        return entry.share
+
+    def is_new(self, run: str, server_round: int, attempt: int) -> bool:
+        """Whether an attempt of a secure sum comes after all of its run that the site took part in."""
+        return (server_round, attempt) > self._attempts.get(run, (0, 0))
 
     def _commit(self, number: int, entry: Commit) -> None:
         reservation = self._open.get(entry.reserve)
@@ -120,6 +143,7 @@ class Book:
         del self._open[entry.reserve]
         sigma, q, given_back = reservation.sigma, reservation.q, reservation.steps - entry.taken
         self._datasets[reservation.dataset].totals[sigma, q] -= given_back
+        self._datasets[reservation.dataset].alone[reservation.own, q] -= given_back
         if reservation.run is not None:
             _add(self._runs[reservation.dataset][reservation.run], sigma, q, -given_back)
 
@@ -138,10 +162,11 @@ class Book:
 
     def segments(self, dataset: str, *, plus: SampledGaussian | None = None) -> tuple[SampledGaussian, ...]:
         """All steps on a dataset as sorted (σ, q, steps), one for each (σ, q); with more steps added if given."""
-        total = self._datasets[dataset].totals.copy() if dataset in self._datasets else Counter()
-        if plus:
-            total[plus[:2]] += plus.steps
-        return _sorted(total)
+        return _sum(self._datasets[dataset].totals if dataset in self._datasets else Counter(), plus)
+
+    def alone(self, dataset: str, *, plus: SampledGaussian | None = None) -> tuple[SampledGaussian, ...]:
+        """As `segments`, with the site's own part only of each noise that it shared."""
+        return _sum(self._datasets[dataset].alone if dataset in self._datasets else Counter(), plus)
 
     def run_segments(self, dataset: str, run: str) -> tuple[SampledGaussian, ...]:
         """The same for the steps that one run took in training; evaluations are not among them."""
@@ -165,12 +190,13 @@ class Book:
         return {
             "length": self.length,
             "datasets": {
-                name: [_sorted(d.totals), astuple(d.records) if d.records else None, list(d.hours.items())]
+                name: [_sorted(d.totals), _sorted(d.alone), astuple(d.records) if d.records else None, list(d.hours.items())]
                 for name, d in self._datasets.items()
             },
             "runs": self._runs,
             "names": self._names,
             "noise": self._noise,
+            "attempts": {run: list(newest) for run, newest in self._attempts.items()},
             "open": [[number, *astuple(reservation)] for number, reservation in self._open.items()],
         }
 
@@ -183,9 +209,11 @@ class Book:
         """
         book = cls()
         book.length = int(state["length"])
-        for name, (totals, records, hours) in state["datasets"].items():
-            book._datasets[name] = _Dataset(_counted(totals), Records(*records) if records else None, dict(map(tuple, hours)))
+        for name, (totals, alone, records, hours) in state["datasets"].items():
+            last = Records(*records) if records else None
+            book._datasets[name] = _Dataset(_counted(totals), _counted(alone), last, dict(map(tuple, hours)))
         book._runs, book._names, book._noise = dict(state["runs"]), dict(state["names"]), dict(state["noise"])
+        book._attempts = {run: (newest[0], newest[1]) for run, newest in state["attempts"].items()}
         book._open = {number: _Open(*values) for number, *values in state["open"]}
         return book
 
@@ -200,6 +228,13 @@ def _add(rows: Rows, sigma: float, q: float, steps: int) -> None:
             row[2] += steps
             return
     rows.append([sigma, q, steps])
+
+
+def _sum(steps: Steps, plus: SampledGaussian | None) -> tuple[SampledGaussian, ...]:
+    total = steps.copy()
+    if plus:
+        total[plus[:2]] += plus.steps
+    return _sorted(total)
 
 
 def _sorted(total: Steps) -> tuple[SampledGaussian, ...]:

@@ -81,6 +81,9 @@ class Caps:
     answer_seconds: float = _key(seconds, 5.0)
     evaluation_noise: float = _key(number, 0.0)
     approved_code: tuple[str, ...] = _key(names, ())  # none: any
+    sharing_colluders: int = _key(at_least(0), 1)
+    min_sharing_sites: int = _key(at_least(2), 3)
+    max_epsilon_alone: float = _key(number, math.inf)
 
     data_path: str = _key(text, "", cap=False)
     model_path: str = _key(text, "", cap=False)
@@ -89,6 +92,8 @@ class Caps:
     records_at_once: int = _key(at_least(1), 1, cap=False)
     allow_evaluation: bool = _key(switch, False, cap=False)
     profile: str = _key(short_text, "", cap=False)
+    sharing_key: str = _key(text, "", cap=False)
+    sharing_roster: str = _key(text, "", cap=False)
 
     @property
     def has_classes(self) -> bool:
@@ -188,6 +193,7 @@ TOGETHER: tuple[tuple[str, Callable[[Caps], bool]], ...] = (
         "approved-code must be digests of 64 hexadecimal digits; `lalora site approve BUNDLE` prints the line",
         lambda caps: all(re.fullmatch("[0-9a-f]{64}", digest) for digest in caps.approved_code),
     ),
+    ("sharing-key and sharing-roster: one needs the other", lambda caps: bool(caps.sharing_key) == bool(caps.sharing_roster)),
     (
         "evaluation-noise is missing: allow-evaluation needs it",
         lambda caps: not caps.allow_evaluation or caps.evaluation_noise > 0,

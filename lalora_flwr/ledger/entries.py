@@ -80,6 +80,28 @@ class Reserve:
 
 
 @dataclass(frozen=True)
+class SharedReserve(Reserve):
+    """A step whose noise several sites share: only their sum has it, and a site's own part of it is less.
+
+    ``sigma``, ``epsilon`` and ``segments`` hold if at most ``colluders`` of the other sites side with the server.
+
+    Attributes:
+        attempt: its number within the round; a site never answers one twice, since its masks are good for one answer.
+        share: noise multiplier of the site's own part.
+        sites, colluders, roster: how many sum, how many may collude, and the digest of their names and keys.
+        alone_epsilon, alone: as ``epsilon`` and ``segments``, if all other sites side with the server.
+    """
+
+    attempt: int
+    share: float
+    sites: int
+    colluders: int
+    roster: str
+    alone_epsilon: float
+    alone: tuple[SampledGaussian, ...]
+
+
+@dataclass(frozen=True)
 class Commit:
     """The steps of a reservation that were really taken; the others are given back."""
 
@@ -89,7 +111,7 @@ class Commit:
 
 
 Entry = Genesis | Reserve | Commit
-KINDS: dict[str, type[Entry]] = {"genesis": Genesis, "reserve": Reserve, "commit": Commit}
+KINDS: dict[str, type[Entry]] = {"genesis": Genesis, "reserve": Reserve, "shared": SharedReserve, "commit": Commit}
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float}
 
 
@@ -126,8 +148,8 @@ def from_json(body: str) -> Entry:
         if set(values) != {f.name for f in fields(cls)}:
             raise ValueError("its keys are not those of its kind")
         for f in fields(cls):
-            if f.name == "segments":
-                values["segments"] = tuple(_event(item) for item in values["segments"])
+            if f.name in ("segments", "alone"):
+                values[f.name] = tuple(_event(item) for item in values[f.name])
             elif type(values[f.name]) is not _TYPES[str(f.type)]:
                 raise TypeError(f"{f.name} has the wrong type")
         entry = cls(**values)

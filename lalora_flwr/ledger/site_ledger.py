@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import lru_cache
 
 from lalora_flwr.ground.errors import BudgetExhausted, SiteRefusal
 from lalora_flwr.ledger.book import Book, Records
 from lalora_flwr.ledger.content import Appended
-from lalora_flwr.ledger.entries import EVALUATE, Commit, Reserve, clock, written
+from lalora_flwr.ledger.entries import EVALUATE, Commit, Reserve, SharedReserve, clock, written
 from lalora_flwr.ledger.file import LedgerFile
+from lalora_flwr.ledger.sharing import Sharing
 from lalora_flwr.privacy.accounting import HEADLINE
 from lalora_flwr.privacy.composition.composer import Composer
 from lalora_flwr.privacy.counting import Compose, RunLedger, at_least
@@ -36,6 +37,8 @@ class Request:
 
     ``counted_steps`` are those the server counted for the run before. A resumed run has a new id, so its own count
     starts from them; they can only raise it, and the dataset's budget never looks at them.
+
+    With a ``sharing`` the steps' noise is shared in a secure sum.
     """
 
     run: str
@@ -46,6 +49,7 @@ class Request:
     clip_norm: float
     target: Target
     counted_steps: int = 0
+    sharing: Sharing | None = None
 
     @property
     def evaluates(self) -> bool:
@@ -69,6 +73,7 @@ class SiteLedger:
         compose: Compose | None = None,
         *,
         max_queries_per_day: float = math.inf,
+        max_epsilon_alone: float = math.inf,
         clock: Callable[[], datetime] = clock,
     ) -> None:
         """Nothing is read yet.
@@ -79,11 +84,13 @@ class SiteLedger:
             max_epsilon, delta: the owner's budget for the dataset.
             compose: makes ε of steps; default: the accountant, with what it keeps in the ledger's cache folder.
             max_queries_per_day: most reservations on the dataset in 24 hours; see `Book.recent`.
+            max_epsilon_alone: the owner's budget if all other sites of secure sums side with the server; looked at by them only.
             clock: the site's time, with its zone.
         """
         self._file, self._request = file, request
         self._max_epsilon, self._delta = max_epsilon, delta
         self._max_queries_per_day, self._clock = max_queries_per_day, clock
+        self._max_epsilon_alone = max_epsilon_alone
         self._compose = _remembering(compose or _composer(file))
         self._fingerprint = ""
         self._run: RunLedger | None = None  # counts the steps to take, from the moment they were reserved
@@ -173,7 +180,7 @@ class SiteLedger:
         epsilon = self._compose(segments, self._delta, ACCOUNTANT)
         if not epsilon <= self._max_epsilon:
             raise BudgetExhausted("budget: the site's records have no epsilon left for this round")
-        return run, Reserve(
+        entry = Reserve(
             time=written(clock),
             run=request.run,
             strategy=request.strategy,
@@ -195,6 +202,22 @@ class SiteLedger:
             epsilon=epsilon,
             segments=segments,
         )
+        return run, self._shared(book, entry, request.sharing) if request.sharing else entry
+
+    def _shared(self, book: Book, entry: Reserve, sharing: Sharing) -> SharedReserve:
+        """
+        Raises:
+            SiteRefusal: the site took part in the attempt, or a later one, before: its masks are good for one answer.
+            BudgetExhausted: the owner's budget for the worst case has no room.
+        """
+        if not book.is_new(entry.run, entry.round, sharing.attempt):
+            raise SiteRefusal("sharing: the site has answered this attempt, or a later one, before")
+        alone = book.alone(entry.dataset, plus=entry.event._replace(noise_multiplier=sharing.share))
+        epsilon = self._compose(alone, self._delta, ACCOUNTANT)
+        if not epsilon <= self._max_epsilon_alone:
+            raise BudgetExhausted("budget: the site's records have no epsilon left for this round if all other sites collude")
+        common = {f.name: getattr(entry, f.name) for f in fields(entry)}
+        return SharedReserve(**common, **vars(sharing), alone_epsilon=epsilon, alone=alone)
 
     def take_step(self) -> None:
         if self._open is None or self._run is None:

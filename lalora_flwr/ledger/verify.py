@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lalora_flwr.ground.errors import LedgerError
 from lalora_flwr.ledger.content import Content
-from lalora_flwr.ledger.entries import Reserve
+from lalora_flwr.ledger.entries import Reserve, SharedReserve
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.privacy.composition.composer import Composer
 from lalora_flwr.privacy.counting import Compose
@@ -82,6 +82,10 @@ def _check_epsilon(entry: Reserve, compose: Compose) -> float:
     first, second = (compose(entry.segments, entry.delta, name) for name in names)
     if not math.isclose(first, entry.epsilon, rel_tol=SAME):
         raise LedgerError(f"its epsilon is {entry.epsilon!r}, but its steps cost {first!r}")
+    if isinstance(entry, SharedReserve):
+        alone = compose(entry.alone, entry.delta, names[0])
+        if not math.isclose(alone, entry.alone_epsilon, rel_tol=SAME):
+            raise LedgerError(f"its epsilon without the others' noise is {entry.alone_epsilon!r}, but its steps cost {alone!r}")
     tight, rdp = (second, first) if entry.accountant == "rdp" else (first, second)
     if not tight - ERROR <= rdp <= 3 * tight + 20:
         raise LedgerError(f"the accountants contradict each other: {names[0].upper()} {first:g}, {names[1].upper()} {second:g}")

@@ -73,11 +73,13 @@ class Merge:
 
     Attributes:
         name: as ``merge.name`` and summaries write it.
+        takes_gradients: whether it makes as good sense of gradients as of adapters, as what works on each coordinate does.
         needs_each: whether it looks at single updates; if not, their sum is all that it uses, and a transport may hide the rest.
     """
 
     name: str = ""
     needs_each: bool = True
+    takes_gradients: bool = False
 
     def least_updates(self, settings: MergeSettings) -> int:
         """With fewer updates in a round the run stops."""
@@ -107,6 +109,7 @@ class Mean(Merge):
 
     name = "mean"
     needs_each = False
+    takes_gradients = True
 
     def __call__(self, current: Tensors, updates: Updates, memory: Memory, now: Now) -> Merged:
         return Merged({name: np.asarray(total / updates.count, dtype=np.float32) for name, total in updates.total.items()})
@@ -120,6 +123,7 @@ class Median(Merge):
     """
 
     name = "median"
+    takes_gradients = True
 
     def least_updates(self, settings: MergeSettings) -> int:
         return 3
@@ -136,6 +140,7 @@ class TrimmedMean(Merge):
     """
 
     name = "trimmed-mean"
+    takes_gradients = True
 
     def least_updates(self, settings: MergeSettings) -> int:
         return max(3, math.ceil(min(1 / settings.trim, 1e9) - 1e-9))

@@ -10,8 +10,9 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.filters import NONE, Filter
 from lalora_flwr.methods.merges import MEAN, Merge
 from lalora_flwr.methods.schedules import Schedule, schedule_of
+from lalora_flwr.methods.secure_sum import SECURE_SUM
 from lalora_flwr.methods.transport import PLAIN, Transport
-from lalora_flwr.methods.travel import EVERYTHING, Travel, Turn
+from lalora_flwr.methods.travel import EVERYTHING, GradientsUp, Travel, Turn
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.choices import FILTERS, FORMS, MERGES, METHODS
 from lalora_flwr.wire.public import Public
@@ -30,6 +31,7 @@ class Method:
         merge: how the server combines.
         transport: how updates reach the server.
         form: what is trained on top of the frozen model, a name of the registry of forms.
+        server_steps: whether sites send the noised gradients of one step, and filter and optimizer are the server's.
         full_batch: whether a step is meant to take all records of a site, so that nobody need be told that sampling adds nothing.
         average: whether a running average of the rounds' adapters is evaluated and saved in place of the last.
     """
@@ -42,6 +44,7 @@ class Method:
     form: str = "lora"
     average: bool = False
     full_batch: bool = False
+    server_steps: bool = False
 
     def of(self, settings: Settings) -> Method:
         """The method of a run: what ``lora.schedule``, ``filter.name`` and ``merge.*`` name replaces its own.
@@ -50,13 +53,22 @@ class Method:
             ConfigError: an unknown name.
         """
         schedule, filter, merge = settings.lora.schedule, settings.filter.name, settings.merge.name
+        chosen = self.schedule if schedule == "auto" else schedule_of(schedule)
         return replace(
             self,
-            schedule=self.schedule if schedule == "auto" else schedule_of(schedule),
+            schedule=chosen.by_round() if settings.train.local_steps == 1 else chosen,
             filter=self.filter if filter == "auto" else FILTERS.get(filter, Filter),
             merge=self.merge if merge == "auto" else MERGES.get(merge, Merge),
             average=self.average if settings.merge.average == "auto" else settings.merge.average == "ema",
+            travel=GradientsUp(self.travel) if settings.server_steps else self.travel,
+            server_steps=settings.server_steps,
+            transport=SECURE_SUM if settings.shares_noise else self.transport,
         )
+
+    @property
+    def sites_remember(self) -> bool:
+        """Whether sites keep what the filter remembers."""
+        return self.filter.remembers and not self.server_steps
 
     def turn(self, layout: Layout, server_round: int, local_steps: int, directive: Public) -> Turn:
         """A training round at a site that holds ``layout``."""
@@ -97,6 +109,8 @@ class Method:
         name = own.merge.name
         if settings.sites_per_round < (needed := own.merge.least_updates(settings.merge)):
             raise ConfigError(f"merge.name = {name!r}: needs {needed} sites a round, but {settings.sites_per_round} are drawn")
+        if settings.server_steps and not own.merge.takes_gradients:
+            raise ConfigError(f"merge.name = {name!r}: combines adapters, and no gradients as where the server takes the step")
         if own.transport.hides_updates and own.merge.needs_each:
             raise ConfigError(f"merge.name = {name!r}: needs every site's update, but {own.transport.name} shows their sum only")
         if own.transport.hides_updates and settings.merge.max_update_norm:

@@ -4,7 +4,8 @@ Values of the run-config key ``lora.schedule``:
 
     both          A and B at every step, and everything else that a form trains
     B  or  A      that factor only
-    step:BA       by local step: B, A, B, A, …; any pattern: step:AB, step:BBA, step:B3A2 (three B steps, two A steps)
+    step:BA       by local step: B, A, B, A, …; any pattern: step:AB, step:BBA, step:B3A2 (three B steps, two A steps); where
+                  a round is one local step, by round
     round:BA      by server round: B in round 1, A in round 2, …; any pattern likewise
 
 They name the factors of LoRA; slots that are no factors (a trained head) train at every step.
@@ -21,6 +22,7 @@ from lalora_flwr.settings.choices import SCHEDULES
 from lalora_flwr.wire.public import Public
 
 FACTORS = {"A": LORA_A, "B": LORA_B}
+STEP, ROUND = "step", "round"
 
 
 class Schedule:
@@ -59,6 +61,10 @@ class Schedule:
         """The slots that train in some round of a long enough run; the others stay as the seed draws them."""
         return layout.names
 
+    def by_round(self) -> Schedule:
+        """The same where a round is one local step, so that what advances by step advances by round."""
+        return self
+
     def accepts(self, layout: Layout, directive: Public) -> bool:
         """Whether a directive is one that this schedule understands. A site refuses any other."""
         return not directive
@@ -84,6 +90,11 @@ class Pattern(Schedule):
         """
         self.text, self.pattern, self._by_round = text, tuple(pattern), by_round
         self.period = 1 if by_round else len(self.pattern)
+
+    def by_round(self) -> Schedule:
+        if self._by_round or len(self.pattern) == 1:
+            return self
+        return Pattern(self.text.replace(STEP, ROUND, 1), self.pattern, by_round=True)
 
     def fits(self, layout: Layout) -> None:
         if self.pattern == ("AB",):
@@ -121,8 +132,8 @@ class Patterns(Schedule):
 BOTH = Pattern("both", ["AB"])
 ONLY_A = Pattern("A", ["A"])
 ONLY_B = Pattern("B", ["B"])
-BY_STEP = Patterns("step", by_round=False)
-BY_ROUND = Patterns("round", by_round=True)
+BY_STEP = Patterns(STEP, by_round=False)
+BY_ROUND = Patterns(ROUND, by_round=True)
 
 
 def schedule_of(text: str) -> Schedule:

@@ -73,6 +73,22 @@ class EverythingDown(Travel):
         return turn.trained
 
 
+class GradientsUp(Travel):
+    """As another travel, but what comes up are the noised gradients of what trained in the round."""
+
+    def __init__(self, travel: Travel) -> None:
+        self._travel = travel
+
+    def held(self, layout: Layout, profile: Profile) -> Layout:
+        return self._travel.held(layout, profile)
+
+    def down(self, turn: Turn) -> Mask:
+        return self._travel.down(turn)
+
+    def up(self, turn: Turn) -> Mask:
+        return turn.trained
+
+
 EVERYTHING_DOWN = EverythingDown()
 EVERYTHING = Everything()
 TRAINED = Trained()

@@ -14,6 +14,8 @@ from lalora_flwr.privacy.randomness import RandomSource
 
 SMALLEST, LARGEST = 2.0**-149, float(torch.finfo(torch.float32).max)  # of float32, and so of C
 GRID_BITS = 17  # the grid of the released sums is at most 2^-17 of the noise's standard deviation
+SHARED_BITS = 28  # the same for sums that several sites share
+MOST_SITES = 1 << 12  # that share one noise
 FINE = 2.0**-40  # of the noise: a second draw, so small, decides what float64 cannot resolve in the first
 EXACT = 2.0**52  # grid units that float64 holds exactly, with room for the noise
 BLOCK = 1 << 16  # elements that are float64 at once while gradients are clipped: as many as a core's cache holds
@@ -101,9 +103,9 @@ def _blocks(g: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield columns, rows[:, columns].to(torch.float64, copy=True)
 
 
-def grid_step(std: float) -> float:
-    """The spacing of the grid for noise of a standard deviation: the largest power of two of at most 2^-17 of it."""
-    return math.ldexp(1.0, math.frexp(std)[1] - 1 - GRID_BITS)
+def grid_step(std: float, bits: int = GRID_BITS) -> float:
+    """The spacing of the grid for noise of a standard deviation: the largest power of two of at most 2^-bits of it."""
+    return math.ldexp(1.0, math.frexp(std)[1] - 1 - bits)
 
 
 def noised_on_grid(total: Tensor, std: float, source: RandomSource) -> Tensor:
@@ -122,12 +124,58 @@ def noised_on_grid(total: Tensor, std: float, source: RandomSource) -> Tensor:
         source: of two normal draws for every entry.
     """
     step = grid_step(std)
-    units = (total / step).clamp(-EXACT, EXACT)  # exact: the step is a power of two
+    return noised_units(total, std, step, source) * step
+
+
+def noised_units(total: Tensor, std: float, step: float, source: RandomSource, most: float = EXACT) -> Tensor:
+    """As `noised_on_grid`, in whole units of a grid ``step``, a power of two; entries of ``total`` limited to ±``most`` units.
+
+    Guarantee: each entry is that of ``total`` + N(0, std²) independent of all others, rounded to a whole unit.
+    """
+    units = (total / step).clamp(-most, most)  # exact: the step is a power of two
     noise = source.normal(total.shape).to(total.device) * (std / step)
     fine = source.normal(total.shape).to(total.device) * (std / step * FINE)
     whole, more = units.floor(), noise.floor()
     fractions = (units - whole) + (noise - more) + fine
-    return (whole + more + (fractions + 0.5).floor()) * step
+    return whole + more + (fractions + 0.5).floor()
+
+
+@dataclass(frozen=True)
+class Share:
+    """A site's part of a noise that several share, and the grid on which their sums meet.
+
+    Attributes:
+        multiplier: s; each adds noise of standard deviation sC to its own sum.
+        clip_norm: C.
+        sites: how many sum.
+
+    Raises:
+        ValueError: for numbers with which the sum could leave the grid.
+    """
+
+    multiplier: float
+    clip_norm: float
+    sites: int
+
+    def __post_init__(self) -> None:
+        good = 1e-6 <= self.multiplier <= 1e6 and SMALLEST <= self.std <= LARGEST and 1 <= self.sites <= MOST_SITES
+        if not good:
+            raise ValueError(f"no share of a noise: {self}")
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the site's own noise."""
+        return self.multiplier * self.clip_norm
+
+    @property
+    def step(self) -> float:
+        """The grid's spacing, a power of two of at most 2^-28 of the noise: rounding before the sum is then as good as after."""
+        return grid_step(self.std, SHARED_BITS)
+
+    @property
+    def most(self) -> float:
+        """Units to which a site's own sum is limited, so that n of them and their noise stay below 2^53."""
+        return EXACT / self.sites
 
 
 class PrivateSum:
@@ -157,13 +205,29 @@ class PrivateSum:
 
     def release(self, ledger: Ledger, source: RandomSource) -> dict[str, Tensor]:
         """The noised mean gradient, float32. Also right for an empty batch: pure noise, counted like any step."""
-        ledger.take_step()
-        shapes, self._shapes = self._shapes, {}  # a second release holds nothing
         released = {}
-        for name, shape in shapes.items():
-            zero = torch.zeros(shape, dtype=torch.float64, device=self._device)
-            value = self._sums.pop(name) if name in self._sums else zero
+        for name, value in self._taken(ledger):
             if self._mechanism.private:
                 value = noised_on_grid(value, self._mechanism.noise_std, source)
             released[name] = (value / self._mechanism.expected_batch).to(torch.float32)
         return released
+
+    def release_share(self, ledger: Ledger, source: RandomSource, share: Share) -> dict[str, Tensor]:
+        """The sum with a share of the noise, in units of ``share.step``, int64, on the CPU: for a secure sum only.
+
+        Guarantee: by itself the result has the noise sC, and no more. Under masks that cancel in the sum over n sites, of
+        which n - t add their share, it is post-processing of the Poisson-subsampled Gaussian mechanism with noise
+        sC√(n - t), up to a δ below 10^-1000 (``docs/secure_sum.md``).
+        """
+        if not self._mechanism.private:
+            raise RuntimeError("without clip and noise there is nothing to share")
+        shared = {name: noised_units(v, share.std, share.step, source, share.most) for name, v in self._taken(ledger)}
+        return {name: value.to("cpu", torch.int64) for name, value in shared.items()}
+
+    def _taken(self, ledger: Ledger) -> Iterator[tuple[str, Tensor]]:
+        """Each sum without its noise, once, after the ledger has counted the step."""
+        ledger.take_step()
+        shapes, self._shapes = self._shapes, {}  # a second release holds nothing
+        for name, shape in shapes.items():
+            zero = torch.zeros(shape, dtype=torch.float64, device=self._device)
+            yield name, self._sums.pop(name) if name in self._sums else zero

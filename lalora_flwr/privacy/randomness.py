@@ -65,9 +65,10 @@ class SeededRandom:
 
     seeded = True
 
-    def __init__(self, seed: int, site: int, server_round: int) -> None:
-        self._sampling = np.random.default_rng(derive_seed(seed, "sampling", site, server_round))
-        self._noise = np.random.default_rng(derive_seed(seed, "noise", site, server_round))
+    def __init__(self, seed: int, site: int, server_round: int, attempt: int = 1) -> None:
+        again = (attempt,) if attempt > 1 else ()  # a round that is repeated has other draws
+        self._sampling = np.random.default_rng(derive_seed(seed, "sampling", site, server_round, *again))
+        self._noise = np.random.default_rng(derive_seed(seed, "noise", site, server_round, *again))
 
     def uniform(self, n: int) -> Tensor:
         return torch.from_numpy(self._sampling.random(n))

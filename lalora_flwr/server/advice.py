@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterator
 
 from lalora_flwr.methods.method import method_of
+from lalora_flwr.privacy.noise import mechanism_for
 from lalora_flwr.server.plan import Plan
 from lalora_flwr.settings import Settings
-from lalora_flwr.training.noise import mechanism_for
 
 
 def advice(settings: Settings, plan: Plan, smallest: int | None = None) -> list[str]:

@@ -93,6 +93,7 @@ def _privacy(summary: Summary) -> str:
         f"(ε, δ) = ({summary.epsilon:.4g}, {summary.delta:g}) for one record added to or removed from any site, against the "
         "server, the other sites and whoever has this adapter. Each local step clipped every record's gradient to the norm "
         f"{summary.clip_norm:g} and added Gaussian noise; ε is composed over all steps by the accountant `{summary.accountant}`.",
+        *_shared(summary),
         "It covers this run alone: other runs on the same records add to it.",
     ]
     if summary.seeded:
@@ -100,6 +101,16 @@ def _privacy(summary: Summary) -> str:
     if summary.leaks:
         parts.append(f"Not covered: {summary.leaks}.")
     return " ".join(parts)
+
+
+def _shared(summary: Summary) -> list[str]:
+    if summary.epsilon_alone is None:
+        return []
+    return [
+        "The sites shared one noise by secure sums, of which the server saw no part: this ε holds if at most "
+        f"{_count(summary.colluders or 0, 'other site')} told the server all they know and added no noise; if all others did, "
+        f"ε = {summary.epsilon_alone:.4g}."
+    ]
 
 
 def _count(number: int, noun: str) -> str:

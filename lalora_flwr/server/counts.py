@@ -15,14 +15,13 @@ from typing import Any
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
+from lalora_flwr.privacy.noise import noise_for, target_of
 from lalora_flwr.server.metrics import SiteReport
 from lalora_flwr.settings import Settings
-from lalora_flwr.training.noise import noise_for, target_of
-from lalora_flwr.wire.replies import Counters, SiteMetrics
+from lalora_flwr.wire.replies import MOST_RECORDS, Counters, SiteMetrics
 from lalora_flwr.wire.tensors import BadReply
 
 SIGMA_RANGE = (0.99, 1.02)  # of the σ that the run prescribes; calibration hits ε to 1 % from below, so σ from above
-MOST_RECORDS = 10**9  # of one site
 LEAST_EVALUATION_NOISE = 0.3  # σ below which an accuracy counts as exact
 
 
@@ -32,6 +31,8 @@ class SiteCount:
 
     Attributes:
         rounds: training rounds the site was asked for. All count, answered or not: what it sent may have been lost on the way.
+        shares: how many of them asked for what share of a noise that sites have together: noise multiplier (its ``repr``, as
+            JSON has texts for names) to rounds. Empty where each has its own.
         evaluations: how often it was asked to evaluate.
         heard: whether it ever sent tensors.
         noise_multiplier: the smallest σ it named that the run prescribes for its q; None before the first.
@@ -41,6 +42,7 @@ class SiteCount:
     """
 
     rounds: int = 0
+    shares: dict[str, int] = field(default_factory=dict)
     evaluations: int = 0
     heard: bool = False
     noise_multiplier: float | None = None
@@ -48,6 +50,13 @@ class SiteCount:
     evaluation_noise: float | None = None
     claimed_steps: int | None = None
     claimed_epsilon: float | None = None
+
+    def add_share(self, multiplier: float) -> None:
+        """Count a round with a share of a noise."""
+        self.shares[repr(multiplier)] = self.shares.get(repr(multiplier), 0) + 1
+
+
+Asked = dict[str, dict[str, Any]]  # by site: how often it was asked for what
 
 
 @dataclass
@@ -134,13 +143,32 @@ class SiteCounts:
         count, privacy = self.of(site), self.settings.privacy
         if not count.heard:
             return 0.0
-        evaluations: list[SampledGaussian] = []
-        if count.evaluation_noise is not None:
-            evaluations = [SampledGaussian(count.evaluation_noise, 1.0, count.evaluations)]
+        evaluations = self._evaluations(count)
         if count.noise_multiplier is None or count.sample_rate is None:
             return privacy.epsilon + epsilon_spent(evaluations, privacy.delta, privacy.accountant)
         training = SampledGaussian(count.noise_multiplier, count.sample_rate, self.steps_of(site))
         return epsilon_spent([training, *evaluations], privacy.delta, privacy.accountant)
+
+    def _evaluations(self, count: SiteCount) -> list[SampledGaussian]:
+        return [] if count.evaluation_noise is None else [SampledGaussian(count.evaluation_noise, 1.0, count.evaluations)]
+
+    def epsilon_alone_of(self, site: int) -> float:
+        """As `epsilon_of`, if all other sites of the secure sums side with the server: by the site's own share of the noise.
+
+        A site whose counters were never accepted is taken to have no amplification by sampling.
+        """
+        count, privacy = self.of(site), self.settings.privacy
+        if not count.heard:
+            return 0.0
+        q = count.sample_rate or 1.0
+        training = [SampledGaussian(float(share), q, rounds) for share, rounds in sorted(count.shares.items())]
+        return epsilon_spent([*training, *self._evaluations(count)], privacy.delta, privacy.accountant)
+
+    def epsilon_alone(self) -> float | None:
+        """The largest `epsilon_alone_of` over the sites; None where each has all of its noise for itself."""
+        if not self.settings.shares_noise:
+            return None
+        return max((self.epsilon_alone_of(site) for site in self.heard()), default=0.0)
 
     def heard(self) -> list[int]:
         """Sites that ever sent tensors, in order of their numbers."""
@@ -170,18 +198,22 @@ class SiteCounts:
             claimed_epsilon=count.claimed_epsilon,
             evaluations=count.evaluations if count.evaluation_noise else None,
             evaluation_noise=count.evaluation_noise,
+            epsilon_alone=self.epsilon_alone_of(site) if self.settings.shares_noise else None,
         )
 
-    def asked(self) -> dict[str, dict[str, int]]:
+    def asked(self) -> Asked:
         """How often each site was asked, as plain JSON: to be kept before it is asked again."""
-        return {str(site): {"rounds": c.rounds, "evaluations": c.evaluations} for site, c in self.sites.items()}
+        return {
+            str(site): {"rounds": c.rounds, "evaluations": c.evaluations, **({"shares": c.shares} if c.shares else {})}
+            for site, c in self.sites.items()
+        }
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as plain JSON."""
         sites = {str(site): asdict(count) for site, count in self.sites.items()}
         return {"sites": sites, "exact_accuracy": self.exact_accuracy}
 
-    def restore(self, state: Mapping[str, Any], asked: Mapping[str, Mapping[str, int]]) -> None:
+    def restore(self, state: Mapping[str, Any], asked: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on from a `state`, and from what `asked` held last: a round that was asked for and lost was served all the same."""
         self.sites = {int(site): SiteCount(**count) for site, count in state.get("sites", {}).items()}
         self.exact_accuracy = bool(state.get("exact_accuracy", False))
@@ -189,3 +221,5 @@ class SiteCounts:
             count = self.of(int(site))
             count.rounds = max(count.rounds, times["rounds"])
             count.evaluations = max(count.evaluations, times["evaluations"])
+            for share, rounds in times.get("shares", {}).items():
+                count.shares[share] = max(count.shares.get(share, 0), rounds)

@@ -36,6 +36,7 @@ class RoundReport:
     evaluated: dict[int, float] = field(default_factory=dict)  # site -> accuracy on its records (evaluate-sites)
     bytes_up: int = 0
     bytes_down: int = 0
+    repeats: int = 0  # attempts after the first, of a transport that shows no sum if a site is missing
 
 
 def content_of(reply: Message) -> RecordDict:
@@ -95,7 +96,7 @@ class Conversation:
             words: what the transport tells the sites.
             model_digest: of the frozen weights.
         """
-        self.directive, self.exchange = directive, Exchange(server_round, words)
+        self.directive, self.exchange = directive, Exchange(server_round, words, settings.privacy.clip_norm)
         self._method, self._settings, self._layout = method, settings, layout
         self._adapter, self._model_digest = adapter, model_digest
         self._views: dict[Layout, _View] = {}
@@ -130,13 +131,25 @@ class Conversation:
         """
         view, transport = self._view(profile), self._method.transport
         packed = read_arrays(content, view.up, transport.dtype, transport.check, memory=memory)
-        if not transport.hides_updates:
+        if self._method.server_steps:
+            if not transport.hides_updates and self._settings.private:
+                self._check_noise(packed)
+        elif not transport.hides_updates:
             self._check_moves(view, packed)
         return packed
 
+    def _check_noise(self, packed: Packed) -> None:
+        """
+        Raises:
+            BadReply: a gradient that should have noise is zero everywhere.
+        """
+        if still := [name for name, value in packed.items() if not value.any()]:
+            raise BadReply(f"the gradient of {min(still)} is zero, so that it has no noise")
+
     def sent(self, profile: Profile) -> Mapping[str, NDArray[np.float32]]:
-        """What a site of this profile started from."""
-        return {name: value.numpy() for name, value in self._view(profile).start.items()}
+        """What a site of this profile sends if it moves nothing: its start, or where the server steps gradients of zero."""
+        start = {name: value.numpy() for name, value in self._view(profile).start.items()}
+        return {name: np.zeros_like(value) for name, value in start.items()} if self._method.server_steps else start
 
     def _check_moves(self, view: _View, packed: Packed) -> None:
         """Did the adapter move, and only where it should have? Losses can fall while saved factors never change.

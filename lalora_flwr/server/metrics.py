@@ -35,6 +35,8 @@ class RoundMetrics:
         bytes_up, bytes_down: sent by all sites, and to them, in the round.
         private: whether ε bounds anything.
         seeded: whether all draws follow from the run's seed, as only in a simulation.
+        epsilon_alone: as ``epsilon``, if all other sites of a secure sum side with the server.
+        repeats: attempts of the round after the first, since a secure sum that misses a site is thrown away.
     """
 
     round: int
@@ -49,6 +51,8 @@ class RoundMetrics:
     bytes_down: int = 0
     private: bool = False
     seeded: bool = True
+    epsilon_alone: float | None = field(default=None, metadata=IF_SET)
+    repeats: int | None = field(default=None, metadata=IF_SET)
 
     @property
     def score(self) -> float | None:
@@ -89,6 +93,7 @@ class SiteReport:
     claimed_epsilon: float | None = None
     evaluations: int | None = field(default=None, metadata=IF_SET)
     evaluation_noise: float | None = field(default=None, metadata=IF_SET)
+    epsilon_alone: float | None = field(default=None, metadata=IF_SET)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +112,8 @@ class Summary:
         frozen: the quality before training; in the file each name has ``frozen_`` before it.
         epsilon, delta: the guarantee; ε is the server's own count, the largest over the sites.
         noise_multiplier, sample_rate: of the site that ε belongs to.
+        trust, colluders, epsilon_alone, repeats: of secure sums: ``epsilon`` holds if at most so many sites side with the
+            server, ``epsilon_alone`` if all others do; attempts that were thrown away.
         leaks: which numbers of this summary ε does not cover.
         site_accuracy_is: what makes ``site_accuracy`` private.
         failures: of sites, over all rounds.
@@ -136,6 +143,10 @@ class Summary:
     sample_rate: float | None = None
     clip_norm: float = 0.0
     accountant: str = ""
+    trust: str = field(default="", metadata=IF_SET)
+    colluders: int | None = field(default=None, metadata=IF_SET)
+    epsilon_alone: float | None = field(default=None, metadata=IF_SET)
+    repeats: int | None = field(default=None, metadata=IF_SET)
     private: bool = True
     seeded: bool = False
     leaks: str = field(default="", metadata=IF_SET)
@@ -191,7 +202,7 @@ def _flat(record: RoundMetrics | SiteReport | Summary) -> dict[str, object]:
         value = getattr(record, f.name)
         if f.name in QUALITIES:
             found.update((f"{QUALITIES[f.name]}{name}", number) for name, number in value.items())
-        elif value or not f.metadata:
+        elif not f.metadata or value not in (None, ""):
             found[f.name] = value
     return found
 

@@ -14,13 +14,14 @@ from lalora_flwr.data.data_set import facts, private_records
 from lalora_flwr.data.partition import equal_share
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.methods.method import method_of
+from lalora_flwr.methods.secure_sum import share_for
 from lalora_flwr.models import load_base_model
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.privacy.mechanism import Mechanism
+from lalora_flwr.privacy.noise import mechanism_for
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.choices import FORMS
-from lalora_flwr.training.noise import mechanism_for
 from lalora_flwr.wire.tensors import ARRAY_HEADER
 
 
@@ -36,6 +37,7 @@ class Plan:
         trainable, frozen: numbers of parameters.
         head, new_head: whether the classification head is ``trained`` or ``frozen`` (empty if there is none), and whether the
             published weights lack it, as far as that is known without them.
+        sharing, colluders: sites that share one noise in a round, and how many of them may side with the server; 0: none.
         bytes_down, bytes_up: bytes to and from one site in round 1 and in round 2 (methods that alternate by round differ).
     """
 
@@ -50,6 +52,19 @@ class Plan:
     new_head: bool
     bytes_down: int
     bytes_up: tuple[int, int]
+    sharing: int = 0
+    colluders: int = 0
+
+    @property
+    def share(self) -> float:
+        """Noise multiplier of a site's own part of a noise that all sites of a round share."""
+        return share_for(self.mechanism.noise_multiplier, self.sharing, self.colluders)
+
+    def collusion(self, settings: Settings) -> list[float]:
+        """ε of a site after all its steps, if 0, 1, … all other sites of each sum side with the server and add no noise."""
+        noise = [self.share * math.sqrt(self.sharing - colluders) for colluders in range(self.sharing)]
+        steps = [SampledGaussian(sigma, self.mechanism.sample_rate, self.steps) for sigma in noise]
+        return [epsilon_spent([event], settings.privacy.delta, settings.privacy.accountant) for event in steps]
 
     def epsilon_after(self, rounds: int, settings: Settings) -> float:
         """Predicted ε of a site after it has served that many rounds."""
@@ -97,4 +112,6 @@ def make_plan(settings: Settings) -> Plan:
         new_head=base.fresh_head,
         bytes_down=size(method.travel.down(turns[0])),
         bytes_up=(size(method.travel.up(turns[0]), itemsize), size(method.travel.up(turns[1]), itemsize)),
+        sharing=settings.sites_per_round if settings.shares_noise else 0,
+        colluders=settings.colluders,
     )

@@ -40,6 +40,10 @@ def score_figure(settings: Settings, frozen: Quality, metrics: Sequence[RoundMet
     if settings.private:
         spent = axes.twinx()
         spent.plot(rounds, [0, *(line.epsilon for line in metrics)], color="tab:orange", label="ε spent")
+        alone = [line.epsilon_alone for line in metrics]
+        if any(value is not None for value in alone):
+            label = "ε if all other sites collude"
+            spent.plot(rounds, [0, *(value or 0 for value in alone)], color="tab:red", linestyle=":", label=label)
         spent.set(ylabel=f"ε spent (δ = {settings.privacy.delta:g}), largest over sites", ylim=(0, None))
         spent.legend(loc="lower right")
     axes.legend(loc="upper left")

@@ -11,6 +11,7 @@ from contextlib import suppress
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from lalora_flwr.data.holdings import holdings
 from lalora_flwr.ground.errors import RunFailed, SiteSilent
 from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.server.exchange import content_of
@@ -48,6 +49,7 @@ class Roster:
         self._profiles: dict[int, Profile] = {}  # by node id
         self.real = real  # whether any site is a real one
         self.left: set[int] = set()  # sites that have no budget left
+        self._records: list[int] = []  # of each virtual site, once they are needed
 
     @property
     def begun(self) -> bool:
@@ -109,21 +111,28 @@ class Roster:
         for reply in grid.send_and_receive(ask, timeout=300):
             node = reply.metadata.src_node_id
             try:
-                number, sites, words = read_identity(content_of(reply))
+                told = read_identity(content_of(reply))
             except BadReply as bad:
                 problem = str(bad)
                 continue
-            if self._real_grid:  # a real site is its node, whatever it says
-                number = sites = -1
+            number, sites = (-1, -1) if self._real_grid else (told.site, told.sites)  # a real site is its node, whatever it says
             if sites not in (-1, self._settings.num_supernodes):
                 raise RunFailed(
                     f"num-supernodes = {self._settings.num_supernodes}, but the simulation has {sites} sites: pass "
                     f"--federation-config 'num-supernodes={self._settings.num_supernodes}' to flwr run, or use lalora run"
                 )
-            self._profiles[node] = Profile(node, words) if number < 0 else Profile(number)
+            real = Profile(node, told.words, told.name, told.records)
+            self._profiles[node] = real if number < 0 else Profile(number, "", *self._virtual(number))
             self.real |= number < 0
         if missing := [node for node in unknown if node not in self._profiles]:
             raise SiteSilent(f"{len(missing)} of {len(nodes)} sites did not answer the greeting: {problem}")
+
+    def _virtual(self, site: int) -> tuple[str, int]:
+        """A virtual site's name and records, for a secure sum."""
+        if not self._settings.shares_noise:
+            return "", 0
+        self._records = self._records or holdings(self._settings).records()
+        return str(site), self._records[site]
 
     def draw(self, server_round: int, grid: Grid, asked: Mapping[int, int]) -> list[int]:
         """Node ids for a round: those asked least so far first, ties by the run's seed; sorted by site.

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -20,6 +21,7 @@ from lalora_flwr.data.data_set import data_set
 from lalora_flwr.ground.errors import ConfigError, LaloraError, NoSiteLeft, RunFailed, WorkerDied
 from lalora_flwr.ground.processors import check_threads, processors
 from lalora_flwr.methods.method import method_of
+from lalora_flwr.server.asking import ROUND_TIMEOUT
 from lalora_flwr.server.card import model_card
 from lalora_flwr.server.ending import STOPPED, last_word
 from lalora_flwr.server.exchange import RoundReport
@@ -37,7 +39,6 @@ from lalora_flwr.wire.tensors import to_arrays, to_tensors
 
 SITE_ACCURACY_LEAK = "site_accuracy: exact accuracy on the sites' private records, which no epsilon covers"
 SITE_ACCURACY_NOISED = "noised by each site; counted in its ledger and in the epsilon of this run"
-ROUND_TIMEOUT = 24 * 3600.0  # seconds; dead sites are noticed long before; see engines/deployment.py
 
 
 def named(settings: Settings) -> Settings:
@@ -200,6 +201,8 @@ class _Run:
                 bytes_down=self._report.bytes_down,
                 private=self._settings.private,
                 seeded=not self.strategy.counts.real,
+                epsilon_alone=self.strategy.counts.epsilon_alone(),
+                repeats=self._report.repeats if self._settings.shares_noise else None,
             )
             self._metrics.append(line)
             self._folder.save_checkpoint(self._checkpoint(server_round, state))
@@ -224,6 +227,17 @@ class _Run:
         card = model_card(summary, settings, self._learner.base, self._learner.adapter)
         self._folder.save_adapter(self._learner.adapter.save, card)
         self._folder.finish(summary)
+
+    def _sharing(self) -> dict[str, Any]:
+        """What a summary says of a noise that sites share."""
+        if not self._settings.shares_noise:
+            return {}
+        return {
+            "trust": self._settings.trust,
+            "colluders": self._settings.colluders,
+            "epsilon_alone": self.strategy.counts.epsilon_alone(),
+            "repeats": sum(line.repeats or 0 for line in self._metrics),
+        }
 
     def _summary(self, ended_early: str) -> Summary:
         settings, counts, base, last = self._settings, self.strategy.counts, self._learner.base.provenance, self._metrics[-1]
@@ -251,6 +265,7 @@ class _Run:
             sample_rate=largest.sample_rate,
             clip_norm=settings.privacy.clip_norm,
             accountant=settings.privacy.accountant,
+            **self._sharing(),
             private=settings.private,
             seeded=not counts.real,
             leaks=SITE_ACCURACY_LEAK if settings.evaluate_sites and exact else "",

@@ -7,6 +7,8 @@ from lalora_flwr.ground.lists import listed
 from lalora_flwr.settings.choices import DATASETS, METHODS, ChecksSettings
 from lalora_flwr.settings.schema import Settings
 
+MOST_SHARING = 256  # sites of one secure sum: each draws a mask with every other
+
 
 def check_together(settings: Settings) -> None:
     """Refuse settings of which each is possible and all together are not.
@@ -32,11 +34,30 @@ def check_together(settings: Settings) -> None:
         raise ConfigError("run-name: must name the run that resume = true goes on with")
     if settings.train.optimizer == "adamw" and settings.train.momentum:
         raise ConfigError(f"train.momentum = {settings.train.momentum}: only for train.optimizer = 'sgd'; leave it 0 for adamw")
+    _check_steps(settings)
     if settings.rounds_per_site * settings.num_supernodes < settings.num_rounds * settings.sites_per_round:
         raise ConfigError(
             f"privacy.max-rounds = {settings.privacy.max_rounds}: too few for {settings.num_rounds} rounds of "
             f"{settings.sites_per_round} of {settings.num_supernodes} sites; raise it or lower fraction-train"
         )
+
+
+def _check_steps(settings: Settings) -> None:
+    """Who takes the step, and who adds the noise."""
+    train, n = settings.train, settings.sites_per_round
+    if settings.shares_noise and train.step_at == "site":
+        raise ConfigError("train.step-at = 'site': must be 'server' or 'auto' for trust = 'secure-sum'")
+    if settings.server_steps and train.local_steps != 1:
+        why = "trust = 'secure-sum'" if settings.shares_noise else "train.step-at = 'server'"
+        raise ConfigError(f"train.local-steps = {train.local_steps}: must be 1 for {why}; raise num-rounds in its place")
+    if train.decay != "none" and not settings.server_steps:
+        raise ConfigError(f"train.decay = {train.decay!r}: only where the server steps; set train.step-at = 'server'")
+    if settings.shares_noise and not settings.private:
+        raise ConfigError("trust = 'secure-sum': shares noise, of which privacy.epsilon = inf adds none; leave it 'own-noise'")
+    if settings.shares_noise and not settings.colluders < n:
+        raise ConfigError(f"colluders = {settings.colluders}: must be below the {n} sites of a round")
+    if settings.shares_noise and n > MOST_SHARING:
+        raise ConfigError(f"trust = 'secure-sum': at most {MOST_SHARING} sites a round, but {n} are drawn")
 
 
 def _check_problem(settings: Settings) -> None:

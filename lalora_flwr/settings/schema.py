@@ -13,6 +13,7 @@ from lalora_flwr.settings.choices import FILTERS, MERGES, METHODS, SCHEDULES
 from lalora_flwr.settings.data_keys import DataSettings
 from lalora_flwr.settings.keys import Kind, at_least, choice, key, named, non_negative, whole, within
 
+ROUNDS_A_REPEAT = 20  # by default the noise has room for one repeat of a spoilt secure sum in so many rounds
 BUDGET, PERFORMANCE, PLACE = Kind.BUDGET, Kind.PERFORMANCE, Kind.PLACE
 
 
@@ -79,10 +80,21 @@ class TrainSettings:
         "expected records of a Poisson batch; a site of n records samples at rate batch-size / n",
         kind=BUDGET,
     )
-    optimizer: str = choice("sgd", "local optimizer, made afresh each round", "sgd", "adamw")
+    optimizer: str = choice("sgd", "optimizer; a site's is made afresh each round (see train.step-at)", "sgd", "adamw")
     lr: float = within(1e-8, 1e4, 0.35, "learning rate")
     momentum: float = within(0, 0.999, 0.0, "SGD momentum")
     weight_decay: float = within(0, 10, 0.0, "weight decay of the optimizer")
+    step_at: str = choice(
+        "auto",
+        "who takes the optimizer's step: site; server (needs train.local-steps = 1): sites send gradients with noise, and the "
+        "optimizer's momentum and the filter's memory go on from round to round; auto: server with trust = secure-sum, else site",
+        "auto",
+        "site",
+        "server",
+    )
+    decay: str = choice(
+        "none", "learning rate over the rounds, where the server steps: none, or linear down to 0", "none", "linear"
+    )
     max_physical_batch: int = at_least(
         0, 0, "records processed at once; 0 takes the whole batch (same result, more memory)", kind=PERFORMANCE
     )
@@ -133,8 +145,8 @@ class PrivacySettings:
     max_rounds: int = at_least(
         0,
         0,
-        "rounds any one site may serve; the noise is calibrated for them; 0: all rounds; more than all leaves room for rounds "
-        "that real sites serve twice because the server died",
+        "rounds any one site may serve; the noise is calibrated for them; 0: all rounds, and with trust = secure-sum one more "
+        "per 20; more than all leaves room for rounds that real sites serve twice because the server or another site died",
     )
 
 
@@ -195,6 +207,14 @@ class Settings:
         0, 1, "sites a round may lose before the run stops; a site whose budget is spent is not lost", kind=PERFORMANCE
     )
     min_sites: int = at_least(1, 1, "sites a round must merge; with fewer the run stops")
+    trust: str = choice(
+        "own-noise",
+        "how sites reach the run's ε: own-noise: each adds all the noise it needs; secure-sum: the server sees the sites' sum "
+        "only, and they share one noise (needs train.local-steps = 1)",
+        "own-noise",
+        "secure-sum",
+    )
+    colluders: int = at_least(0, 1, "sites that may side with the server without breaking ε under trust = secure-sum")
     evaluate_every: int = at_least(1, 1, "the server evaluates every N rounds, and after the last")
     evaluate_sites: bool = key(
         False,
@@ -243,9 +263,21 @@ class Settings:
         return server_round % self.evaluate_every == 0 or server_round == self.num_rounds
 
     @property
+    def shares_noise(self) -> bool:
+        """Whether sites share one noise, of which the server sees the sum only."""
+        return self.trust == "secure-sum"
+
+    @property
+    def server_steps(self) -> bool:
+        """Whether sites send gradients, and the optimizer is the server's."""
+        return self.train.step_at == "server" or (self.train.step_at == "auto" and self.shares_noise)
+
+    @property
     def rounds_per_site(self) -> int:
-        """Most rounds any one site may serve; the noise is calibrated for them."""
-        return self.privacy.max_rounds or self.num_rounds
+        """Most rounds any one site may serve, repeats of a spoilt secure sum included; the noise is calibrated for them."""
+        if self.privacy.max_rounds:
+            return self.privacy.max_rounds
+        return self.num_rounds + (math.ceil(self.num_rounds / ROUNDS_A_REPEAT) if self.shares_noise else 0)
 
     @property
     def steps_per_site(self) -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lalora_flwr.ledger.caps import Caps, check_mechanism, check_run
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.site_ledger import Request, SiteLedger
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.privacy.mechanism import Mechanism
+from lalora_flwr.privacy.noise import mechanism_for, sample_rate_for, target_of
 from lalora_flwr.settings import Settings
-from lalora_flwr.training.noise import mechanism_for, sample_rate_for, target_of
+from lalora_flwr.site.sharing import sharing_of
 from lalora_flwr.wire.orders import TrainOrder
+from lalora_flwr.wire.sharing import Secrets
 
 
 def request_for(
@@ -31,11 +35,22 @@ def request_for(
 def ledger_for(caps: Caps, request: Request) -> SiteLedger:
     """The owner's ledger with the owner's limits."""
     file = LedgerFile(caps.ledger_path, witness=caps.witness_path)
-    return SiteLedger(file, request, caps.max_epsilon, caps.delta, max_queries_per_day=caps.max_queries_per_day)
+    return SiteLedger(
+        file,
+        request,
+        caps.max_epsilon,
+        caps.delta,
+        max_queries_per_day=caps.max_queries_per_day,
+        max_epsilon_alone=caps.max_epsilon_alone,
+    )
 
 
-def admitted(caps: Caps, settings: Settings, order: TrainOrder, run_id: int) -> tuple[Mechanism, SiteLedger]:
+def admitted(
+    caps: Caps, settings: Settings, order: TrainOrder, run_id: int, secrets: Secrets | None = None
+) -> tuple[Mechanism, SiteLedger]:
     """What a site with caps trains with, once all that can be checked without its records has been checked.
+
+    ``secrets``: what it masks with, in a run whose sites share one noise.
 
     Raises:
         SiteRefusal, LedgerError: the owner does not allow the round, has no budget left for it, or the ledger is unusable.
@@ -43,9 +58,12 @@ def admitted(caps: Caps, settings: Settings, order: TrainOrder, run_id: int) -> 
     check_run(caps, settings)
     schedule = method_of(settings).schedule.text
     clip_norm = settings.privacy.clip_norm
-    ledger = ledger_for(caps, request_for(caps, settings, run_id, order.server_round, schedule, clip_norm, order.counted_steps))
+    request = request_for(caps, settings, run_id, order.server_round, schedule, clip_norm, order.counted_steps)
+    ledger = ledger_for(caps, request)
     known = ledger.known_noise(sample_rate_for(settings, caps.num_records))
     mechanism = mechanism_for(settings, caps.num_records, known)
     check_mechanism(caps, mechanism)
+    if secrets:
+        ledger = ledger_for(caps, replace(request, sharing=sharing_of(settings, caps, order, secrets, mechanism)))
     ledger.check(mechanism.noise_multiplier, mechanism.sample_rate, settings.train.local_steps)
     return mechanism, ledger

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from lalora_flwr.ground.errors import ConfigError, LedgerError, SiteRefusal
 from lalora_flwr.site.bundle import check_enforced
-from lalora_flwr.wire.replies import IDENTITY, LONGEST_WORDS, PROFILE
+from lalora_flwr.wire.replies import IDENTITY, LONGEST_WORDS, PROFILE, SHARING
 
 if TYPE_CHECKING:
     from lalora_flwr.site.host import Host
@@ -121,9 +121,24 @@ def _identity(context: Context) -> RecordDict:
     number = int(context.node_config.get("partition-id", -1))
     count = int(context.node_config.get("num-partitions", -1))
     told = RecordDict({IDENTITY: MetricRecord({"site": number, "sites": count})})
+    if name := _sharing_name(context.node_config):
+        told[SHARING] = ConfigRecord({"name": name, "records": int(context.node_config.get("num-records", 0))})
     if words := str(context.node_config.get("profile", ""))[:LONGEST_WORDS]:
         told[PROFILE] = ConfigRecord({"words": words})
     return told
+
+
+def _sharing_name(node_config: Mapping[str, bool | int | float | str]) -> str:
+    """The site's name in its owner's roster; empty if it cannot take part in a secure sum."""
+    if "sharing-key" not in node_config:
+        return ""
+    try:
+        from lalora_flwr.site.sharing import read_secrets
+
+        return read_secrets(str(node_config["sharing-key"]), str(node_config.get("sharing-roster", ""))).name
+    except Exception:  # the owner's files, not records
+        log.exception("the site has no part in secure sums")
+        return ""
 
 
 def _begin(host: Host, context: Context) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
@@ -19,9 +20,10 @@ from lalora_flwr.ledger.caps import Caps, at_once, caps_from
 from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.methods.filters import State
 from lalora_flwr.methods.method import Method, method_of
-from lalora_flwr.methods.transport import Exchange
+from lalora_flwr.methods.transport import Exchange, Sender
 from lalora_flwr.privacy.counting import RunLedger, at_least, history_from
 from lalora_flwr.privacy.mechanism import Mechanism
+from lalora_flwr.privacy.noise import mechanism_for, target_of
 from lalora_flwr.privacy.randomness import RandomSource, SeededRandom
 from lalora_flwr.settings import Settings, settings_from
 from lalora_flwr.site import memory
@@ -30,12 +32,13 @@ from lalora_flwr.site.host import Host
 from lalora_flwr.site.model import check_start, own_model, start_from
 from lalora_flwr.site.pins import own_settings, with_own_model
 from lalora_flwr.site.records import NodeConfig, counted_records
+from lalora_flwr.site.sharing import secrets_of, sharing_of
 from lalora_flwr.training.learner import Learner
-from lalora_flwr.training.local import LocalRound, train_round
-from lalora_flwr.training.noise import mechanism_for, target_of
+from lalora_flwr.training.local import LocalRound, gradient_round, train_round
 from lalora_flwr.wire.orders import ARRAYS, MEMORY, TrainOrder
 from lalora_flwr.wire.profile import Profile
 from lalora_flwr.wire.replies import COUNTERS, Counters
+from lalora_flwr.wire.sharing import Secrets
 from lalora_flwr.wire.tensors import to_tensors
 
 log = logging.getLogger("lalora_flwr.site")  # the site's own log; the server never sees it
@@ -79,13 +82,13 @@ class Site:
             return Profile(int(self.node_config["partition-id"]))
         return Profile(self.context.node_id, self.caps.profile if self.caps else "")
 
-    def source(self, settings: Settings, server_round: int) -> RandomSource:
-        """Where the site's draws for a round come from: the operating system, or in a simulation the run's seed."""
+    def source(self, settings: Settings, server_round: int, attempt: int = 1) -> RandomSource:
+        """Where the site's draws for an attempt of a round come from: the operating system, or in a simulation the run's seed."""
         if not self.host.simulated:
             return self.host.entropy()
         site = int(self.node_config.get("partition-id", 0))
         torch.manual_seed(derive_seed(settings.seed, "dropout", site, server_round))
-        return SeededRandom(settings.seed, site, server_round)
+        return SeededRandom(settings.seed, site, server_round, attempt)
 
 
 def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
@@ -105,11 +108,12 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
     settings, caps = site.settings, site.caps
     torch.set_num_threads(min(settings.train.num_threads, processors()))
     order = TrainOrder.of(content)
+    secrets = _secrets(site)
     if caps:
-        mechanism, ledger = admitted(caps, settings, order, context.run_id)
+        mechanism, ledger = admitted(caps, settings, order, context.run_id, secrets)
         settings = own_settings(caps, settings, context.node_config, simulated=host.simulated)
     learner = own_model(host, settings, context.node_config, order.model_digest, quiet=caps is not None)
-    start = _start(site, settings, learner, order, content)
+    start = _start(site, settings, learner, order, content, secrets)
     if caps:
         records, known_by = counted_records(host.records, settings, context.node_config, learner.base)
         _warn_of_size(caps, records)
@@ -119,6 +123,8 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
     if not len(records):
         raise SiteRefusal("data: the site has no usable record")
     mechanism = mechanism_for(settings, len(records))
+    if secrets:
+        sharing_of(settings, None, order, secrets, mechanism)
     run_ledger = _virtual_ledger(context, settings, mechanism, order.counted_steps)
     try:
         return _answer(site, start, records, mechanism, run_ledger)
@@ -138,9 +144,20 @@ class _Start:
     masks: Sequence[Mask]
     up: Mask
     memory: dict[str, State]
+    sender: Sender
 
 
-def _start(site: Site, settings: Settings, learner: Learner, order: TrainOrder, content: RecordDict) -> _Start:
+def _secrets(site: Site) -> Secrets | None:
+    """What the site masks with, in a run whose sites share one noise."""
+    if not site.settings.shares_noise:
+        return None
+    simulated = site.host.simulated
+    return secrets_of(site.settings, site.caps, site.node_config, site.context.run_id, simulated=simulated)
+
+
+def _start(
+    site: Site, settings: Settings, learner: Learner, order: TrainOrder, content: RecordDict, secrets: Secrets | None
+) -> _Start:
     """
     Raises:
         SiteRefusal: the order is not one that the run's own method gives.
@@ -160,37 +177,45 @@ def _start(site: Site, settings: Settings, learner: Learner, order: TrainOrder, 
     start_from(learner, layout, to_tensors(arrays), method.travel.down(turn))
     check_start(learner, order.adapter_digest)
     remembered: dict[str, State] = {}
-    if method.filter.remembers:
+    if method.sites_remember:
         remembered = memory.from_record((content if site.host.simulated else site.context.state).get(MEMORY))
-    return _Start(settings, order, method, learner, layout, masks, method.travel.up(turn), remembered)
+    sender = Sender(site.profile.site, secrets)
+    return _Start(settings, order, method, learner, layout, masks, method.travel.up(turn), remembered, sender)
 
 
 def _answer(site: Site, start: _Start, records: RecordSet, mechanism: Mechanism, ledger: RunLedger | SiteLedger) -> RecordDict:
     """Train and reply."""
     settings, order, method = start.settings, start.order, start.method
-    source = site.source(settings, order.server_round)
+    exchange = Exchange(order.server_round, order.exchange, settings.privacy.clip_norm)
+    source = site.source(settings, order.server_round, method.transport.attempt(exchange))
     train = settings.train
     if site.caps:
         train = dataclasses.replace(train, max_physical_batch=at_once(site.caps, settings))
     what = LocalRound(order.server_round, start.layout, start.masks, method.filter, train, tolerant=site.caps is not None)
-    not_finite = train_round(
-        start.learner,
-        records,
-        what,
-        mechanism=mechanism,
-        ledger=ledger,
-        source=source,
-        memory=start.memory,
-        make_sum=site.host.make_sum,
-    )
+    make_sum = site.host.make_sum
+    if method.server_steps:
+        release = partial(method.transport.released, ledger=ledger, source=source, exchange=exchange)
+        trained, not_finite = gradient_round(
+            start.learner, records, what, release, mechanism=mechanism, ledger=ledger, source=source, make_sum=make_sum
+        )
+    else:
+        not_finite = train_round(
+            start.learner,
+            records,
+            what,
+            mechanism=mechanism,
+            ledger=ledger,
+            source=source,
+            memory=start.memory,
+            make_sum=make_sum,
+        )
+        trained = {name: value.numpy() for name, value in start.learner.adapter.state().items() if name in start.up}
     if not_finite:
         log.warning("round %d: %d record gradients were not finite and counted as zero", order.server_round, not_finite)
-    state = start.learner.adapter.state()
-    exchange = Exchange(order.server_round, order.exchange)
-    sent = method.transport.pack({name: state[name].numpy() for name in sorted(start.up)}, site.profile.site, exchange)
+    sent = method.transport.pack({name: trained[name] for name in sorted(start.up)}, start.sender, exchange)
     counters = Counters(ledger.steps, ledger.epsilon(), mechanism.noise_multiplier, mechanism.sample_rate, source.seeded)
     reply = RecordDict({ARRAYS: ArrayRecord({n: Array(sent[n]) for n in sorted(sent)}), COUNTERS: counters.to_record()})
-    if method.filter.remembers:
+    if method.sites_remember:
         (reply if site.host.simulated else site.context.state)[MEMORY] = memory.to_record(start.memory)
     return reply
 

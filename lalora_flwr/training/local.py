@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -128,44 +129,107 @@ def train_round(
     Raises:
         BudgetExhausted: if the ledger refuses the round; the adapter is then untouched.
     """
-    train, base, adapter = what.train, learner.base, learner.adapter
+    train, adapter = what.train, learner.adapter
     ledger.reserve(mechanism.noise_multiplier, mechanism.sample_rate, train.local_steps)
-    model, device = adapter.model, adapter.device
     optimizer = make_optimizer(adapter.parameters.values(), train)
-    model.train()
-    not_finite = failed = 0
-    losses: list[Tensor] = []  # of each batch's records; raw, for the site's own log
+    steps = _Steps(learner, records, what, mechanism, source, make_sum)
+    for step in range(train.local_steps):
+        total, active = steps.collected(step)
+        gradient = total.release(ledger, source)
+        for name, parameter in active.items():
+            parameter.grad = what.filter(what.layout[name], gradient[name], memory.setdefault(name, {}))
+        optimizer.step()
+        steps.not_finite += total.not_finite
+    ledger.commit()
+    steps.say()
+    return steps.not_finite
 
-    def gradients_of(part: Tensor) -> Gradients:
-        inputs, labels = records.batch(part)
+
+Released = TypeVar("Released")
+
+
+def gradient_round(
+    learner: Learner,
+    records: RecordSet,
+    what: LocalRound,
+    release: Callable[[PrivateSum], Released],
+    *,
+    mechanism: Mechanism,
+    ledger: Ledger,
+    source: RandomSource,
+    make_sum: MakeSum = PrivateSum,
+) -> tuple[Released, int]:
+    """Collect the gradients of one step at the learner's adapter, which stays as it is, and let them out.
+
+    Guarantee: what is returned is ``release`` of one `PrivateSum` over a Poisson sample of the records, which must be one of its
+    own releases, with the ledger and the source given here. The ledger counts the step before a record is looked at.
+
+    Returns:
+        What was released, and how many record gradients were not finite and counted as zero (for the site's own log).
+
+    Raises:
+        BudgetExhausted: if the ledger refuses the round.
+    """
+    ledger.reserve(mechanism.noise_multiplier, mechanism.sample_rate, 1)
+    steps = _Steps(learner, records, what, mechanism, source, make_sum)
+    total, _ = steps.collected(0)
+    released = release(total)
+    ledger.commit()
+    steps.say()
+    return released, total.not_finite
+
+
+class _Steps:
+    """Collects a round's gradients, step by step."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        records: RecordSet,
+        what: LocalRound,
+        mechanism: Mechanism,
+        source: RandomSource,
+        make_sum: MakeSum,
+    ) -> None:
+        self._learner, self._records, self._what = learner, records, what
+        self._mechanism, self._source, self._make_sum = mechanism, source, make_sum
+        self.not_finite = 0
+        self._failed = 0
+        self._losses: list[Tensor] = []  # of each batch's records; raw, for the site's own log
+        learner.adapter.model.train()
+
+    def collected(self, step: int) -> tuple[PrivateSum, dict[str, nn.Parameter]]:
+        """The clipped gradients of a Poisson sample, not yet let out, and the parameters that train at the step."""
+        what, mechanism, records = self._what, self._mechanism, self._records
+        active = self._learner.adapter.activate(what.masks[step % len(what.masks)])
+        batch = poisson_sample(self._source, len(records), mechanism.sample_rate)
+        total = self._make_sum(mechanism, {name: p.shape for name, p in active.items()}, self._learner.adapter.device)
+        for part in _parts(records, batch, what.train.max_physical_batch, tolerant=what.tolerant):
+            self._failed += add_part(total, self._gradients_of, part, tolerant=what.tolerant)
+        return total, active
+
+    def _gradients_of(self, part: Tensor) -> Gradients:
+        adapter, device = self._learner.adapter, self._learner.adapter.device
+        inputs, labels = self._records.batch(part)
         if not len(labels):
             return {}
         inputs, labels = to_device(inputs, device), labels.to(device)
         seen: list[Tensor] = []
 
         def loss(inputs: Inputs = inputs, labels: Tensor = labels) -> Tensor:
-            seen.append(value := adapter.losses(base, inputs, labels))
+            seen.append(value := adapter.losses(self._learner.base, inputs, labels))
             return value
 
-        gradients = learner.engine(len(labels), loss)
-        losses.extend(value.detach() for value in seen)
+        gradients = self._learner.engine(len(labels), loss)
+        self._losses.extend(value.detach() for value in seen)
         return gradients
 
-    for step in range(train.local_steps):
-        active = adapter.activate(what.masks[step % len(what.masks)])
-        batch = poisson_sample(source, len(records), mechanism.sample_rate)
-        total = make_sum(mechanism, {name: p.shape for name, p in active.items()}, device)
-        for part in _parts(records, batch, train.max_physical_batch, tolerant=what.tolerant):
-            failed += add_part(total, gradients_of, part, tolerant=what.tolerant)
-        gradient = total.release(ledger, source)
-        for name, parameter in active.items():
-            parameter.grad = what.filter(what.layout[name], gradient[name], memory.setdefault(name, {}))
-        optimizer.step()
-        not_finite += total.not_finite
-    ledger.commit()
-    if failed:
-        log.error("round %d: %d drawn records made the model fail and contributed nothing", what.server_round, failed)
-    if losses:
-        mean, drawn = torch.cat(losses).mean(), len(torch.cat(losses))
-        log.info("round %d: mean loss %.4f over %d drawn records", what.server_round, mean, drawn)
-    return not_finite
+    def say(self) -> None:
+        """Tell the site's own log how the round went."""
+        if self._failed:
+            log.error(
+                "round %d: %d drawn records made the model fail and contributed nothing", self._what.server_round, self._failed
+            )
+        if self._losses:
+            losses = torch.cat(self._losses)
+            log.info("round %d: mean loss %.4f over %d drawn records", self._what.server_round, losses.mean(), len(losses))

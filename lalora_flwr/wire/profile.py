@@ -12,7 +12,11 @@ class Profile:
     Attributes:
         site: a virtual site's number; a real site's node id.
         words: what the owner tells every server: the node-config key ``profile``, free text such as ``rank=2``.
+        name: in the owners' rosters, of a site that can take part in a secure sum; empty elsewhere.
+        records: that a site with a name declares, or a virtual one holds; 0 if nobody asked.
     """
 
     site: int
     words: str = ""
+    name: str = ""
+    records: int = 0

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from lalora_flwr.wire.orders import ARRAYS, MEMORY
 from lalora_flwr.wire.tensors import MOST_HEADER, BadReply
 
-COUNTERS, IDENTITY, PROFILE, SITE_METRICS = "counters", "identity", "profile", "site-metrics"
+COUNTERS, IDENTITY, PROFILE, SHARING, SITE_METRICS = "counters", "identity", "profile", "sharing", "site-metrics"
 IDENTITY_QUERY = "query.identity"
 LONGEST_WORDS = 1000  # letters of a profile
+LONGEST_NAME = 64  # letters of a name in a roster
+MOST_RECORDS = 10**9  # of one site
 
 
 @dataclass(frozen=True)
@@ -153,19 +155,48 @@ def read_site_metrics(content: RecordDict) -> SiteMetrics:
     return SiteMetrics(values["accuracy"], values.get("noise-multiplier"))
 
 
-def read_identity(content: RecordDict) -> tuple[int, int, str]:
-    """A virtual site's number and how many there are, -1 twice from a real site; and the words of its profile.
+@dataclass(frozen=True)
+class Identity:
+    """What a site says when it is greeted.
+
+    Attributes:
+        site, sites: a virtual site's number and how many there are; -1 twice from a real site.
+        words: of its profile.
+        name, records: in the owners' rosters and as declared, from a site that can take part in a secure sum.
+    """
+
+    site: int
+    sites: int
+    words: str = ""
+    name: str = ""
+    records: int = 0
+
+
+def read_identity(content: RecordDict) -> Identity:
+    """Check a greeting's reply and take it apart.
 
     Raises:
         BadReply: if they are missing or not of their types.
     """
     record = content.get(IDENTITY)
-    if set(content) - {IDENTITY, PROFILE} or not isinstance(record, MetricRecord) or set(record) != {"site", "sites"}:
+    if set(content) - {IDENTITY, PROFILE, SHARING} or not isinstance(record, MetricRecord) or set(record) != {"site", "sites"}:
         raise BadReply("its identity is not the declared one")
     site, sites = record["site"], record["sites"]
     if not isinstance(site, int) or not isinstance(sites, int):
         raise BadReply("its identity is not two whole numbers")
-    return site, sites, _words(content)
+    return Identity(site, sites, _words(content), *_sharing(content))
+
+
+def _sharing(content: RecordDict) -> tuple[str, int]:
+    if SHARING not in content:
+        return "", 0
+    record = content[SHARING]
+    known = isinstance(record, ConfigRecord) and set(record) == {"name", "records"}
+    name, records = (record["name"], record["records"]) if known and isinstance(record, ConfigRecord) else (None, None)
+    named = isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isascii() and name.isprintable()
+    if not named or type(records) is not int or not 1 <= records <= MOST_RECORDS:
+        raise BadReply("its name and its number of records are not the declared ones")
+    return str(name), records
 
 
 def _words(content: RecordDict) -> str:

@@ -70,6 +70,11 @@ SAID: dict[str, tuple[Any, Any]] = {  # of every key: a value as Flower parses i
     "device": ("cuda", "cuda"),
     "allow-evaluation": (True, True),
     "profile": ("rank=2", "rank=2"),
+    "sharing-key": ("k", "k"),
+    "sharing-roster": ("r", "r"),
+    "sharing-colluders": (0, 0),
+    "min-sharing-sites": (2, 2),
+    "max-epsilon-alone": (40, 40.0),
 }
 
 
@@ -79,6 +84,8 @@ def test_everything_an_owner_can_say() -> None:
         together: dict[str, Any] = {"evaluation-noise": 1.0, "model-path": "m", **LABELS}
         if key in ("task", "response-column"):
             together = {"response-column": "r", "task": "language", "model-path": "m"}
+        if key.startswith("sharing-"):
+            together |= {"sharing-key": "k", "sharing-roster": "r"}
         if key == "label-range":
             together = {"problem-type": "regression", "model-path": "m"}
         caps = caps_from({**NEEDED, **together, key: said}, needed=True)

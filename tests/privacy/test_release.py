@@ -87,7 +87,7 @@ def test_no_public_attribute_or_return_value_holds_the_sum_without_noise() -> No
     assert total.add({n: torch.ones(2, *shape) for n, shape in LARGE.items()}) is None
     for _ in range(2):  # before and after the release
         public = [name for name in dir(total) if not name.startswith("_")]
-        assert set(public) == {"add", "release", "not_finite"}
+        assert set(public) == {"add", "release", "release_share", "not_finite"}
         assert not any(_holds_tensor(getattr(total, name)) for name in public)
         total.release(OpenLedger(), Replay())
 

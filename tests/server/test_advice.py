@@ -11,10 +11,10 @@ import pytest
 
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.processors import check_threads, processors
+from lalora_flwr.privacy.noise import mechanism_for
 from lalora_flwr.server.advice import advice
 from lalora_flwr.server.plan import make_plan
 from lalora_flwr.server.run import run_federation
-from lalora_flwr.training.noise import mechanism_for
 from tests.conftest import small
 from tests.models.folders import save_images, save_timm
 

@@ -103,9 +103,14 @@ ENTANGLED = (
     "data.labels",
     "data.problem-type",
     "data.label-range",
+    "trust",
+    "colluders",
+    "train.step-at",
+    "train.decay",
 )  # most of their values forbid others
 
 
+ONE_STEP = {"train.local-steps": 1}
 ALLOWED = st.fixed_dictionaries({}, optional={key.name: values_of(key) for key in KEYS.values() if key.name not in ENTANGLED})
 
 
@@ -147,6 +152,15 @@ def accepted(flat: dict[str, Any]) -> Settings:
         ({"min-sites": 3, "num-supernodes": 2}, "min-sites = 3: only 2 sites are drawn for a round"),
         ({"merge.name": "median", "num-supernodes": 2}, "merge.name = 'median': needs 3 sites a round, but 2 are drawn"),
         ({"merge.name": "trimmed-mean", "merge.trim": 0.1}, "merge.name = 'trimmed-mean': needs 10 sites a round, but 4 are"),
+        ({"trust": "secure-sum"}, "train.local-steps = 10: must be 1 for trust = 'secure-sum'; raise num-rounds"),
+        ({"train.step-at": "server"}, "train.local-steps = 10: must be 1 for train.step-at = 'server'"),
+        ({"trust": "secure-sum", "train.step-at": "site"}, "train.step-at = 'site': must be 'server' or 'auto'"),
+        ({"train.decay": "linear"}, "train.decay = 'linear': only where the server steps"),
+        ({**ONE_STEP, "trust": "secure-sum", "privacy.epsilon": math.inf}, "trust = 'secure-sum': shares noise, of which"),
+        ({**ONE_STEP, "trust": "secure-sum", "colluders": 4}, "colluders = 4: must be below the 4 sites of a round"),
+        ({**ONE_STEP, "trust": "secure-sum", "num-supernodes": 500}, "trust = 'secure-sum': at most 256 sites a round"),
+        ({**ONE_STEP, "trust": "secure-sum", "merge.name": "median"}, "merge.name = 'median': needs every site's update"),
+        ({**ONE_STEP, "trust": "secure-sum", "merge.max-update-norm": 1.0}, "merge.max-update-norm = 1: secure-sum hides"),
         ({"resume": True}, "run-name: must name the run"),
         ({"data.partition": "natural"}, "data.site: must name the column"),
     ],

@@ -15,7 +15,17 @@ from lalora_flwr.ground.errors import SiteRefusal
 from lalora_flwr.methods.transport import PLAIN
 from lalora_flwr.wire import public
 from lalora_flwr.wire.orders import ARRAYS, CONFIG, EvaluateOrder, TrainOrder
-from lalora_flwr.wire.replies import COUNTERS, IDENTITY, PROFILE, Counters, read_arrays, read_counters, read_identity
+from lalora_flwr.wire.replies import (
+    COUNTERS,
+    IDENTITY,
+    PROFILE,
+    SHARING,
+    Counters,
+    Identity,
+    read_arrays,
+    read_counters,
+    read_identity,
+)
 from lalora_flwr.wire.tensors import BadReply, num_bytes, to_arrays, to_tensors
 from tests.conftest import Finished, arrays_of, factors_of
 
@@ -119,7 +129,7 @@ def test_an_array_with_more_bytes_than_its_shape_needs_is_not_even_decoded() -> 
 
 
 def test_an_identity_is_two_whole_numbers() -> None:
-    assert read_identity(RecordDict({IDENTITY: MetricRecord({"site": 3, "sites": 8})})) == (3, 8, "")
+    assert read_identity(RecordDict({IDENTITY: MetricRecord({"site": 3, "sites": 8})})) == Identity(3, 8)
     said: dict[str, Any]
     for said in ({"site": 1}, {"site": 1.0, "sites": 2}, {"site": [1], "sites": [2]}, {"site": 1, "sites": 2, "more": 3}):
         with pytest.raises(BadReply):
@@ -129,12 +139,36 @@ def test_an_identity_is_two_whole_numbers() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "good"),
+    [
+        ({"name": "north", "records": 20}, True),
+        ({"name": "north"}, False),
+        ({"name": "north", "records": 20, "more": 1}, False),
+        ({"name": "", "records": 20}, False),
+        ({"name": "n" * 65, "records": 20}, False),
+        ({"name": "a\nb", "records": 20}, False),
+        ({"name": 3, "records": 20}, False),
+        ({"name": "north", "records": 0}, False),
+        ({"name": "north", "records": 10**10}, False),
+        ({"name": "north", "records": 2.5}, False),
+    ],
+)
+def test_who_can_sum_says_its_name_and_how_many_records_it_declares(said: dict[str, Any], good: bool) -> None:
+    told = RecordDict({IDENTITY: MetricRecord({"site": -1, "sites": -1}), SHARING: ConfigRecord(said)})
+    if good:
+        assert read_identity(told) == Identity(-1, -1, "", "north", 20)
+    else:
+        with pytest.raises(BadReply, match="its name and its number of records are not the declared ones"):
+            read_identity(told)
+
+
+@pytest.mark.parametrize(
     ("words", "good"), [("rank=2", True), ("", True), ("x" * 1000, True), ("x" * 1001, False), (3, False), (["a"], False)]
 )
 def test_a_profile_is_a_short_text(words: Any, good: bool) -> None:
     said = RecordDict({IDENTITY: MetricRecord({"site": -1, "sites": -1}), PROFILE: ConfigRecord({"words": words})})
     if good:
-        assert read_identity(said) == (-1, -1, words)
+        assert read_identity(said) == Identity(-1, -1, words)
     else:
         with pytest.raises(BadReply):
             read_identity(said)

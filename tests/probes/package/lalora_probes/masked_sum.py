@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.schedules import schedule_of
-from lalora_flwr.methods.transport import Exchange, Packed, Transport
+from lalora_flwr.methods.transport import Exchange, Packed, Sender, Transport
 from lalora_flwr.methods.updates import Updates
+from lalora_flwr.settings import Settings
+from lalora_flwr.wire.profile import Profile
 from lalora_flwr.wire.public import Public
 from lalora_flwr.wire.tensors import BadReply
 
@@ -22,14 +23,15 @@ class MaskedSum(Transport):
     hides_updates = True
     dtype = np.uint64
 
-    def words(self, server_round: int, sites: Sequence[int]) -> Public:
-        return {"sites": list(sites)}
+    def words(self, attempt: int, sites: Sequence[Profile], settings: Settings) -> Public:
+        return {"sites": [profile.site for profile in sites]}
 
     def accepts(self, words: Public) -> bool:
         sites = words.get("sites")
         return set(words) == {"sites"} and isinstance(sites, list) and all(type(site) is int for site in sites)
 
-    def pack(self, tensors: Mapping[str, NDArray[np.float32]], site: int, exchange: Exchange) -> Packed:
+    def pack(self, tensors: Packed, sender: Sender, exchange: Exchange) -> Packed:
+        site = sender.site
         packed = {name: np.rint(value / GRID).astype(np.int64).view(np.uint64) for name, value in tensors.items()}
         for other in exchange.words["sites"]:
             if other != site:

@@ -1,0 +1,24 @@
+"""What a site's ledger has to know of a secure sum that it takes part in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """A share of one noise.
+
+    Attributes:
+        attempt: its number within the round.
+        share: the noise multiplier of the site's own part.
+        sites: how many sum.
+        colluders: how many of them the owner wants the guarantee to survive.
+        roster: digest of the names and keys of those that sum.
+    """
+
+    attempt: int
+    share: float
+    sites: int
+    colluders: int
+    roster: str

@@ -1,0 +1,82 @@
+"""The optimizer's step where it is the server's: sites send gradients with noise, and all that follows is post-processing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lalora_flwr.adapter.slots import Layout
+from lalora_flwr.methods.filters import Filter, State
+from lalora_flwr.methods.updates import Tensors
+from lalora_flwr.settings import Settings
+from lalora_flwr.training.local import make_optimizer
+
+FILTER, OPTIMIZER = "filter", "optimizer"  # what the names of remembered tensors begin with
+
+
+class ServerStep:
+    """Filter, optimizer and learning rate of a run whose sites take no step of their own.
+
+    Guarantee: post-processing of released gradients. A slot that did not train in a round has no gradient, and neither
+    momentum nor weight decay moves it.
+    """
+
+    def __init__(self, settings: Settings, layout: Layout, filter: Filter) -> None:
+        """
+        Args:
+            settings: the run's.
+            layout: the slots as the server holds them.
+            filter: of the method; what it remembers is kept here.
+        """
+        self._settings, self._layout, self._filter = settings, layout, filter
+        self._parameters = {name: nn.Parameter(torch.zeros(slot.shape)) for name, slot in layout.items()}
+        self._optimizer = make_optimizer(self._parameters.values(), settings.train)
+        self._memory: dict[str, State] = {}
+
+    def rate(self, server_round: int) -> float:
+        """The learning rate of a round, from 1."""
+        train, rounds = self._settings.train, self._settings.num_rounds
+        return train.lr * (1 - (server_round - 1) / rounds) if train.decay == "linear" else train.lr
+
+    def __call__(self, server_round: int, current: Tensors, gradients: Tensors) -> dict[str, NDArray[np.float32]]:
+        """The new values of the slots that have a gradient.
+
+        Args:
+            server_round: from 1.
+            current: the adapter, every slot of it.
+            gradients: mean gradients of the slots that trained in the round, of their shapes.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate(server_round)
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(torch.from_numpy(np.array(current[name], dtype=np.float32)))
+                parameter.grad = None
+                if name in gradients:
+                    gradient = torch.from_numpy(np.array(gradients[name], dtype=np.float32))
+                    parameter.grad = self._filter(self._layout[name], gradient, self._memory.setdefault(name, {}))
+        self._optimizer.step()
+        return {name: self._parameters[name].detach().numpy().copy() for name in gradients}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `restore` needs."""
+        kept = {f"{FILTER}/{slot}/{name}": value for slot, state in self._memory.items() for name, value in state.items()}
+        for slot, parameter in self._parameters.items():
+            for name, value in self._optimizer.state.get(parameter, {}).items():
+                if value is not None:
+                    kept[f"{OPTIMIZER}/{slot}/{name}"] = value
+        return kept
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on as the step that `tensors` is of would."""
+        for name, value in tensors.items():
+            kind, _, rest = name.partition("/")
+            slot, _, own = rest.rpartition("/")
+            if kind == FILTER:
+                self._memory.setdefault(slot, {})[own] = value.clone()
+            else:
+                self._optimizer.state[self._parameters[slot]][own] = value.clone()
