@@ -76,7 +76,8 @@ class Attempt:
                 "records": int(records),
             }:
                 names = tuple(site for site in sites if isinstance(site, str))
-                good = len(words) == 5 and len(names) == len(sites) and list(names) == sorted(set(names)) and number >= 1
+                good = not any(isinstance(value, bool) for value in (number, records, batch))
+                good &= len(words) == 5 and len(names) == len(sites) and list(names) == sorted(set(names)) and number >= 1
                 if good and 0 < share < math.inf and 0 < batch < math.inf and records >= 1 and len(names) <= MOST_SITES:
                     return Attempt(number, names, share, float(batch), records)
         raise ValueError("not the words of an attempt")

@@ -10,6 +10,7 @@ from lalora_flwr.methods.method import method_of
 from lalora_flwr.privacy.noise import mechanism_for
 from lalora_flwr.server.plan import Plan
 from lalora_flwr.settings import Settings
+from lalora_flwr.settings.schema import ROUNDS_A_REPEAT
 
 
 def advice(settings: Settings, plan: Plan, smallest: int | None = None) -> list[str]:
@@ -38,6 +39,8 @@ def _advice(settings: Settings, plan: Plan, records: int) -> Iterator[str]:
         yield f"privacy.delta = {delta:g}: not below 1 / {records} records of the smallest site, too weak a guarantee"
     drawn, sites = settings.sites_per_round, settings.num_supernodes
     fair = math.ceil(settings.num_rounds * drawn / sites)
+    if settings.shares_noise:
+        fair += math.ceil(settings.num_rounds / ROUNDS_A_REPEAT)
     if fair < settings.rounds_per_site:
         limit = f"fraction-train = {settings.fraction_train:g}"
         if settings.privacy.max_rounds:

@@ -202,7 +202,7 @@ class _Run:
                 private=self._settings.private,
                 seeded=not self.strategy.counts.real,
                 epsilon_alone=self.strategy.counts.epsilon_alone(),
-                repeats=self._report.repeats if self._settings.shares_noise else None,
+                repeats=self._report.repeats if method_of(self._settings).transport.hides_updates else None,
             )
             self._metrics.append(line)
             self._folder.save_checkpoint(self._checkpoint(server_round, state))

@@ -155,7 +155,7 @@ def test_the_server_sees_masks_and_their_sum_is_the_mean(whole: Callable[[str], 
         torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=0)
 
 
-def test_a_site_that_is_missing_spoils_the_sum_and_the_run_says_so(tmp_path: Path) -> None:
+def test_a_site_that_is_missing_spoils_the_sum_and_the_others_are_asked_again(tmp_path: Path) -> None:
     app = sites_of("masked sum")
 
     def behaviour(message: Message, context: Context, _: AppCall) -> Message:
@@ -163,8 +163,14 @@ def test_a_site_that_is_missing_spoils_the_sum_and_the_run_says_so(tmp_path: Pat
             context.node_config["partition-id"] = 99  # it fails
         return app(message, context)
 
-    with pytest.raises(RunFailed, match="round 1: a site is missing"):
-        run_spied(settings_of("masked sum", tmp_path), Spy(behaviour))
+    with pytest.raises(RunFailed, match="round 1: the secure sum of the sites is spoilt, and 0 of them may serve another"):
+        run_spied(settings_of("masked sum", tmp_path / "one", num_rounds=1), Spy(behaviour))
+    settings, spy = settings_of("masked sum", tmp_path, num_rounds=1, privacy__max_rounds=2), Spy(behaviour)
+    (line,) = Finished(run_spied(settings, spy), settings, spy).metrics
+    assert (line["sites"], line["failures"], line["repeats"]) == (2, 1, 1)
+    assert [len(order.content["config"]["exchange"]) for order, _ in spy.training(1)] == [len('{"sites":[0,1,2]}')] * 3 + [
+        len('{"sites":[0,2]}')
+    ] * 2
 
 
 @pytest.mark.parametrize("more", [{"merge__name": "median"}, {"merge__max_update_norm": 1.0}], ids=lambda more: next(iter(more)))
