@@ -66,6 +66,9 @@ def _show_dataset(content: Content, dataset: str, max_epsilon: float, delta: flo
     left = f", {max(0.0, max_epsilon - spent):.4f} left of {max_epsilon:g}" if max_epsilon < math.inf else ""
     steps = sum(row.counted for row in rows)
     console.print(f"\ndataset {dataset}: epsilon {spent:.4f} spent at delta {delta:g} in {steps} steps{left}")
+    if (parts := content.book.alone(dataset)) != content.book.segments(dataset):
+        worst = compose(parts, delta, last.accountant)
+        console.print(f"noise was shared in secure sums: epsilon is {worst:.4f} if all other sites collude")
     runs = Table("run", "strategy", "rounds", "steps", "epsilon of the run's training", box=None, header_style="bold")
     of_run: dict[str, list[_Reservation]] = {}
     for row in rows:
