@@ -73,7 +73,7 @@ class Book:
         self._names: dict[str, str] = {}  # fingerprint -> dataset
         self._noise: dict[str, float] = {}  # target and q -> σ
         self._open: dict[int, _Open] = {}
-        self._attempts: dict[str, tuple[int, int]] = {}  # run -> newest (round, attempt) of a secure sum
+        self._attempts: dict[str, tuple[int, int]] = {}  # public key and run -> newest (round, attempt) of a secure sum
         for entry in entries:
             self.add(entry)
 
@@ -119,10 +119,10 @@ class Book:
         dataset.records.until = entry.time
         self._open[number] = _Open(entry.dataset, run, entry.sigma, entry.q, entry.steps, own)
         if isinstance(entry, SharedReserve):
-            self._attempts[entry.run] = entry.round, entry.attempt
+            self._attempts[f"{entry.key} {entry.run}"] = entry.round, entry.attempt
 
     def _check_shared(self, number: int, entry: SharedReserve) -> float:
-        if not self.is_new(entry.run, entry.round, entry.attempt):
+        if not self.is_new(entry.key, entry.run, entry.round, entry.attempt):
             raise LedgerError(f"entry {number}: repeats an attempt of a secure sum")
         if not 0 <= entry.colluders < entry.sites or not entry.share**2 * (entry.sites - entry.colluders) >= entry.sigma**2:
             raise LedgerError(f"entry {number}: its shares do not make the noise that it counts with")
@@ -130,9 +130,9 @@ class Book:
             raise LedgerError(f"entry {number}: its segments without the others' noise are not the sum of the entries before it")
         return entry.share
 
-    def is_new(self, run: str, server_round: int, attempt: int) -> bool:
-        """Whether an attempt of a secure sum comes after all of its run that the site took part in."""
-        return (server_round, attempt) > self._attempts.get(run, (0, 0))
+    def is_new(self, key: str, run: str, server_round: int, attempt: int) -> bool:
+        """Whether an attempt of a secure sum comes after all of its run that were answered with this key."""
+        return (server_round, attempt) > self._attempts.get(f"{key} {run}", (0, 0))
 
     def _commit(self, number: int, entry: Commit) -> None:
         reservation = self._open.get(entry.reserve)

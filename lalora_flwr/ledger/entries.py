@@ -89,6 +89,7 @@ class SharedReserve(Reserve):
         attempt: its number within the round; a site never answers one twice, since its masks are good for one answer.
         share: noise multiplier of the site's own part.
         sites, colluders, roster: how many sum, how many may collude, and the digest of their names and keys.
+        key: the public key of the site's masks.
         alone_epsilon, alone: as ``epsilon`` and ``segments``, if all other sites side with the server.
     """
 
@@ -97,6 +98,7 @@ class SharedReserve(Reserve):
     sites: int
     colluders: int
     roster: str
+    key: str
     alone_epsilon: float
     alone: tuple[SampledGaussian, ...]
 

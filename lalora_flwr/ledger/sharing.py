@@ -15,6 +15,7 @@ class Sharing:
         sites: how many sum.
         colluders: how many of them the owner wants the guarantee to survive.
         roster: digest of the names and keys of those that sum.
+        key: the site's own public key, base64: its masks belong to it, whichever ledger counts them.
     """
 
     attempt: int
@@ -22,3 +23,4 @@ class Sharing:
     sites: int
     colluders: int
     roster: str
+    key: str

@@ -210,7 +210,7 @@ class SiteLedger:
             SiteRefusal: the site took part in the attempt, or a later one, before: its masks are good for one answer.
             BudgetExhausted: the owner's budget for the worst case has no room.
         """
-        if not book.is_new(entry.run, entry.round, sharing.attempt):
+        if not book.is_new(sharing.key, entry.run, entry.round, sharing.attempt):
             raise SiteRefusal("sharing: the site has answered this attempt, or a later one, before")
         alone = book.alone(entry.dataset, plus=entry.event._replace(noise_multiplier=sharing.share))
         epsilon = self._compose(alone, self._delta, ACCOUNTANT)

@@ -13,7 +13,16 @@ from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import Settings
 from lalora_flwr.site.records import NodeConfig
 from lalora_flwr.wire.orders import TrainOrder
-from lalora_flwr.wire.sharing import Member, Secrets, SharingRoster, public_bytes, read_key, read_roster, seeded_key
+from lalora_flwr.wire.sharing import (
+    Member,
+    Secrets,
+    SharingRoster,
+    public_bytes,
+    read_key,
+    read_roster,
+    seeded_key,
+    written_public,
+)
 
 log = logging.getLogger("lalora_flwr.site")
 
@@ -92,4 +101,4 @@ def sharing_of(settings: Settings, caps: Caps | None, order: TrainOrder, secrets
         raise SiteRefusal("sharing: a secure sum is one local step")
     if not share.multiplier**2 * (len(attempt.sites) - colluders) >= mechanism.noise_multiplier**2:
         raise SiteRefusal("sharing: the share of the noise is too small for the site's sharing-colluders")
-    return Sharing(attempt.number, share.multiplier, len(attempt.sites), colluders, roster.digest)
+    return Sharing(attempt.number, share.multiplier, len(attempt.sites), colluders, roster.digest, written_public(secrets.own))

@@ -3,7 +3,7 @@
     train      down  arrays    adapter tensors the site cannot derive itself
                      config    server-round, adapter-digest, model-digest, counted-steps, directive, exchange
                      memory    a virtual site's memory of its filter, if the filter keeps one
-               up    arrays    what the method's travel and transport make of the adapter
+               up    arrays    what the method's travel and transport make of the adapter, or of one step's noised gradients
                      counters  steps, epsilon, noise-multiplier, sample-rate, seeded
                      memory    as above, from virtual sites only
     evaluate   down  arrays    adapter tensors the site cannot derive itself
@@ -12,6 +12,7 @@
                                    exact accuracy and loss, a leak (only with evaluate-sites)
     identity   up    identity  site, sites (-1 outside of a simulation)
                      profile   words, if the site's owner tells any
+                     sharing   name and declared records, from a site that can take part in secure sums
 
 An order names no choice of the method: the site takes them from the run's settings, which its owner's caps have passed.
 Counters are public: they follow from public constants and from how often the site was asked. Nothing that depends on

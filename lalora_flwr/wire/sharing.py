@@ -110,6 +110,10 @@ def public_bytes(key: X25519PrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
+def written_public(key: X25519PrivateKey) -> str:
+    return base64.b64encode(public_bytes(key)).decode()
+
+
 def written_key(key: X25519PrivateKey) -> bytes:
     """The private key as a PEM file."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

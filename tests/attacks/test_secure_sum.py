@@ -47,6 +47,7 @@ def test_an_honest_attempt_is_counted_with_share_roster_and_both_epsilons(circle
     (entry,) = reserved(circle)
     q = 4 / len(RECORDS)
     assert (entry.share, entry.sites, entry.colluders, entry.attempt) == (attempt.share, 4, 1, 1)
+    assert any(entry.key in line for line in circle.lines() if line.startswith("north "))
     assert entry.sigma == circle.sigma <= entry.share * math.sqrt(3) and len(entry.roster) == 64
     assert entry.epsilon == epsilon_spent([SampledGaussian(entry.sigma, q, 1)], entry.delta)
     assert entry.alone_epsilon == epsilon_spent([SampledGaussian(entry.share, q, 1)], entry.delta) > entry.epsilon
