@@ -67,7 +67,7 @@ class OwnLinear(nn.Linear):
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.LayerNorm(3), nn.Conv2d(3, 3, 1), nn.Embedding(3, 3), OwnLinear(3, 3), nn.PReLU()],
+    [nn.GroupNorm(1, 3), nn.Conv2d(3, 3, 1), nn.Embedding(3, 3), OwnLinear(3, 3), nn.PReLU()],
     ids=lambda m: type(m).__name__,
 )
 def test_a_trainable_layer_without_a_rule_is_refused_by_name(layer: nn.Module) -> None:
