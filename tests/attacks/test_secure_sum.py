@@ -133,6 +133,18 @@ def test_an_attempt_is_answered_once_whatever_else_is_said_of_it(circle: Circle)
     assert len(reserved(circle)) == 4
 
 
+def test_every_attempt_round_and_run_has_masks_of_its_own(circle: Circle) -> None:
+    """The same sites, share and draws: what is sent would be the same but for the masks."""
+    about = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)]
+    parts = [
+        np.concatenate([part.reshape(-1) for _, part in sorted(sent(circle.ask("north", attempt, round_, **more)).items())])
+        for number, round_, run in about
+        for attempt, more in [(circle.attempt(number=number), {"run_id": run, "draws": Draws(3)})]
+    ]
+    for other in parts[1:]:
+        assert (np.abs((parts[0] - other).view(np.int64).astype(float)) > 2**55).mean() > 0.9
+
+
 def test_the_ledger_remembers_across_datasets_and_processes(circle: Circle) -> None:
     """A site's key is one for all its datasets: under another dataset's name the masks would be the same."""
     assert not circle.ask("north", circle.attempt()).reason

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from lalora_flwr.engines.inline import run_inline
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
+from lalora_flwr.privacy.randomness import SeededRandom
 from lalora_flwr.server.metrics import Summary
 from lalora_flwr.server.plan import make_plan
 from lalora_flwr.wire.orders import ARRAYS
@@ -126,6 +127,15 @@ def test_a_repeat_has_draws_and_masks_of_its_own(tmp_path: Path) -> None:
     for name in arrays:
         difference = arrays[name].numpy() - again[name].numpy()
         assert not (np.abs(difference.view(np.int64).astype(float)) < 2**55).all()
+
+
+def test_virtual_sites_draw_anew_for_each_attempt_and_as_ever_for_the_first() -> None:
+    first, again, other = (SeededRandom(0, 1, 2, attempt) for attempt in (1, 1, 2))
+    for draw in ("uniform", "normal"):
+        size: Any = 9 if draw == "uniform" else torch.Size([9])
+        one, same, new = (getattr(source, draw)(size) for source in (first, again, other))
+        assert torch.equal(one, same) and not torch.equal(one, new)
+    assert torch.equal(SeededRandom(0, 1, 2).uniform(9), SeededRandom(0, 1, 2, 1).uniform(9))
 
 
 def test_without_room_for_a_repeat_the_run_stops_and_says_what_to_do(tmp_path: Path) -> None:
