@@ -140,7 +140,7 @@ class Plain(Transport):
         if not np.isfinite(value).all():
             raise BadReply(f"{name} holds values that are not finite")
         if (np.abs(value) > LARGEST).any():
-            raise BadReply(f"{name} holds values above {LARGEST:g}")
+            raise BadReply(f"{name} holds values above {LARGEST:g}, as when train.lr is too large")
 
     def unpack(self, replies: Mapping[int, Packed], exchange: Exchange) -> Updates:
         return together(

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from lalora_flwr.adapter.slots import Layout
+from lalora_flwr.ground.errors import RunFailed
 from lalora_flwr.methods.averages import RunningAverage
 from lalora_flwr.methods.merges import Memory, Merged, Now, bounded
 from lalora_flwr.methods.method import method_of
@@ -29,7 +30,7 @@ from lalora_flwr.settings import Settings
 from lalora_flwr.wire.orders import EvaluateOrder
 from lalora_flwr.wire.public import Public
 from lalora_flwr.wire.replies import read_site_metrics
-from lalora_flwr.wire.tensors import BadReply, to_arrays, to_tensors
+from lalora_flwr.wire.tensors import LARGEST, BadReply, to_arrays, to_tensors
 
 log = logging.getLogger("lalora_flwr.server")
 AVERAGE, MERGE, SITE, STEP = "average", "merge", "site", "step"  # what names of further tensors in a checkpoint begin with
@@ -160,7 +161,10 @@ class FederatedStrategy(Strategy):
         if self._step is None:
             return merged
         check_merged(server_round, self._method.merge.name, self._layout, merged)
-        return dataclasses.replace(merged, tensors=self._step(server_round, current, merged.tensors))
+        stepped = self._step(server_round, current, merged.tensors)
+        if not all((np.abs(value) <= LARGEST).all() for value in stepped.values()):  # NaN is not <= either
+            raise RunFailed(f"round {server_round}: the adapter holds values above {LARGEST:g}; choose a smaller train.lr")
+        return dataclasses.replace(merged, tensors=stepped)
 
     def _bounded(self, server_round: int, updates: Updates, nodes: Mapping[int, int]) -> Updates:
         largest = self._settings.merge.max_update_norm

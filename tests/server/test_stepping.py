@@ -137,3 +137,8 @@ def test_a_long_gradient_is_scaled_down_to_the_runs_bound(tmp_path: Path) -> Non
     start, end = arrays_of(spy.training(1)[0][0]), done.checkpoint
     moved = torch.cat([(end[name] - start[name]).flatten() for name in sorted(start) if factor_of(name) == "B"])
     assert 0 < float(moved.norm()) <= 0.1 + 1e-6
+
+
+def test_an_adapter_that_runs_away_stops_the_run_and_names_the_rate(tmp_path: Path) -> None:
+    why = stopped(small(tmp_path, **{**SERVER, "train__lr": 1e4, "privacy__clip_norm": 100.0}), Spy())
+    assert why.startswith("round 1: the adapter holds values above 10000; choose a smaller train.lr")
