@@ -63,6 +63,14 @@ def privacy(final: Sequence[Result], tuned: bool) -> list[str]:
         elif len(private) > 1:
             what += " Each run spends its ε anew on the same records; the table does not add them up."
         parts.append(what)
+    shared = [result.summary for result in private if result.summary and result.summary.epsilon_alone is not None]
+    if shared:
+        may = ", ".join(map(str, sorted({summary.colluders or 0 for summary in shared})))
+        worst = max(summary.epsilon_alone or 0.0 for summary in shared)
+        parts.append(
+            f"With trust = secure-sum sites share one noise: ε then holds if at most {may} other sites side with the server, "
+            f"and is up to {worst:.3g} if all of them do."
+        )
     if len(private) < len(done):
         parts.append("Runs with ε = inf are non-private: no clip, no noise, no guarantee.")
     return parts

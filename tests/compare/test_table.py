@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from lalora_flwr.compare.budget import privacy
 from lalora_flwr.compare.table import Spread, Tuning, leader, markdown
 from tests.compare.made import failed, result
 
@@ -135,3 +136,13 @@ def test_no_method_leads_across_metrics() -> None:
     text = markdown([*results, *others])
     assert "**" not in text and "No method is bold, because the runs are measured by different metrics." in text
     assert "accuracy or AUROC of the last round" in text
+
+
+def test_shared_noise_is_said_with_its_worst_case() -> None:
+    one = result(0.8)
+    assert one.summary and not any("secure-sum" in line for line in privacy([one], False))
+    shared = dataclasses.replace(
+        one, summary=dataclasses.replace(one.summary, trust="secure-sum", colluders=2, epsilon_alone=9.314)
+    )
+    said = " ".join(privacy([one, shared], False))
+    assert "ε then holds if at most 2 other sites side with the server, and is up to 9.31 if all of them do." in said
