@@ -224,8 +224,9 @@ def at_once(caps: Caps, settings: Settings) -> int:
 
 
 def _physical_batches(caps: Caps, settings: Settings) -> int:
-    """Passes through the model for an expected batch."""
-    return math.ceil(min(settings.train.batch_size, caps.num_records) / at_once(caps, settings))
+    """Passes through the model for an expected batch; each view of a record is one."""
+    passes = math.ceil(min(settings.train.batch_size, caps.num_records) / at_once(caps, settings))
+    return passes * settings.train.augmentations
 
 
 Rule = tuple[str, Callable[[Caps, Settings], bool]]

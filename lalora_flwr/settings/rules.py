@@ -35,6 +35,7 @@ def check_together(settings: Settings) -> None:
     if settings.train.optimizer == "adamw" and settings.train.momentum:
         raise ConfigError(f"train.momentum = {settings.train.momentum}: only for train.optimizer = 'sgd'; leave it 0 for adamw")
     _check_steps(settings)
+    _check_views(settings)
     if settings.rounds_per_site * settings.num_supernodes < settings.num_rounds * settings.sites_per_round:
         raise ConfigError(
             f"privacy.max-rounds = {settings.privacy.max_rounds}: too few for {settings.num_rounds} rounds of "
@@ -58,6 +59,14 @@ def _check_steps(settings: Settings) -> None:
         raise ConfigError(f"colluders = {settings.colluders}: must be below the {n} sites of a round")
     if settings.shares_noise and n > MOST_SHARING:
         raise ConfigError(f"trust = 'secure-sum': at most {MOST_SHARING} sites a round, but {n} are drawn")
+
+
+def _check_views(settings: Settings) -> None:
+    train = settings.train
+    if train.augmentations > 1 and settings.task != "image":
+        raise ConfigError(f"train.augmentations = {train.augmentations}: only for images; leave it 1 for texts")
+    if train.flips and train.augmentations == 1:
+        raise ConfigError("train.flips = true: mirrors views of train.augmentations, of which 1 is none; set it to 2 or more")
 
 
 def _check_problem(settings: Settings) -> None:

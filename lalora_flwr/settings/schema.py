@@ -80,6 +80,14 @@ class TrainSettings:
         "expected records of a Poisson batch; a site of n records samples at rate batch-size / n",
         kind=BUDGET,
     )
+    augmentations: int = whole(
+        1,
+        64,
+        1,
+        "views of each image, shifted at random by up to an eighth of its side, whose gradients are averaged before the clip; 1: "
+        "the image as it is. The price is time, not ε",
+    )
+    flips: bool = key(False, "half of the views of train.augmentations are mirrored left to right")
     optimizer: str = choice("sgd", "optimizer; a site's is made afresh each round (see train.step-at)", "sgd", "adamw")
     lr: float = within(1e-8, 1e4, 0.35, "learning rate")
     momentum: float = within(0, 0.999, 0.0, "SGD momentum")

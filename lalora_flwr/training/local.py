@@ -19,6 +19,7 @@ from lalora_flwr.privacy.mechanism import Mechanism, PrivateSum
 from lalora_flwr.privacy.randomness import RandomSource, poisson_sample
 from lalora_flwr.settings import TrainSettings
 from lalora_flwr.training.learner import Learner
+from lalora_flwr.training.views import mean_of_views, views
 
 log = logging.getLogger("lalora_flwr.site")  # the site's own log; the server never sees it
 
@@ -195,6 +196,7 @@ class _Steps:
         self._mechanism, self._source, self._make_sum = mechanism, source, make_sum
         self.not_finite = 0
         self._failed = 0
+        self._seeds = torch.empty(0)
         self._losses: list[Tensor] = []  # of each batch's records; raw, for the site's own log
         learner.adapter.model.train()
 
@@ -203,6 +205,8 @@ class _Steps:
         what, mechanism, records = self._what, self._mechanism, self._records
         active = self._learner.adapter.activate(what.masks[step % len(what.masks)])
         batch = poisson_sample(self._source, len(records), mechanism.sample_rate)
+        if what.train.augmentations > 1:
+            self._seeds = self._source.uniform(len(records))  # of every record, drawn or not: none shifts another's
         total = self._make_sum(mechanism, {name: p.shape for name, p in active.items()}, self._learner.adapter.device)
         for part in _parts(records, batch, what.train.max_physical_batch, tolerant=what.tolerant):
             self._failed += add_part(total, self._gradients_of, part, tolerant=what.tolerant)
@@ -213,6 +217,9 @@ class _Steps:
         inputs, labels = self._records.batch(part)
         if not len(labels):
             return {}
+        count = self._what.train.augmentations
+        if count > 1:
+            inputs, labels = self._views(inputs, labels, part)
         inputs, labels = to_device(inputs, device), labels.to(device)
         seen: list[Tensor] = []
 
@@ -222,7 +229,17 @@ class _Steps:
 
         gradients = self._learner.engine(len(labels), loss)
         self._losses.extend(value.detach() for value in seen)
-        return gradients
+        return {name: mean_of_views(g, count) for name, g in gradients.items()} if count > 1 else gradients
+
+    def _views(self, inputs: Inputs, labels: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        """The views of the images of a part, and a label for each."""
+        if not isinstance(inputs, Tensor):
+            raise RuntimeError("there are views of images only")
+        if len(labels) < len(part):  # some cannot be read
+            part = torch.stack([one for one in part if len(self._records.batch(one[None])[1])])
+        count = self._what.train.augmentations
+        made = views(inputs, self._seeds[part], count, flips=self._what.train.flips)
+        return made, labels.repeat_interleave(count, dim=0)
 
     def say(self) -> None:
         """Tell the site's own log how the round went."""

@@ -107,6 +107,7 @@ ENTANGLED = (
     "colluders",
     "train.step-at",
     "train.decay",
+    "train.flips",
 )  # most of their values forbid others
 
 
