@@ -184,6 +184,8 @@ def test_what_cannot_be_used_is_named_without_its_value(key: str, value: Any) ->
             "model-path is missing; a model of the run's choosing could ask the records questions (allow-run-model=true lets it)",
         ),
         ({"allowed-strategies": "la_lora"}, "allowed-strategies names an unknown strategy; `lalora keys` lists them"),
+        ({"sharing-key": "k"}, "sharing-key and sharing-roster: one needs the other"),
+        ({"sharing-roster": "r"}, "sharing-key and sharing-roster: one needs the other"),
         ({"alpha-range": "5e6,6e6"}, "alpha-range holds no value that a run can have"),
         (
             {"approved-code": "abc"},
@@ -251,6 +253,7 @@ CAPS = replace(
         *[({"lora__alpha": bad}, "lora.alpha is outside the site's alpha-range$") for bad in (1.9, 8.1, 1e-3, 1e5)],
         *[({"train__lr": bad}, "train.lr is outside the site's lr-range$") for bad in (0.09, 1.1, 1e-8, 1e4)],
         ({"train__max_physical_batch": 9}, "more passes in a step than the site's max-physical-batches$"),
+        ({"train__augmentations": 2}, "more passes in a step than the site's max-physical-batches$"),
         ({"lora__dropout": 0.1}, "lora.dropout must be 0 on a real site$"),
     ],
 )
