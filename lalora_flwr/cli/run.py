@@ -159,7 +159,7 @@ def report(folder: Path, console: Console) -> None:
     console.print(f"{name} {_figure(summary.frozen_score)} (frozen model) -> {_figure(summary.score)}; {guarantee}")
     if summary.epsilon_alone is not None:
         console.print(
-            f"noise shared by secure sums: this ε holds if at most {summary.colluders} other sites side with the server; "
+            f"noise shared by secure sums: this ε holds if at most {summary.colluders} of the other sites side with the server; "
             f"if all of them do, ε = {summary.epsilon_alone:.3f}"
         )
     of_sites = summary.quality.get("site_accuracy")

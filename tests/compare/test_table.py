@@ -145,4 +145,4 @@ def test_shared_noise_is_said_with_its_worst_case() -> None:
         one, summary=dataclasses.replace(one.summary, trust="secure-sum", colluders=2, epsilon_alone=9.314)
     )
     said = " ".join(privacy([one, shared], False))
-    assert "ε then holds if at most 2 other sites side with the server, and is up to 9.31 if all of them do." in said
+    assert "ε then holds if at most 2 of the other sites side with the server, and is up to 9.31 if all of them do." in said
