@@ -68,8 +68,8 @@ def privacy(final: Sequence[Result], tuned: bool) -> list[str]:
         may = ", ".join(map(str, sorted({summary.colluders or 0 for summary in shared})))
         worst = max(summary.epsilon_alone or 0.0 for summary in shared)
         parts.append(
-            f"With trust = secure-sum sites share one noise: ε then holds if at most {may} of the other sites side with the server, "
-            f"and is up to {worst:.3g} if all of them do."
+            f"With trust = secure-sum sites share one noise: ε then holds if at most {may} of the other sites side with the "
+            f"server, and is up to {worst:.3g} if all of them do."
         )
     if len(private) < len(done):
         parts.append("Runs with ε = inf are non-private: no clip, no noise, no guarantee.")
