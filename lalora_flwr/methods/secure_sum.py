@@ -31,6 +31,8 @@ from lalora_flwr.wire.sharing import masked
 from lalora_flwr.wire.tensors import BadReply
 
 ROUNDING = 1 + 1e-12  # a share is a little above what it must be, so that no rounding makes a site refuse it
+MOST_ATTEMPTS = 10**6  # of a round
+MOST_ALTOGETHER = 10**15  # records of all sites
 FAR = 40.0  # standard deviations of the whole noise that no honest sum is beyond the records' own
 
 
@@ -77,8 +79,9 @@ class Attempt:
             }:
                 names = tuple(site for site in sites if isinstance(site, str))
                 good = not any(isinstance(value, bool) for value in (number, records, batch))
-                good &= len(words) == 5 and len(names) == len(sites) and list(names) == sorted(set(names)) and number >= 1
-                if good and 0 < share < math.inf and 0 < batch < math.inf and records >= 1 and len(names) <= MOST_SITES:
+                good &= len(words) == 5 and len(names) == len(sites) <= MOST_SITES and list(names) == sorted(set(names))
+                good &= 1 <= number <= MOST_ATTEMPTS and 1 <= records <= MOST_ALTOGETHER and 0 < batch <= MOST_ALTOGETHER
+                if good and 0 < share < math.inf:
                     return Attempt(number, names, share, float(batch), records)
         raise ValueError("not the words of an attempt")
 

@@ -100,6 +100,9 @@ WORDS: dict[str, dict[str, Any]] = {
     "share nan": {"share": "nan"},
     "share below zero": {"share": -1.0},
     "keys of the server's": {"keys": {"east": "AAAA"}},
+    "attempt of 400 digits": {"attempt": 10**400},
+    "more records than float64 holds": {"records": 10**400},
+    "a batch that float64 does not hold": {"batch": 10**400},
     "nothing": {"attempt": None},
 }
 
