@@ -18,6 +18,7 @@ from torch import Tensor
 from lalora_flwr.ground.errors import ConfigError, RunFailed
 from lalora_flwr.ground.figures import rendered
 from lalora_flwr.ground.files import PUBLIC, lock, replace_file
+from lalora_flwr.server.counts import Asked
 from lalora_flwr.server.metrics import CONFIG, FAILURE, METRICS, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.server.place import LOCK, folder_for
 from lalora_flwr.settings import Settings, Value, flatten
@@ -47,6 +48,16 @@ def to_json(value: object, *, indent: int | None = None) -> str:
         return None if isinstance(item, float) and not math.isfinite(item) else item
 
     return json.dumps(clean(value), allow_nan=False, indent=indent)
+
+
+def _asked(said: Mapping[str, Any]) -> dict[str, Any]:
+    """How often a site was asked, checked.
+
+    Raises:
+        ValueError, AttributeError, TypeError, KeyError: for anything else.
+    """
+    shares = {repr(float(share)): int(rounds) for share, rounds in said.get("shares", {}).items()}
+    return {"rounds": int(said["rounds"]), "evaluations": int(said["evaluations"]), **({"shares": shares} if shares else {})}
 
 
 @dataclass(frozen=True)
@@ -115,12 +126,12 @@ class RunFolder:
         more = {MORE + name: value for name, value in checkpoint.tensors.items()}
         _write(self.path / CHECKPOINT, save({**checkpoint.adapter, **more}, metadata=about))
 
-    def save_asked(self, asked: Mapping[str, Mapping[str, int]]) -> None:
+    def save_asked(self, asked: Asked) -> None:
         """How often each real site was asked for what, before it is asked: what it sends counts even if the server dies."""
         (self.path / ASKED).parent.mkdir(exist_ok=True)
         _write(self.path / ASKED, json.dumps(asked) + "\n")
 
-    def load_asked(self) -> dict[str, dict[str, int]]:
+    def load_asked(self) -> Asked:
         """What `save_asked` wrote last; empty if it never did.
 
         Raises:
@@ -129,7 +140,7 @@ class RunFolder:
         path = self.path / ASKED
         try:
             sites = json.loads(path.read_text()).items() if path.exists() else ()
-            return {str(site): {kind: int(asked[kind]) for kind in ("rounds", "evaluations")} for site, asked in sites}
+            return {str(site): _asked(said) for site, said in sites}
         except (ValueError, AttributeError, TypeError, KeyError):
             raise RunFailed(f"{path} is damaged; the run cannot go on without it") from None
 

@@ -14,9 +14,12 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 
 from lalora_flwr.engines.inline import run_inline
+from lalora_flwr.ground.errors import RunFailed
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.privacy.randomness import SeededRandom
+from lalora_flwr.server.counts import SiteCounts
+from lalora_flwr.server.folder import ASKED, RunFolder
 from lalora_flwr.server.metrics import Summary
 from lalora_flwr.server.plan import make_plan
 from lalora_flwr.wire.orders import ARRAYS
@@ -190,8 +193,6 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(rounds: int, tmp_pat
 
 def test_a_sum_that_was_asked_for_and_lost_counts_with_its_share(tmp_path: Path) -> None:
     """As a killed server leaves it: the next attempt of the run finds what it asked for."""
-    from lalora_flwr.server.counts import SiteCounts
-
     settings = small(tmp_path, **SHARED)
     counts = SiteCounts(settings)
     counts.of(7).heard = True
@@ -200,8 +201,16 @@ def test_a_sum_that_was_asked_for_and_lost_counts_with_its_share(tmp_path: Path)
     before, state = counts.epsilon_alone_of(7), json.loads(json.dumps(counts.state()))
     counts.of(7).rounds = 2
     counts.of(7).add_share(0.9)
-    asked = json.loads(json.dumps(counts.asked()))
+    folder = RunFolder(settings)
+    folder.save_asked(counts.asked())
     again = SiteCounts(settings)
-    again.restore(state, asked)
+    again.restore(state, folder.load_asked())
     assert again.epsilon_alone_of(7) == counts.epsilon_alone_of(7) > before
-    assert again.of(7).rounds == 2
+    assert again.of(7).rounds == 2 and again.asked() == counts.asked()
+    for damaged in (
+        '{"7": {"rounds": 1, "evaluations": 0, "shares": 3}}',
+        '{"7": {"rounds": 1, "evaluations": 0, "shares": {"x": 1}}}',
+    ):
+        (folder.path / ASKED).write_text(damaged)
+        with pytest.raises(RunFailed, match="is damaged"):
+            folder.load_asked()
