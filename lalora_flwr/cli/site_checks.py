@@ -118,9 +118,10 @@ def _sharing(caps: Caps) -> Iterator[Finding]:
         return
     if Path(caps.sharing_key).stat().st_mode & 0o077:
         yield Finding(WARNING, "sharing-key", f"{caps.sharing_key}: others may read it; chmod 600")
+    names = ", ".join(sorted(secrets.roster.names))
     sites, least = len(secrets.roster.members), max(caps.min_sharing_sites, caps.sharing_colluders + 1)
     text = (
-        f"{secrets.name} of {sites} sites, at least {least} in a sum, {caps.sharing_colluders} of them may collude; "
+        f"{secrets.name} of {sites} sites ({names}), at least {least} in a sum, {caps.sharing_colluders} may collude; "
         f"roster {secrets.roster.digest[:16]}"
     )
     yield Finding(OK if sites >= least else FAULT, "sharing", text)

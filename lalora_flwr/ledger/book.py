@@ -14,6 +14,7 @@ from typing import Any
 
 from lalora_flwr.ground.errors import LedgerError
 from lalora_flwr.ledger.entries import EVALUATE, Commit, Entry, Reserve, SharedReserve
+from lalora_flwr.ledger.sharing import counted
 from lalora_flwr.privacy.events import SampledGaussian, Target
 
 Steps = Counter[tuple[float, float]]  # (σ, q) -> steps
@@ -126,9 +127,10 @@ class Book:
             raise LedgerError(f"entry {number}: repeats an attempt of a secure sum")
         if not 0 <= entry.colluders < entry.sites or not entry.share**2 * (entry.sites - entry.colluders) >= entry.sigma**2:
             raise LedgerError(f"entry {number}: its shares do not make the noise that it counts with")
-        if self.alone(entry.dataset, plus=entry.event._replace(noise_multiplier=entry.share)) != entry.alone:
+        own = counted(entry.share)
+        if self.alone(entry.dataset, plus=entry.event._replace(noise_multiplier=own)) != entry.alone:
             raise LedgerError(f"entry {number}: its segments without the others' noise are not the sum of the entries before it")
-        return entry.share
+        return own
 
     def is_new(self, key: str, run: str, server_round: int, attempt: int) -> bool:
         """Whether an attempt of a secure sum comes after all of its run that were answered with this key."""

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+DIGITS = 3  # of a share as a dataset's sum holds it
+
+
+def counted(share: float) -> float:
+    """A share as it is composed, rounded down to `DIGITS` digits: a server that varies it cannot make the ledger long."""
+    rounded = float(f"{share:.{DIGITS - 1}e}")
+    if rounded > share:
+        step = 10.0 ** (math.floor(math.log10(rounded)) - DIGITS + 1)
+        rounded = float(f"{rounded - step:.{DIGITS - 1}e}")
+    return rounded
 
 
 @dataclass(frozen=True)

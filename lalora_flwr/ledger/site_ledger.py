@@ -18,7 +18,7 @@ from lalora_flwr.ledger.book import Book, Records
 from lalora_flwr.ledger.content import Appended
 from lalora_flwr.ledger.entries import EVALUATE, Commit, Reserve, SharedReserve, clock, written
 from lalora_flwr.ledger.file import LedgerFile
-from lalora_flwr.ledger.sharing import Sharing
+from lalora_flwr.ledger.sharing import Sharing, counted
 from lalora_flwr.privacy.accounting import HEADLINE
 from lalora_flwr.privacy.composition.composer import Composer
 from lalora_flwr.privacy.counting import Compose, RunLedger, at_least
@@ -84,7 +84,8 @@ class SiteLedger:
             max_epsilon, delta: the owner's budget for the dataset.
             compose: makes ε of steps; default: the accountant, with what it keeps in the ledger's cache folder.
             max_queries_per_day: most reservations on the dataset in 24 hours; see `Book.recent`.
-            max_epsilon_alone: the owner's budget if all other sites of secure sums side with the server; looked at by them only.
+            max_epsilon_alone: the owner's budget for all that is done to the dataset, if all other sites of its secure sums side
+                with the server.
             clock: the site's time, with its zone.
         """
         self._file, self._request = file, request
@@ -202,22 +203,26 @@ class SiteLedger:
             epsilon=epsilon,
             segments=segments,
         )
-        return run, self._shared(book, entry, request.sharing) if request.sharing else entry
+        own = counted(request.sharing.share) if request.sharing else sigma
+        alone = book.alone(request.dataset, plus=new._replace(noise_multiplier=own))
+        if request.sharing:
+            entry = self._shared(book, entry, request.sharing, alone)
+        if not self._max_epsilon_alone == math.inf and not self._alone(alone) <= self._max_epsilon_alone:
+            raise BudgetExhausted("budget: the site's records have no epsilon left for this round if all other sites collude")
+        return run, entry
 
-    def _shared(self, book: Book, entry: Reserve, sharing: Sharing) -> SharedReserve:
+    def _alone(self, alone: tuple[SampledGaussian, ...]) -> float:
+        return self._compose(alone, self._delta, ACCOUNTANT)
+
+    def _shared(self, book: Book, entry: Reserve, sharing: Sharing, alone: tuple[SampledGaussian, ...]) -> SharedReserve:
         """
         Raises:
             SiteRefusal: the site took part in the attempt, or a later one, before: its masks are good for one answer.
-            BudgetExhausted: the owner's budget for the worst case has no room.
         """
         if not book.is_new(sharing.key, entry.run, entry.round, sharing.attempt):
             raise SiteRefusal("sharing: the site has answered this attempt, or a later one, before")
-        alone = book.alone(entry.dataset, plus=entry.event._replace(noise_multiplier=sharing.share))
-        epsilon = self._compose(alone, self._delta, ACCOUNTANT)
-        if not epsilon <= self._max_epsilon_alone:
-            raise BudgetExhausted("budget: the site's records have no epsilon left for this round if all other sites collude")
         common = {f.name: getattr(entry, f.name) for f in fields(entry)}
-        return SharedReserve(**common, **vars(sharing), alone_epsilon=epsilon, alone=alone)
+        return SharedReserve(**common, **vars(sharing), alone_epsilon=self._alone(alone), alone=alone)
 
     def take_step(self) -> None:
         if self._open is None or self._run is None:

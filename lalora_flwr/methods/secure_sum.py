@@ -30,7 +30,7 @@ from lalora_flwr.wire.public import Public
 from lalora_flwr.wire.sharing import masked
 from lalora_flwr.wire.tensors import BadReply
 
-ROUNDING = 1 + 1e-12  # a share is a little above what it must be, so that no rounding makes a site refuse it
+SLACK = 1.001  # a share is a little above what it must be: sites' own σ may be of another version of numpy and scipy
 MOST_ATTEMPTS = 10**6  # of a round
 MOST_ALTOGETHER = 10**15  # records of all sites
 FAR = 40.0  # standard deviations of the whole noise that no honest sum is beyond the records' own
@@ -88,7 +88,7 @@ class Attempt:
 
 def share_for(needed: float, sites: int, colluders: int) -> float:
     """s with which ``sites`` sites, less ``colluders`` that add no noise, reach the noise multiplier ``needed`` together."""
-    return needed / math.sqrt(sites - colluders) * ROUNDING
+    return needed / math.sqrt(sites - colluders) * SLACK
 
 
 class SecureSum(Transport):

@@ -84,7 +84,10 @@ def read_roster(text: str) -> SharingRoster:
     if len(text) > LONGEST_ROSTER:
         raise ConfigError("roster: longer than any roster of sites")
     members: list[Member] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r").replace("\t", " ")
+        if not (line.isascii() and (line.isprintable() or not line)):  # some programs show as one line what others take for two
+            raise ConfigError(f"roster: line {number} holds other signs than plain ASCII")
         words = line.partition("#")[0].split()
         if not words:
             continue
@@ -162,15 +165,20 @@ class Secrets:
     def check(self) -> None:
         """
         Raises:
-            ConfigError: the site is not in its own roster, or a key there is no key to make a secret with.
+            ConfigError: the site is not in its own roster, or a key there is no key to make a secret with, or another form of
+                somebody else's: X25519 gives the same secret for a key, for it plus a point of small order, and for other
+                writings of it. Whoever publishes such a key poses as another site without knowing its private key.
         """
         if not self.name:
             raise ConfigError("roster: the public key of the site's own key file is not in it")
+        secrets: dict[bytes, str] = {}
         for member in self.roster.members:
             try:
-                self.own.exchange(X25519PublicKey.from_public_bytes(member.key))
+                secret = self.own.exchange(X25519PublicKey.from_public_bytes(member.key))
             except ValueError:
                 raise ConfigError(f"roster: the key of {member.name} is no public key that anybody has") from None
+            if (other := secrets.setdefault(secret, member.name)) != member.name:
+                raise ConfigError(f"roster: the keys of {other} and {member.name} are two forms of one key; ask both owners")
 
 
 def masked(
@@ -199,7 +207,8 @@ def masked(
         if member.key == own:
             continue
         secret = secrets.own.exchange(X25519PublicKey.from_public_bytes(member.key))
-        key = HKDF(SHA256(), length=32, salt=None, info=PROTOCOL + said.encode()).derive(secret)
+        pair = min(own, member.key) + max(own, member.key)  # two keys can have one secret with a third: see `Secrets.check`
+        key = HKDF(SHA256(), length=32, salt=None, info=PROTOCOL + pair + said.encode()).derive(secret)
         stream = Cipher(ChaCha20(key, NONCE), mode=None).encryptor().update(bytes(total.nbytes))
         mask = np.frombuffer(stream, dtype="<u8")
         if own < member.key:

@@ -17,9 +17,10 @@ from lalora_flwr.methods.secure_sum import share_of
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.wire.replies import COUNTERS
-from lalora_flwr.wire.sharing import Member, public_bytes
+from lalora_flwr.wire.sharing import Member, public_bytes, read_roster
 from tests.attacks.attacker import RECORDS, Draws, Signs, reserved_in, table, text_model
 from tests.attacks.circles import NAMES, Circle, sent, summed
+from tests.curve25519 import aliases
 
 C = 1.0
 
@@ -50,7 +51,8 @@ def test_an_honest_attempt_is_counted_with_share_roster_and_both_epsilons(circle
     assert any(entry.key in line for line in circle.lines() if line.startswith("north "))
     assert entry.sigma == circle.sigma <= entry.share * math.sqrt(3) and len(entry.roster) == 64
     assert entry.epsilon == epsilon_spent([SampledGaussian(entry.sigma, q, 1)], entry.delta)
-    assert entry.alone_epsilon == epsilon_spent([SampledGaussian(entry.share, q, 1)], entry.delta) > entry.epsilon
+    alone = epsilon_spent([SampledGaussian(entry.share, q, 1)], entry.delta)
+    assert entry.epsilon < alone <= entry.alone_epsilon < 1.02 * alone
     verify(LedgerFile(circle.folder / "north.ledger"))
     assert replies[0].counters["noise-multiplier"] == circle.sigma and set(replies[0].reply.content) == {"arrays", COUNTERS}
 
@@ -191,6 +193,15 @@ def test_subsets_of_replies_are_noise(circle: Circle) -> None:
     assert honest_or_noise(three, circle) < 1e3
 
 
+def test_an_owner_whose_key_is_a_twin_of_anothers_sums_with_nobody(circle: Circle) -> None:
+    lines = {line.split()[0]: line for line in circle.lines()}
+    (east,) = (member.key for member in read_roster(lines["east"]).members)
+    twin = Member("west", aliases(east)[3]).line
+    circle.roster("\n".join([lines["north"], lines["east"], lines["south"], twin]))
+    assert "cannot use its key or its roster" in circle.ask("north", circle.attempt()).reason
+    assert not reserved(circle)
+
+
 def test_a_key_that_somebody_swapped_in_one_roster_makes_the_sum_noise(circle: Circle) -> None:
     own = X25519PrivateKey.generate()
     lines = [line for line in circle.lines() if not line.startswith("east ")]
@@ -213,7 +224,7 @@ def test_what_colluders_leave_has_the_noise_that_the_ledger_counts(colluders: in
         parts = [sent(circle.ask(name, one, draws=silent.get(name))) for name in NAMES]
         values.append(summed(parts, share_of(one, C)))
     spread = np.sqrt((np.stack(values).std(axis=0, ddof=1) ** 2).mean())
-    assert 0.95 * circle.sigma * C < spread < 1.15 * circle.sigma * C
+    assert 0.85 * circle.sigma * C < spread < 1.2 * circle.sigma * C  # one colluder more or less moves it by 1.22 at least
     assert all(entry.sigma <= entry.share * math.sqrt(4 - colluders) for entry in reserved(circle))
 
 
@@ -223,7 +234,7 @@ def test_owners_with_two_sites_can_sum_but_gain_nothing_with_one_colluder(tmp_pa
     attempt = circle.attempt(names=pair)
     assert attempt.share >= circle.sigma
     total = summed([sent(circle.ask(name, attempt)) for name in pair], share_of(attempt, C))
-    assert np.isfinite(total).all() and reserved(circle)[0].alone_epsilon <= reserved(circle)[0].epsilon
+    assert np.isfinite(total).all() and reserved(circle)[0].alone_epsilon <= 1.01 * reserved(circle)[0].epsilon
     assert "fewer sites" in circle.ask("north", circle.attempt(number=2, names=("north",), share=99.0)).reason
 
 

@@ -60,7 +60,9 @@ def found(folder: Path, roster: str, **changed: object) -> list[tuple[str, str]]
 def test_a_site_check_says_who_sums_and_finds_what_is_wrong(tmp_path: Path) -> None:
     lines = [make(tmp_path, name) for name in ("north", "south", "east")]
     ((state, text),) = found(tmp_path, "\n".join(lines))
-    assert state == "ok" and text.startswith("sharing: north of 3 sites, at least 3 in a sum, 1 of them may collude; roster ")
+    assert state == "ok" and text.startswith(
+        "sharing: north of 3 sites (east, north, south), at least 3 in a sum, 1 may collude; roster "
+    )
     assert found(tmp_path, "\n".join(lines[:2]))[0][0] == "fault"
     assert found(tmp_path, "\n".join(lines), sharing_colluders=3)[0][0] == "fault"
     assert "the site's own key file is not in it" in found(tmp_path, "\n".join(lines[1:]))[0][1]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from lalora_flwr.ground.errors import BudgetExhausted, LedgerError, SiteRefusal
 from lalora_flwr.ledger.book import Book
-from lalora_flwr.ledger.entries import Commit, Genesis, Reserve, SharedReserve, from_json, to_json
+from lalora_flwr.ledger.entries import EVALUATE, Commit, Genesis, Reserve, SharedReserve, from_json, to_json
 from lalora_flwr.ledger.file import LedgerFile
-from lalora_flwr.ledger.sharing import Sharing
+from lalora_flwr.ledger.sharing import Sharing, counted
 from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.privacy.events import SampledGaussian
 from tests.ledger.forgeries import check, edited, rehashed
@@ -113,6 +113,31 @@ def test_the_worst_case_has_a_budget_of_its_own(path: Path) -> None:
         else:
             with pytest.raises(BudgetExhausted, match="if all other sites collude"):
                 ledger.reserve(2.0, 0.1, 1)
+
+
+def test_own_noise_and_answers_count_into_the_worst_case_too(path: Path) -> None:
+    """Or a server would spend sums up to the owner's limit, and then go on without them."""
+    spent = compose(LedgerFile(path).read().book.alone("default"), DELTA, "")
+    for about in (request(server_round=9), request(server_round=9, schedule=EVALUATE)):
+        ledger = SiteLedger(LedgerFile(path), about, 1e6, DELTA, compose, max_epsilon_alone=math.sqrt(spent**2 + 0.009))
+        ledger.identify("records of default")
+        with pytest.raises(BudgetExhausted, match="if all other sites collude"):
+            ledger.reserve(1.0, 0.1, 1)
+        ledger.reserve(2.0, 0.1, 1)
+        spent = math.sqrt(spent**2 + 0.0025)
+
+
+@given(st.floats(1e-6, 1e6))
+def test_a_share_counts_rounded_down_to_a_few_digits(share: float) -> None:
+    assert 0.99 * share < counted(share) <= share
+    assert counted(counted(share)) == counted(share) == float(f"{counted(share):.2e}")
+
+
+def test_a_server_that_varies_the_share_makes_no_long_sums(path: Path) -> None:
+    for server_round in range(10, 40):
+        shared_round(path, server_round=server_round, share=1.5 + server_round * 1e-9)
+    assert len(LedgerFile(path).read().book.alone("default")) == 4
+    check(path)
 
 
 steps = st.tuples(

@@ -29,6 +29,7 @@ from lalora_flwr.wire.sharing import (
     seeded_key,
     written_key,
 )
+from tests.curve25519 import aliases
 from tests.reference_masks import chacha20, hkdf_sha256, sha256
 
 Units = Mapping[str, NDArray[np.int64]]
@@ -71,7 +72,8 @@ def test_a_mask_is_that_of_the_standards() -> None:
     expected = np.concatenate([plain[name].reshape(-1) for name in sorted(plain)]).view(np.uint64).copy()
     for other in (two, three):
         secret = other.own.exchange(X25519PublicKey.from_public_bytes(public_bytes(one.own)))
-        stream = chacha20(hkdf_sha256(secret, PROTOCOL + said.encode(), 32), 8 * expected.size)
+        pair = b"".join(sorted([public_bytes(one.own), public_bytes(other.own)]))
+        stream = chacha20(hkdf_sha256(secret, PROTOCOL + pair + said.encode(), 32), 8 * expected.size)
         mask = np.frombuffer(stream, dtype="<u8")
         expected += mask if public_bytes(one.own) < public_bytes(other.own) else np.uint64(0) - mask
     got = np.concatenate([sent[name].reshape(-1) for name in sorted(sent)])
@@ -181,6 +183,49 @@ def test_a_roster_is_the_same_in_any_order_and_with_comments() -> None:
 def test_a_roster_that_is_none_is_refused_with_the_line(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         read_roster(text)
+
+
+def test_a_key_that_poses_as_anothers_takes_no_mask_away() -> None:
+    """X25519 gives one secret for a key and for it plus a point of small order: a colluder could publish such a twin of an
+    honest site's key, whose stream then met the honest one's with the other sign."""
+    tried = 0
+    for seed in range(12):
+        honest, twinned, _ = members(3, seed)
+        victim, imitated = public_bytes(honest.own), public_bytes(twinned.own)
+        for twin in aliases(imitated):
+            if (twin < victim) == (imitated < victim):
+                continue
+            secret = honest.own.exchange(X25519PublicKey.from_public_bytes(imitated))
+            assert honest.own.exchange(X25519PublicKey.from_public_bytes(twin)) == secret  # the attack's premise
+            roster = SharingRoster.of([*(Member(n, k) for n, k in (("a", victim), ("b", imitated), ("evil", twin)))])
+            site = Secrets(honest.own, roster, "9")
+            plain = units(seed, most=2**20)
+            for name, value in masked(plain, site, roster, BOUND).items():
+                assert (np.abs((value.view(np.int64) - plain[name]).astype(float)) > 2**50).any()
+            with pytest.raises(ConfigError, match="are two forms of one key"):
+                site.check()
+            tried += 1
+    assert tried > 10
+
+
+def test_another_writing_of_a_key_is_not_another_key() -> None:
+    one, two, _ = members(3)
+    flipped = public_bytes(two.own)[:31] + bytes([public_bytes(two.own)[31] ^ 128])
+    roster = SharingRoster.of([*one.roster.members, Member("evil", flipped)])
+    with pytest.raises(ConfigError, match="are two forms of one key"):
+        Secrets(one.own, roster, "9").check()
+    own = public_bytes(one.own)[:31] + bytes([public_bytes(one.own)[31] ^ 128])
+    with pytest.raises(ConfigError, match="are two forms of one key"):
+        Secrets(one.own, SharingRoster.of([*one.roster.members, Member("evil", own)]), "9").check()
+
+
+@pytest.mark.parametrize(
+    "sign", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\r", "\x00", "\u202e", "é"]
+)
+def test_a_line_hides_no_second_member(sign: str) -> None:
+    with pytest.raises(ConfigError, match="line 1 holds other signs than plain ASCII"):
+        read_roster(f"{LINES[0]}  # St Mary{sign}{LINES[1]}")
+    assert len(read_roster(f"{LINES[0]}\t# St Mary\r\n{LINES[1]}\r\n").members) == 2
 
 
 def test_a_site_must_be_in_its_roster_and_every_key_somebodys() -> None:
