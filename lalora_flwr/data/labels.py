@@ -106,7 +106,7 @@ def _no_classes(counts: Counter[str], problem: Problem) -> str:
 def _is_collection(text: str) -> bool:
     try:
         return isinstance(json.loads(text), list | dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

@@ -29,9 +29,9 @@ def ends_of(text: str) -> tuple[float, float]:
     """The range ``low,high``, whose ends belong to it.
 
     Raises:
-        ValueError: it is not two finite numbers, the smaller first.
+        ValueError: it is not two finite numbers, the smaller first, or they are so close that float64 has no middle between them.
     """
     low, high = (float(part) for part in text.split(","))
-    if "_" in text or not (low < high and math.isfinite(high - low)):
+    if "_" in text or not (low < low + (high - low) / 2 < high and math.isfinite(high - low)):
         raise ValueError("not two numbers, the smaller first")
     return low, high

@@ -81,7 +81,7 @@ class TextModel(BaseModel):
     def save_config(self, folder: Path) -> None:
         """The network's configuration, which holds the names of the classes."""
         config = copy.deepcopy(self.config)
-        if self.problem != SingleLabel():
+        if self.problem != SingleLabel() or config.problem_type:  # the published model's may be another
             config.problem_type = cast("Any", self.problem.transformers_name)
         if self.labels:
             config.id2label, config.label2id = dict(enumerate(self.labels)), {name: i for i, name in enumerate(self.labels)}

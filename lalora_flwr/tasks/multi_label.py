@@ -85,7 +85,7 @@ class MultiLabel(Problem):
 
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Those with all of their classes and no other."""
-        return ((logits > 0) == (targets > 0.5)).all(1)
+        return (((logits > 0) == (targets > 0.5)) & logits.isfinite()).all(1)
 
     def metrics(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
         """``auroc``, the mean over the classes with and without records; ``f1``, the mean over those with; ``exact_match``."""

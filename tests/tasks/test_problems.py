@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import mean_absolute_error, r2_score, roc_auc_score, root_mean_squared_error
 from torch import Tensor, nn
 
+from lalora_flwr.data.labels import _is_collection
 from lalora_flwr.gradients.engine import PerSampleGradients
+from lalora_flwr.ground.lists import ends_of
 from lalora_flwr.server.metrics import HEADLINE_OF, HEADLINES
 from lalora_flwr.settings import KEYS, DataSettings
 from lalora_flwr.tasks import problem_of
+from lalora_flwr.tasks.label_text import as_text
 from lalora_flwr.tasks.multi_label import LONGEST, MultiLabel
 from lalora_flwr.tasks.problem import Problem
 from lalora_flwr.tasks.regression import Regression
@@ -190,3 +193,26 @@ def test_tensors_of_other_labels_are_refused(kind: str) -> None:
     width = PROBLEMS[kind][1]
     assert not problem.refusal(targets, width)
     assert problem.refusal(targets + 4, width) and problem.refusal(targets.unsqueeze(0), width)
+
+
+def test_a_label_of_combining_marks_takes_no_longer_than_another() -> None:
+    """Bringing a text to NFC takes the square of its marks in a row: 80 kB took a site five seconds, 16 MB would take days."""
+    marks = "a" + "\u0301\u0327" * 2_000_000
+    assert as_text(marks) == marks and as_text(f" {marks} ") == marks
+    assert as_text("e\u0301" * 300) == "\u00e9" * 300
+    assert MultiLabel().target("e|" + marks, {"e": 0}) is None and MultiLabel().target("e|" + marks[:60000], {"e": 0}) is None
+
+
+def test_outputs_that_are_not_finite_are_not_right() -> None:
+    outputs = torch.tensor([[math.nan, -1.0], [-1.0, -1.0], [-math.inf, -1.0]])
+    assert MultiLabel().right(outputs, torch.zeros(3, 2)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("text", ["0,5e-324", "1,1.0000000000000002", "3,3", "4,3"])
+def test_bounds_with_nothing_between_them_are_no_range(text: str) -> None:
+    with pytest.raises(ValueError, match="not two numbers"):
+        ends_of(text)
+
+
+def test_a_label_that_is_nested_too_deeply_is_no_collection() -> None:
+    assert not _is_collection("[" * 100_000) and _is_collection("[1]")
