@@ -287,3 +287,12 @@ def test_a_tokenizer_of_other_words_gives_other_tokens(tmp_path: Path) -> None:
     assert load(tmp_path, of(2)).tokenizer("bad good")["input_ids"] == before
     save_tokenizer(tmp_path, "bert")
     assert load(tmp_path, of(2)).tokenizer("good bad")["input_ids"] == before
+
+
+@pytest.mark.parametrize("published", ["multi_label_classification", "regression", None])
+def test_a_saved_configuration_says_the_runs_own_kind_of_problem(published: str | None, tmp_path: Path) -> None:
+    save_hf(tmp_path / "model", "bert", "classifier", num_labels=2, problem_type=published)
+    (tmp_path / "out").mkdir()
+    load(tmp_path / "model", of(2)).save_config(tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "config.json").read_text()).get("problem_type")
+    assert said == ("single_label_classification" if published else None)
