@@ -8,7 +8,8 @@ run: $(VENV)/installed  ## fine-tune the embedded model across four sites; resul
 	$(BIN)/lalora run
 
 test: $(VENV)/installed lint  ## style, types and the fast tests
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not faults"
+	$(BIN)/pytest -m "not slow and not faults" tests/probes  # a process of their own: they register themselves for good
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not faults" --ignore=tests/probes
 
 test-slow: $(VENV)/installed  ## the tests that start real Flower simulations
 	$(BIN)/pytest -m "slow and not nightly"
