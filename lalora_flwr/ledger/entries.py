@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from lalora_flwr.ground.errors import LedgerError
+from lalora_flwr.ledger.sharing import Sharing
 from lalora_flwr.privacy.events import SampledGaussian, Target
 
 FORMAT = 1
@@ -80,25 +81,15 @@ class Reserve:
 
 
 @dataclass(frozen=True)
-class SharedReserve(Reserve):
+class SharedReserve(Reserve, Sharing):
     """A step whose noise several sites share: only their sum has it, and a site's own part of it is less.
 
     ``sigma``, ``epsilon`` and ``segments`` hold if at most ``colluders`` of the other sites side with the server.
 
     Attributes:
-        attempt: its number within the round; a site never answers one twice, since its masks are good for one answer.
-        share: noise multiplier of the site's own part.
-        sites, colluders, roster: how many sum, how many may collude, and the digest of their names and keys.
-        key: the public key of the site's masks.
         alone_epsilon, alone: as ``epsilon`` and ``segments``, if all other sites side with the server.
     """
 
-    attempt: int
-    share: float
-    sites: int
-    colluders: int
-    roster: str
-    key: str
     alone_epsilon: float
     alone: tuple[SampledGaussian, ...]
 

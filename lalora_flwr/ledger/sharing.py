@@ -22,7 +22,7 @@ class Sharing:
     """A share of one noise.
 
     Attributes:
-        attempt: its number within the round.
+        attempt: its number within the round; a site never answers one twice, since its masks are good for one answer.
         share: the noise multiplier of the site's own part.
         sites: how many sum.
         colluders: how many of them the owner wants the guarantee to survive.

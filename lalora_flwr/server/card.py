@@ -107,7 +107,7 @@ def _shared(summary: Summary) -> list[str]:
     if summary.epsilon_alone is None:
         return []
     return [
-        "The sites shared one noise by secure sums, of which the server saw no part: this ε holds if at most "
+        "The sites shared one noise by secure sums, of which the server saw nothing but the sums: this ε holds if at most "
         f"{_count(summary.colluders or 0, 'other site')} told the server all they know and added no noise; if all others did, "
         f"ε = {summary.epsilon_alone:.4g}."
     ]

@@ -110,10 +110,12 @@ def _decoded(text: str) -> bytes:
 
 
 def public_bytes(key: X25519PrivateKey) -> bytes:
+    """The public key that belongs to it, 32 bytes."""
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
 def written_public(key: X25519PrivateKey) -> str:
+    """The same in base64, as rosters have it."""
     return base64.b64encode(public_bytes(key)).decode()
 
 
