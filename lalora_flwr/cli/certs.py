@@ -77,7 +77,7 @@ def supernode_keys(out: Path, names: list[str]) -> list[Path]:
         key = ec.generate_private_key(ec.SECP384R1())
         files[name] = _pem(key, PrivateFormat.OpenSSH)
         files[f"{name}.pub"] = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
-    return _write(out, files, secret=set(names))
+    return write_new(out, files, secret=set(names))
 
 
 def superlink_files(out: Path, hosts: list[str], days: int) -> list[Path]:
@@ -101,7 +101,7 @@ def superlink_files(out: Path, hosts: list[str], days: int) -> list[Path]:
         raise ConfigError(f"--days {days}: {out / 'ca.crt'} itself holds only until {authority.not_valid_after_utc:%Y-%m-%d}")
     certificate, key = make_certificate(authority, authority_key, names, now, end)
     files |= {"superlink.crt": certificate.public_bytes(Encoding.PEM), "superlink.key": _pem(key)}
-    return _write(out, files, secret={"ca.key", "superlink.key"})
+    return write_new(out, files, secret={"ca.key", "superlink.key"})
 
 
 def make_authority(now: datetime.datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -189,8 +189,17 @@ def _pem(key: ec.EllipticCurvePrivateKey, form: PrivateFormat = PrivateFormat.PK
     return key.private_bytes(Encoding.PEM, form, NoEncryption())
 
 
-def _write(out: Path, files: dict[str, bytes], *, secret: set[str]) -> list[Path]:
-    """Write new files; all or, if one exists, none."""
+def write_new(out: Path, files: dict[str, bytes], *, secret: set[str]) -> list[Path]:
+    """Write new files; all or, if one exists, none.
+
+    Args:
+        out: their folder, made if it is missing.
+        files: content by name.
+        secret: those that their owner alone may read.
+
+    Raises:
+        ConfigError: one exists, or cannot be written.
+    """
     for name in files:
         if os.path.lexists(out / name):
             raise ConfigError(f"{out / name} exists; it is never overwritten: move it away or choose another folder")

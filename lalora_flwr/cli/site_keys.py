@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from lalora_flwr.cli.certs import write_new
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.wire.sharing import NAME, NAMES, Member, public_bytes, written_key
+from lalora_flwr.wire.profile import NAME, NAMES
+from lalora_flwr.wire.sharing import Member, public_bytes, written_key
 
 
 def keys(
@@ -24,18 +25,10 @@ def keys(
     """
     if not NAME.fullmatch(name):
         raise ConfigError(f"{name!r}: a site's name is {NAMES}")
-    file = out / f"{name}.sharing.key"
-    key = X25519PrivateKey.generate()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
-            opened.write(written_key(key))
-    except FileExistsError:
-        raise ConfigError(f"{file}: is there already; a key is never overwritten, since the rosters of others hold it") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be written: {error.strerror}") from None
+    file, key = f"{name}.sharing.key", X25519PrivateKey.generate()
+    (made,) = write_new(out, {file: written_key(key)}, secret={file})
     typer.echo(Member(name, public_bytes(key)).line)
     typer.echo(
-        f"the private key is {file}; put the line above into the roster file of every owner, and name both in the", err=True
+        f"the private key is {made}; put the line above into the roster file of every owner, and name both in the", err=True
     )
-    typer.echo(f'site\'s node-config: sharing-key="{file.absolute()}" sharing-roster="…"', err=True)
+    typer.echo(f'site\'s node-config: sharing-key="{made.absolute()}" sharing-roster="…"', err=True)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a site in the owners' rosters
+NAMES = "of at most 64 letters, digits, dots, dashes and underscores, the first a letter or a digit"
 
 
 @dataclass(frozen=True)

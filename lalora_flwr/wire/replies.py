@@ -11,12 +11,12 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from lalora_flwr.wire.orders import ARRAYS, MEMORY
+from lalora_flwr.wire.profile import NAME
 from lalora_flwr.wire.tensors import MOST_HEADER, BadReply
 
 COUNTERS, IDENTITY, PROFILE, SHARING, SITE_METRICS = "counters", "identity", "profile", "sharing", "site-metrics"
 IDENTITY_QUERY = "query.identity"
 LONGEST_WORDS = 1000  # letters of a profile
-LONGEST_NAME = 64  # letters of a name in a roster
 MOST_RECORDS = 10**9  # of one site
 
 
@@ -193,7 +193,7 @@ def _sharing(content: RecordDict) -> tuple[str, int]:
     record = content[SHARING]
     known = isinstance(record, ConfigRecord) and set(record) == {"name", "records"}
     name, records = (record["name"], record["records"]) if known and isinstance(record, ConfigRecord) else (None, None)
-    named = isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isascii() and name.isprintable()
+    named = isinstance(name, str) and NAME.fullmatch(name) is not None
     if not named or type(records) is not int or not 1 <= records <= MOST_RECORDS:
         raise BadReply("its name and its number of records are not the declared ones")
     return str(name), records

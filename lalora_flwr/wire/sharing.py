@@ -11,7 +11,6 @@ import base64
 import binascii
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -25,11 +24,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from numpy.typing import NDArray
 
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.wire.profile import NAME, NAMES
 
 PROTOCOL = b"lalora-flwr secure sum 1\n"
 NONCE = bytes(16)  # each key of a stream is used once
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-NAMES = "of at most 64 letters, digits, dots, dashes and underscores, the first a letter or a digit"
 LONGEST_ROSTER = 1 << 20  # letters
 
 

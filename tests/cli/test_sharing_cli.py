@@ -46,7 +46,7 @@ def test_a_key_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixtur
     before = (tmp_path / "north.sharing.key").read_bytes()
     with pytest.raises(SystemExit) as caught:
         main(["site", "keys", "north", "--out", str(tmp_path)])
-    assert caught.value.code == 2 and "is there already" in capsys.readouterr().err
+    assert caught.value.code == 2 and "is never overwritten" in capsys.readouterr().err
     assert (tmp_path / "north.sharing.key").read_bytes() == before
 
 
