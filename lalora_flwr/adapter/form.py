@@ -28,9 +28,11 @@ class Adapter:
         layout: the slots, in the order in which they are clipped, noised and stepped.
         parameters: the model's parameter of each slot, by the slot's name, in the order of the layout.
         in_peft: whether PEFT loads the folder that `save` writes.
+        of_base: slots that take the place of a tensor of the base model, by that tensor's name.
     """
 
     in_peft = False
+    of_base: Mapping[str, str] = {}
 
     def __init__(self, model: nn.Module, slots: Mapping[Slot, nn.Parameter]) -> None:
         """

@@ -26,6 +26,8 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings
 
+TRAINED_HEADS = ("trained", "ridge")  # values of lora.head; the second says where it starts
+
 
 def _short(names: Iterable[str], limit: int = 8) -> str:
     names = list(names)
@@ -57,7 +59,7 @@ def _excluded(head: str, trained: bool) -> str | None:
 
 def trains_head(base: BaseModel, lora: LoraSettings) -> bool:
     """Whether the classification head is trained: as ``lora.head`` says, or with ``auto`` if it is new and so knows nothing."""
-    return base.fresh_head if lora.head == "auto" else lora.head == "trained"
+    return base.fresh_head if lora.head == "auto" else lora.head in TRAINED_HEADS
 
 
 def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
@@ -110,7 +112,12 @@ class LoraAdapter(Adapter):
     def __init__(self, model: PeftModel, base: BaseModel, lora: LoraSettings) -> None:
         self._base, self._trained = base, trains_head(base, lora)
         self._scale = lora.rank / lora.alpha
-        super().__init__(model, dict(_slots(model)))
+        slots, self.of_base = {}, {}
+        for slot, parameter, own in _slots(model):
+            slots[slot] = parameter
+            if own:
+                self.of_base[own] = slot.name
+        super().__init__(model, slots)
 
     @torch.no_grad()
     def stir(self, generator: torch.Generator) -> None:
@@ -143,8 +150,8 @@ class Lora(AdapterForm):
         """
         refuse_batch_norm(base)
         trained = trains_head(base, settings)
-        if settings.head == "trained" and not base.head:
-            raise ConfigError(f"lora.head = 'trained': {base.name} has no classification head here; leave it frozen")
+        if settings.head in TRAINED_HEADS and not base.head:
+            raise ConfigError(f"lora.head = {settings.head!r}: {base.name} has no classification head here; leave it frozen")
         targets = resolve_targets(base, settings)
         _refuse_rank(base, settings, targets)
         config = LoraConfig(
@@ -171,21 +178,25 @@ LORA = Lora()
 DEFAULT = "default"  # the name under which PEFT keeps a model's only adapter
 
 
-def _slots(model: PeftModel) -> Iterator[tuple[Slot, nn.Parameter]]:
-    """What PEFT trains, in the order of the model, under the names of PEFT's own adapter folders."""
-    roles: dict[int, Slot] = {}
+def _slots(model: PeftModel) -> Iterator[tuple[Slot, nn.Parameter, str]]:
+    """What PEFT trains, in the order of the model, under the names of PEFT's own adapter folders.
+
+    With each, its name in the base model if it takes the place of a tensor there.
+    """
+    roles: dict[int, tuple[Slot, str]] = {}
     for name, module in model.named_modules():
         layer = name.removeprefix(WRAPPED)
         if isinstance(module, LoraLayer):
             for part, axis in ((LORA_A, 1), (LORA_B, 0)):
                 weight = getattr(module, part)[DEFAULT].weight
-                roles[id(weight)] = Slot(f"{name}.{part}.weight", layer, part, tuple(weight.shape), axis)
+                roles[id(weight)] = Slot(f"{name}.{part}.weight", layer, part, tuple(weight.shape), axis), ""
         elif isinstance(module, ModulesToSaveWrapper):
             for own, weight in module.modules_to_save[DEFAULT].named_parameters():
-                roles[id(weight)] = Slot(f"{name}.{own}", layer, HEAD, tuple(weight.shape))
+                roles[id(weight)] = Slot(f"{name}.{own}", layer, HEAD, tuple(weight.shape)), f"{layer}.{own}"
     for parameter in model.parameters():
         if id(parameter) in roles:
-            yield roles[id(parameter)], parameter
+            slot, own = roles[id(parameter)]
+            yield slot, parameter, own
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ is post-processing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -40,6 +40,8 @@ from lalora_flwr.tasks.regression import Regression
 WEIGHT = 0.5  # w: of the features' own products
 LENGTH = 100.0  # of a record's gradient before it is clipped, of all records the same; C may be as large
 PUBLIC_AT_ONCE = 128  # records
+SPREAD = 1.25  # root mean square of logits about their mean: of two classes at 0.92, or of ten at 0.87
+TINY = 1e-12  # spread of a head that says nothing
 LEAST = 1e-9  # of the largest eigenvalue: a floor where there is no noise
 GRAM, CROSS, CENTRE = "gram", "cross", "centre"
 
@@ -125,16 +127,42 @@ class RidgeAdapter(Adapter):
 
     def prepared(self, base: BaseModel, public: RecordSet) -> dict[str, Tensor]:
         """Sums of zero around the mean features of the public records, whose labels are not looked at."""
-        self.model.eval()
         total, count = torch.zeros_like(self._layer.centre, dtype=torch.float64), 0
-        with torch.inference_mode():
-            for part in public.parts(torch.arange(len(public)), PUBLIC_AT_ONCE):
-                inputs, labels = public.batch(part)
-                if len(labels):
-                    base.logits(self.model, to_device(inputs, self.device))
-                    total += self._layer.seen.double().sum(0)
-                    count += len(labels)
+        for _ in self._logits(base, public):
+            total += self._layer.seen.double().sum(0)
+            count += len(self._layer.seen)
         return {**self.state(), f"{self._path}.{CENTRE}": (total / max(1, count)).float().cpu()}
+
+    @torch.inference_mode()
+    def _logits(self, base: BaseModel, public: RecordSet) -> Iterator[Tensor]:
+        """Of public records, some at once."""
+        self.model.eval()
+        for part in public.parts(torch.arange(len(public)), PUBLIC_AT_ONCE):
+            inputs, labels = public.batch(part)
+            if len(labels):
+                yield base.logits(self.model, to_device(inputs, self.device))
+
+    def as_linear(self) -> dict[str, Tensor]:
+        """The loaded head as the tensors of the linear layer that it stands for, by their names in the base model."""
+        linear = nn.Linear(self._layer.head.shape[1], self._layer.head.shape[0])
+        with torch.no_grad():
+            linear.weight.copy_(self._layer.head)
+            linear.bias.copy_(-self._layer.head @ self._layer.centre)
+        return {f"{self._path}.{name}": value for name, value in linear.state_dict().items()}
+
+    def as_start(self, base: BaseModel, public: RecordSet) -> dict[str, Tensor]:
+        """As `as_linear`, for a cross-entropy to go on from.
+
+        The head's outputs estimate targets of norm 1, which as logits would call every class about as likely. They are scaled
+        until those of the public records, whose labels are not looked at, deviate from a record's mean by `SPREAD`.
+        """
+        total, count = 0.0, 0
+        for logits in self._logits(base, public):
+            logits = logits.double()
+            total += float((logits - logits.mean(1, keepdim=True)).square().sum())
+            count += logits.numel()
+        scale = SPREAD / max((total / max(1, count)) ** 0.5, TINY)
+        return {name: value * scale for name, value in self.as_linear().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         super().load(state)
@@ -151,13 +179,9 @@ class RidgeAdapter(Adapter):
     def save(self, folder: Path) -> None:
         """The sums, and the head as stock layers: ``head.safetensors`` holds the tensors of the network's own head."""
         super().save(folder)
-        linear = nn.Linear(self._layer.head.shape[1], self._layer.head.shape[0])
-        with torch.no_grad():
-            linear.weight.copy_(self._layer.head)
-            linear.bias.copy_(-self._layer.head @ self._layer.centre)
         own = f"{self._path}."
         tensors = {name: value for name, value in head_tensors(self._base).items() if not name.startswith(own)}
-        tensors |= {own + name: value for name, value in linear.state_dict().items()}
+        tensors |= self.as_linear()
         if self._base.published.inside:  # the model elsewhere has no head, and the card applies this one
             tensors = {name.removeprefix(f"{self._base.head}."): value for name, value in tensors.items()}
         replace_file(folder / HEAD_FILE, save(tensors), mode=PUBLIC)

@@ -118,12 +118,16 @@ def print_plan(settings: Settings, plan: Plan, console: Console) -> None:
         for colluders in shown:
             table.add_row(str(colluders) + (" (all)" if colluders == len(curve) - 1 else ""), f"{curve[colluders]:.3f}")
         console.print(table)
-    rounds = settings.rounds_per_site
+    rounds = settings.rounds_per_site + min(1, plan.ridge_steps)
     shown = sorted({max(1, math.ceil(rounds * i / ROWS)) for i in range(1, ROWS + 1)})
     table = Table("rounds a site served", "predicted ε", box=None, header_style="bold")
     for served in shown:
         table.add_row(str(served), f"{plan.epsilon_after(served, settings):.3f}")
     console.print(table)
+
+
+def _rounds(settings: Settings) -> str:
+    return f"a ridge head, then {settings.num_rounds - 1} rounds" if settings.ridge_first else f"{settings.num_rounds} rounds"
 
 
 def _head(plan: Plan) -> str:
@@ -138,7 +142,7 @@ def _facts(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
         ("method", f"{settings.strategy}: schedule {plan.schedule}, filter {plan.filter}, head {_head(plan)}"),
         ("model", f"{settings.model.name}: {plan.trainable:,} trainable and {plan.frozen:,} frozen parameters"),
         ("sites", f"{settings.num_supernodes}, {plan.records} records each in an equal split"),
-        ("steps", f"{settings.num_rounds} rounds x {train.local_steps} local steps; at most {plan.steps} a site"),
+        ("steps", f"{_rounds(settings)} x {train.local_steps} local steps; at most {plan.steps} a site"),
         ("sample rate q", f"{mechanism.sample_rate:.4g} (expected batch {mechanism.expected_batch:.4g})"),
         ("bytes a round", f"{plan.bytes_down:,} down and {up} up, a site"),
     ]
@@ -151,8 +155,12 @@ def _facts(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
             f"ε ≤ {privacy.epsilon:g} at δ = {privacy.delta:g}, one record of a site, add/remove, {privacy.accountant.upper()}",
         ),
     ]
+    if plan.ridge_steps:
+        share = settings.privacy.ridge_share
+        of_head = f"σ = {plan.head_noise:.4f}, all records once: ε ≤ {share * privacy.epsilon:g} of the above alone"
+        facts.append(("ridge head", of_head + (" and for one repeat" if plan.ridge_steps > 1 else "")))
     if plan.sharing:
-        repeats = settings.rounds_per_site - settings.num_rounds
+        repeats = settings.rounds_per_site - settings.num_rounds + settings.ridge_first
         own = f"each of {plan.sharing} sites adds {plan.share:.4f} C, and the server sees their sum only"
         facts += [
             ("shared noise", f"{own}; ε holds if at most {plan.colluders} of them side with the server"),

@@ -15,7 +15,7 @@ from typing import Any
 from lalora_flwr.ground.errors import LedgerError
 from lalora_flwr.ledger.entries import EVALUATE, Commit, Entry, Reserve, SharedReserve
 from lalora_flwr.ledger.sharing import counted
-from lalora_flwr.privacy.events import SampledGaussian, Target
+from lalora_flwr.privacy.events import SampledGaussian
 
 Steps = Counter[tuple[float, float]]  # (σ, q) -> steps
 Rows = list[list[Any]]  # [σ, q, steps], as JSON holds them: of many runs only a few are ever looked at
@@ -72,7 +72,6 @@ class Book:
         self._datasets: dict[str, _Dataset] = {}
         self._runs: dict[str, dict[str, Rows]] = {}  # dataset -> run -> steps
         self._names: dict[str, str] = {}  # fingerprint -> dataset
-        self._noise: dict[str, float] = {}  # target and q -> σ
         self._open: dict[int, _Open] = {}
         self._attempts: dict[str, tuple[int, int]] = {}  # public key and run -> newest (round, attempt) of a secure sum
         for entry in entries:
@@ -107,7 +106,6 @@ class Book:
         run = None if entry.schedule == EVALUATE else entry.run
         if run is not None:
             _add(self._runs.setdefault(entry.dataset, {}).setdefault(run, []), entry.sigma, entry.q, entry.steps)
-            self._noise.setdefault(_key(entry.target, entry.q), entry.sigma)
         self._names[entry.fingerprint] = entry.dataset
         dataset = self._datasets.setdefault(entry.dataset, _Dataset())
         dataset.totals[entry.sigma, entry.q] += entry.steps
@@ -174,10 +172,6 @@ class Book:
         """The same for the steps that one run took in training; evaluations are not among them."""
         return _sorted(_counted(self._runs.get(dataset, {}).get(run, [])))
 
-    def noise_for(self, target: Target, sample_rate: float) -> float | None:
-        """σ of the first training on any dataset with this target and q."""
-        return self._noise.get(_key(target, sample_rate))
-
     def recent(self, dataset: str, now: datetime) -> int:
         """Reservations on a dataset in the last 24 hours, and up to an hour more, since it counts by hours.
 
@@ -197,7 +191,6 @@ class Book:
             },
             "runs": self._runs,
             "names": self._names,
-            "noise": self._noise,
             "attempts": {run: list(newest) for run, newest in self._attempts.items()},
             "open": [[number, *astuple(reservation)] for number, reservation in self._open.items()],
         }
@@ -214,14 +207,10 @@ class Book:
         for name, (totals, alone, records, hours) in state["datasets"].items():
             last = Records(*records) if records else None
             book._datasets[name] = _Dataset(_counted(totals), _counted(alone), last, dict(map(tuple, hours)))
-        book._runs, book._names, book._noise = dict(state["runs"]), dict(state["names"]), dict(state["noise"])
+        book._runs, book._names = dict(state["runs"]), dict(state["names"])
         book._attempts = {run: (newest[0], newest[1]) for run, newest in state["attempts"].items()}
         book._open = {number: _Open(*values) for number, *values in state["open"]}
         return book
-
-
-def _key(target: Target, sample_rate: float) -> str:
-    return " ".join(map(repr, (*target, sample_rate)))
 
 
 def _add(rows: Rows, sigma: float, q: float, steps: int) -> None:

@@ -35,8 +35,9 @@ class Request:
     With the ``schedule`` `EVALUATE` it asks for a noised answer about the run's adapter: its step counts into the dataset's
     ε and the day's queries, and is held to neither the run's ε nor its steps, which are those of training.
 
-    ``counted_steps`` are those the server counted for the run before. A resumed run has a new id, so its own count
-    starts from them; they can only raise it, and the dataset's budget never looks at them.
+    ``counted_steps``, of which ``counted_before`` were for a ridge head, are those the server counted for the run before. A
+    resumed run has a new id, so its own count starts from them; they can only raise it, and the dataset's budget never looks at
+    them.
 
     With a ``sharing`` the steps' noise is shared in a secure sum.
     """
@@ -49,6 +50,7 @@ class Request:
     clip_norm: float
     target: Target
     counted_steps: int = 0
+    counted_before: int = 0
     sharing: Sharing | None = None
 
     @property
@@ -101,10 +103,6 @@ class SiteLedger:
     def identify(self, fingerprint: str) -> None:
         """Say which records will be used; needed before `reserve`."""
         self._fingerprint = fingerprint
-
-    def known_noise(self, sample_rate: float) -> float | None:
-        """σ as calibrated before for the same target and q; it follows from those alone, and takes seconds to find."""
-        return self._file.state().book.noise_for(self._request.target, sample_rate)
 
     def queries_today(self) -> int:
         """Reservations on the dataset that count into the owner's max-queries-per-day now."""
@@ -175,7 +173,9 @@ class SiteLedger:
         if request.evaluates:
             run = RunLedger(request.target._replace(epsilon=math.inf, steps=steps))
         else:
-            run = self._run_ledger(at_least(self._history(book), request.counted_steps, sigma, q))
+            before = request.target.begun(request.counted_before)
+            history = at_least(self._history(book), request.counted_steps, sigma, q, before)
+            run = self._run_ledger(history)
         run.reserve(sigma, q, steps)
         segments = book.segments(request.dataset, plus=new)
         epsilon = self._compose(segments, self._delta, ACCOUNTANT)

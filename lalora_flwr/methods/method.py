@@ -9,7 +9,7 @@ from lalora_flwr.adapter.slots import Layout
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.filters import NONE, Filter
 from lalora_flwr.methods.merges import MEAN, Merge
-from lalora_flwr.methods.schedules import Schedule, schedule_of
+from lalora_flwr.methods.schedules import Later, Schedule, schedule_of
 from lalora_flwr.methods.secure_sum import SECURE_SUM
 from lalora_flwr.methods.transport import PLAIN, Transport
 from lalora_flwr.methods.travel import EVERYTHING, GradientsUp, Travel, Turn
@@ -54,9 +54,10 @@ class Method:
         """
         schedule, filter, merge = settings.lora.schedule, settings.filter.name, settings.merge.name
         chosen = self.schedule if schedule == "auto" else schedule_of(schedule)
+        chosen = chosen.by_round() if settings.train.local_steps == 1 else chosen
         return replace(
             self,
-            schedule=chosen.by_round() if settings.train.local_steps == 1 else chosen,
+            schedule=Later(chosen, 1) if settings.ridge_first else chosen,
             filter=self.filter if filter == "auto" else FILTERS.get(filter, Filter),
             merge=self.merge if merge == "auto" else MERGES.get(merge, Merge),
             average=self.average if settings.merge.average == "auto" else settings.merge.average == "ema",

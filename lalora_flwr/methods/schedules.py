@@ -116,6 +116,26 @@ def _with(layout: Layout, letters: str) -> Mask:
     return layout.names - layout.of(*still)
 
 
+class Later(Schedule):
+    """Another schedule, a number of rounds later: what comes before is not its own."""
+
+    def __init__(self, schedule: Schedule, rounds: int) -> None:
+        self._schedule, self._rounds = schedule, rounds
+        self.text, self.period = schedule.text, schedule.period
+
+    def fits(self, layout: Layout) -> None:
+        self._schedule.fits(layout)
+
+    def mask(self, layout: Layout, server_round: int, step: int, directive: Public) -> Mask:
+        return self._schedule.mask(layout, max(1, server_round - self._rounds), step, directive)
+
+    def ever(self, layout: Layout) -> Mask:
+        return self._schedule.ever(layout)
+
+    def accepts(self, layout: Layout, directive: Public) -> bool:
+        return self._schedule.accepts(layout, directive)
+
+
 class Patterns(Schedule):
     """``step`` or ``round`` before a pattern is named."""
 

@@ -111,10 +111,17 @@ def _prv_epsilon(history: tuple[SampledGaussian, ...], delta: float, eps_error: 
 
 
 @lru_cache(maxsize=4096)
-def noise_multiplier_for(epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str = HEADLINE) -> float:
+def noise_multiplier_for(
+    epsilon: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    accountant: str = HEADLINE,
+    before: tuple[SampledGaussian, ...] = (),
+) -> float:
     """The σ, to a tolerance of 0.5 % in ε, whose ``steps`` steps cost at most ε at δ; 0 for ε = inf.
 
-    Guarantee: `epsilon_spent` of all the steps is at most ε.
+    Guarantee: `epsilon_spent` of all the steps, and those ``before``, is at most ε.
 
     Args:
         epsilon: the whole budget of the site.
@@ -122,6 +129,7 @@ def noise_multiplier_for(epsilon: float, delta: float, sample_rate: float, steps
         sample_rate: q, each record's probability of being in a step's batch.
         steps: the most steps the site may take.
         accountant: ``pld``, ``rdp`` or ``prv``.
+        before: other steps that the budget is also for.
 
     Raises:
         ConfigError: if no noise level reaches ε.
@@ -129,7 +137,7 @@ def noise_multiplier_for(epsilon: float, delta: float, sample_rate: float, steps
     if math.isinf(epsilon):
         return 0.0
     try:
-        sigma = _search(epsilon, delta, sample_rate, steps, accountant)
+        sigma = _search(epsilon, delta, sample_rate, steps, accountant, before)
     except (ValueError, RuntimeError, MemoryError, OverflowError):
         sigma = None
     if sigma is None:
@@ -140,7 +148,9 @@ def noise_multiplier_for(epsilon: float, delta: float, sample_rate: float, steps
     return sigma
 
 
-def _search(epsilon: float, delta: float, q: float, steps: int, accountant: str) -> float | None:
+def _search(
+    epsilon: float, delta: float, q: float, steps: int, accountant: str, before: tuple[SampledGaussian, ...]
+) -> float | None:
     """By secants of log ε over log σ, from the central limit; None if the largest σ is not enough."""
     least, most = math.log(_LEAST_NOISE), math.log(_MOST_NOISE)
     goal = math.log(_GOAL * epsilon)
@@ -148,7 +158,7 @@ def _search(epsilon: float, delta: float, q: float, steps: int, accountant: str)
     high: tuple[float, float] | None = None  # enough
     x = min(max(math.log(_central_limit(epsilon, delta, q, steps)), least), most)
     for _ in range(100):
-        spent = epsilon_spent([SampledGaussian(math.exp(x), q, steps)], delta, accountant)
+        spent = epsilon_spent([*before, SampledGaussian(math.exp(x), q, steps)], delta, accountant)
         if spent <= epsilon:
             if spent >= _TOLERANCE * epsilon or x <= least:
                 return math.exp(x)

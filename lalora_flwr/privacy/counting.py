@@ -116,7 +116,17 @@ def _extend(history: Sequence[SampledGaussian], new: SampledGaussian) -> list[Sa
     return [*history, new]
 
 
-def at_least(history: Sequence[SampledGaussian], steps: int, sigma: float, q: float) -> list[SampledGaussian]:
-    """The history with the steps added, at σ and q, that it lacks to hold ``steps`` in all; never fewer than it holds."""
-    missing = steps - sum(event.steps for event in history)
-    return _extend(history, SampledGaussian(sigma, q, missing)) if missing > 0 else list(history)
+def at_least(
+    history: Sequence[SampledGaussian], steps: int, sigma: float, q: float, before: Sequence[SampledGaussian] = ()
+) -> list[SampledGaussian]:
+    """The history with the steps added that it lacks to hold ``steps`` in all, and those ``before``; never fewer than it holds.
+
+    What is added is at σ and q, but for what the history lacks of those before.
+    """
+    found = list(history)
+    for event in before:
+        known = sum(own.steps for own in history if own[:2] == event[:2])
+        if event.steps > known:
+            found = _extend(found, event._replace(steps=event.steps - known))
+    missing = steps - sum(event.steps for event in found)
+    return _extend(found, SampledGaussian(sigma, q, missing)) if missing > 0 else found

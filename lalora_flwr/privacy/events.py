@@ -42,9 +42,27 @@ class SampledGaussian(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What a run calibrates its noise for: ε at δ after the most steps that a site may take, by an accountant."""
+    """What a run calibrates its noise for: ε at δ after the most steps that a site may take, by an accountant.
+
+    Attributes:
+        before: steps of another noise that come first; ``epsilon`` and ``steps`` hold for them and the others together.
+    """
 
     epsilon: float
     delta: float
     steps: int
     accountant: str
+    before: tuple[SampledGaussian, ...] = ()
+
+    def begun(self, steps: int) -> tuple[SampledGaussian, ...]:
+        """The first ``steps`` of those before."""
+        found: list[SampledGaussian] = []
+        for event in self.before:
+            found.append(event._replace(steps=min(event.steps, steps)))
+            steps -= found[-1].steps
+        return tuple(event for event in found if event.steps)
+
+    @property
+    def alike(self) -> int:
+        """The steps that are calibrated for: all but those before."""
+        return self.steps - sum(event.steps for event in self.before)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from lalora_flwr.privacy.accounting import noise_multiplier_for
-from lalora_flwr.privacy.events import Target
+from lalora_flwr.privacy.events import SampledGaussian, Target
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import Settings
+from lalora_flwr.settings.stages import ridge_stage
 
 AUTO_S = 0.01  # γ of arXiv 2206.07136
 
@@ -17,8 +18,14 @@ def sample_rate_for(settings: Settings, records: int) -> float:
 
 def target_of(settings: Settings) -> Target:
     """What a run's noise is calibrated for."""
-    privacy = settings.privacy
-    return Target(privacy.epsilon, privacy.delta, settings.steps_per_site, privacy.accountant)
+    privacy, before = settings.privacy, (head_event(settings),) if settings.ridge_first else ()
+    return Target(privacy.epsilon, privacy.delta, settings.steps_per_site, privacy.accountant, before)
+
+
+def head_event(settings: Settings) -> SampledGaussian:
+    """The steps that release a run's ridge head: all of a site's records take part in each."""
+    sigma = noise_for(target_of(ridge_stage(settings)), 1.0)
+    return SampledGaussian(sigma, 1.0, settings.ridge_rounds)
 
 
 def noise_for(target: Target, sample_rate: float) -> float:
@@ -27,17 +34,16 @@ def noise_for(target: Target, sample_rate: float) -> float:
     Raises:
         ConfigError: if no noise level reaches its ε.
     """
-    return noise_multiplier_for(target.epsilon, target.delta, sample_rate, target.steps, target.accountant)
+    return noise_multiplier_for(target.epsilon, target.delta, sample_rate, target.alike, target.accountant, target.before)
 
 
-def mechanism_for(settings: Settings, records: int, sigma: float | None = None) -> Mechanism:
+def mechanism_for(settings: Settings, records: int) -> Mechanism:
     """The constants of a site's steps.
 
     Guarantee: σ is calibrated for the most steps the site may take in the run, without amplification by the drawing of
-    sites: the server sees who takes part. ``sigma``: the result, if it is known from before.
+    sites: the server sees who takes part.
     """
     sample_rate = sample_rate_for(settings, records)
-    if sigma is None:
-        sigma = noise_for(target_of(settings), sample_rate)
+    sigma = noise_for(target_of(settings), sample_rate)
     stability = AUTO_S if settings.privacy.clipping == "auto-s" else 0.0
     return Mechanism(sigma, settings.privacy.clip_norm, sample_rate, sample_rate * records, stability)

@@ -38,16 +38,18 @@ def _advice(settings: Settings, plan: Plan, records: int) -> Iterator[str]:
     if delta >= 1 / records:
         yield f"privacy.delta = {delta:g}: not below 1 / {records} records of the smallest site, too weak a guarantee"
     drawn, sites = settings.sites_per_round, settings.num_supernodes
-    fair = math.ceil(settings.num_rounds * drawn / sites)
+    rounds = settings.num_rounds - settings.ridge_first
+    fair = math.ceil(rounds * drawn / sites)
     if settings.shares_noise:
         fair += math.ceil(settings.num_rounds / ROUNDS_A_REPEAT)
     if fair < settings.rounds_per_site:
+        fair += settings.ridge_rounds
         limit = f"fraction-train = {settings.fraction_train:g}"
         if settings.privacy.max_rounds:
             limit = f"privacy.max-rounds = {settings.privacy.max_rounds}"
         fewer = dataclasses.replace(settings, privacy=dataclasses.replace(settings.privacy, max_rounds=fair))
         yield (
             f"{limit}: σ is calibrated for {settings.rounds_per_site} rounds; a site serves "
-            f"{settings.num_rounds * drawn / sites:.3g} on average. privacy.max-rounds = {fair} needs σ = "
+            f"{rounds * drawn / sites:.3g} on average. privacy.max-rounds = {fair} needs σ = "
             f"{mechanism_for(fewer, records).noise_multiplier:.3f}, not {mechanism_for(settings, records).noise_multiplier:.3f}"
         )

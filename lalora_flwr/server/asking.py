@@ -85,7 +85,7 @@ class Asking:
         self._grid, self._adapter, self._directive = grid, to_tensors(arrays), directive
         self.report = RoundReport(server_round)
         asked = {site: count.rounds for site, count in self._counts.sites.items()}
-        return self._ask(self._roster.draw(server_round, grid, asked), attempt=1)
+        return self._ask(self._roster.draw(server_round, grid, asked, self._settings), attempt=1)
 
     def _ask(self, nodes: list[int], attempt: int) -> list[Message]:
         profiles = [self._roster.profile(node) for node in nodes]
@@ -104,7 +104,8 @@ class Asking:
         messages = []
         for node, profile in zip(nodes, profiles, strict=True):
             memory = self.memory.get(profile.site, ArrayRecord()) if self._carries_memory else None
-            message, size = self._conversation.order(node, profile, self._counts.steps_of(profile.site), memory)
+            counted = self._counts.steps_of(profile.site), self._counts.steps_before(profile.site)
+            message, size = self._conversation.order(node, profile, counted, memory)
             self.report.bytes_down += size
             messages.append(message)
         for profile in profiles:

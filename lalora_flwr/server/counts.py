@@ -18,6 +18,7 @@ from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.privacy.noise import noise_for, target_of
 from lalora_flwr.server.metrics import SiteReport
 from lalora_flwr.settings import Settings
+from lalora_flwr.settings.stages import ridge_stage
 from lalora_flwr.wire.replies import MOST_RECORDS, Counters, SiteMetrics
 from lalora_flwr.wire.tensors import BadReply
 
@@ -73,13 +74,24 @@ class SiteCounts:
     real: bool = False  # whether the sites are real ones, whose noise no seed decides
     exact_accuracy: bool = False  # whether a site sent an accuracy with no noise, or next to none
     sites: dict[int, SiteCount] = field(default_factory=dict)
+    before: SiteCounts | None = None  # of the stage of the run before this one
+
+    @staticmethod
+    def of_run(settings: Settings, *, real: bool) -> SiteCounts:
+        """Of a whole run, with a stage before if it starts with a ridge head."""
+        before = SiteCounts(ridge_stage(settings), real) if settings.ridge_first else None
+        return SiteCounts(settings, real, before=before)
 
     def of(self, site: int) -> SiteCount:
         return self.sites.setdefault(site, SiteCount())
 
     def steps_of(self, site: int) -> int:
-        """Steps the site may have taken."""
-        return self.of(site).rounds * self.settings.train.local_steps
+        """Steps the site may have taken, in this stage of the run and before."""
+        return self.steps_before(site) + self.of(site).rounds * self.settings.train.local_steps
+
+    def steps_before(self, site: int) -> int:
+        """Those of the stage before."""
+        return self.before.steps_of(site) if self.before else 0
 
     def check(self, site: int, claimed: Counters) -> None:
         """Take a site's counters if they can be true; marks it as heard of in any case.
@@ -107,7 +119,7 @@ class SiteCounts:
     def _check_sample_rate(self, count: SiteCount, q: float) -> None:
         batch = self.settings.train.batch_size
         records = round(batch / q) if q > batch / MOST_RECORDS else 0
-        if not records or q != min(1.0, batch / records):
+        if q != 1.0 and (not records or q != min(1.0, batch / records)):  # 1: of a site with no more records than that
             raise BadReply(f"its sample rate {q:.6g} is no batch of {batch} over a number of records")
         if count.sample_rate not in (None, q):
             raise BadReply(f"its sample rate changed from {count.sample_rate:.6g} to {q:.6g}")
@@ -140,14 +152,21 @@ class SiteCounts:
 
         The run's target stands for the training of a site whose counters were never accepted.
         """
-        count, privacy = self.of(site), self.settings.privacy
-        if not count.heard:
-            return 0.0
-        evaluations = self._evaluations(count)
-        if count.noise_multiplier is None or count.sample_rate is None:
+        privacy = self.settings.privacy
+        evaluations, training = self._evaluations(self.of(site)), self._training(site)
+        if training is None:
             return privacy.epsilon + epsilon_spent(evaluations, privacy.delta, privacy.accountant)
-        training = SampledGaussian(count.noise_multiplier, count.sample_rate, self.steps_of(site))
-        return epsilon_spent([training, *evaluations], privacy.delta, privacy.accountant)
+        return epsilon_spent([*training, *evaluations], privacy.delta, privacy.accountant) if training else 0.0
+
+    def _training(self, site: int) -> list[SampledGaussian] | None:
+        """The training steps of a site that was heard of, of all stages; None if its noise in one of them is not known."""
+        count, steps = self.of(site), self.before._training(site) if self.before else []
+        if steps is None or not count.heard:
+            return steps
+        if count.noise_multiplier is None or count.sample_rate is None:
+            return None
+        taken = count.rounds * self.settings.train.local_steps
+        return [*steps, SampledGaussian(count.noise_multiplier, count.sample_rate, taken)]
 
     def _evaluations(self, count: SiteCount) -> list[SampledGaussian]:
         return [] if count.evaluation_noise is None else [SampledGaussian(count.evaluation_noise, 1.0, count.evaluations)]
@@ -157,12 +176,17 @@ class SiteCounts:
 
         A site whose counters were never accepted is taken to have no amplification by sampling.
         """
-        count, privacy = self.of(site), self.settings.privacy
-        if not count.heard:
+        privacy, training = self.settings.privacy, self._training_alone(site)
+        if not training:
             return 0.0
+        return epsilon_spent([*training, *self._evaluations(self.of(site))], privacy.delta, privacy.accountant)
+
+    def _training_alone(self, site: int) -> list[SampledGaussian]:
+        count, before = self.of(site), self.before._training_alone(site) if self.before else []
+        if not count.heard:
+            return before
         q = count.sample_rate or 1.0
-        training = [SampledGaussian(float(share), q, rounds) for share, rounds in sorted(count.shares.items())]
-        return epsilon_spent([*training, *self._evaluations(count)], privacy.delta, privacy.accountant)
+        return [*before, *(SampledGaussian(float(share), q, rounds) for share, rounds in sorted(count.shares.items()))]
 
     def epsilon_alone(self) -> float | None:
         """The largest `epsilon_alone_of` over the sites; None where each has all of its noise for itself."""
@@ -172,7 +196,8 @@ class SiteCounts:
 
     def heard(self) -> list[int]:
         """Sites that ever sent tensors, in order of their numbers."""
-        return sorted(site for site, count in self.sites.items() if count.heard)
+        own = {site for site, count in self.sites.items() if count.heard}
+        return sorted(own | set(self.before.heard() if self.before else ()))
 
     def most(self) -> int:
         """The site that the run's ε belongs to, of those heard of, of which there must be one."""
@@ -203,23 +228,31 @@ class SiteCounts:
 
     def asked(self) -> Asked:
         """How often each site was asked, as plain JSON: to be kept before it is asked again."""
-        return {
-            str(site): {"rounds": c.rounds, "evaluations": c.evaluations, **({"shares": c.shares} if c.shares else {})}
-            for site, c in self.sites.items()
-        }
+        before = self.before.asked() if self.before else {}
+        own = {str(site): count for site, count in self.sites.items()}
+        return {site: _asked(own.get(site, SiteCount()), before.get(site)) for site in sorted({*own, *before}, key=int)}
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as plain JSON."""
         sites = {str(site): asdict(count) for site, count in self.sites.items()}
-        return {"sites": sites, "exact_accuracy": self.exact_accuracy}
+        before = {"before": self.before.state()} if self.before else {}
+        return {"sites": sites, "exact_accuracy": self.exact_accuracy, **before}
 
     def restore(self, state: Mapping[str, Any], asked: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on from a `state`, and from what `asked` held last: a round that was asked for and lost was served all the same."""
         self.sites = {int(site): SiteCount(**count) for site, count in state.get("sites", {}).items()}
         self.exact_accuracy = bool(state.get("exact_accuracy", False))
+        if self.before:
+            self.before.restore(state.get("before", {}), {site: times.get("before", {}) for site, times in asked.items()})
         for site, times in asked.items():
             count = self.of(int(site))
-            count.rounds = max(count.rounds, times["rounds"])
-            count.evaluations = max(count.evaluations, times["evaluations"])
+            count.rounds = max(count.rounds, times.get("rounds", 0))
+            count.evaluations = max(count.evaluations, times.get("evaluations", 0))
             for share, rounds in times.get("shares", {}).items():
                 count.shares[share] = max(count.shares.get(share, 0), rounds)
+
+
+def _asked(count: SiteCount, before: dict[str, Any] | None) -> dict[str, Any]:
+    """How often a site was asked, as plain JSON."""
+    shares = {"shares": count.shares} if count.shares else {}
+    return {"rounds": count.rounds, "evaluations": count.evaluations, **shares, **({"before": before} if before else {})}

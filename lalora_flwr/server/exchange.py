@@ -112,11 +112,14 @@ class Conversation:
             self._views[held] = _View(held, start, sent, digest(start), turn.trained, up)
         return self._views[held]
 
-    def order(self, node: int, profile: Profile, counted_steps: int, memory: ArrayRecord | None) -> tuple[Message, int]:
-        """The training message of a site, and the bytes of the adapter in it."""
+    def order(self, node: int, profile: Profile, counted: tuple[int, int], memory: ArrayRecord | None) -> tuple[Message, int]:
+        """The training message of a site, and the bytes of the adapter in it.
+
+        ``counted``: its steps so far, and how many of them were for a ridge head.
+        """
         view = self._view(profile)
         order = TrainOrder(
-            self.exchange.server_round, view.digest, self._model_digest, counted_steps, self.directive, self.exchange.words
+            self.exchange.server_round, view.digest, self._model_digest, *counted, self.directive, self.exchange.words
         )
         content = RecordDict({ARRAYS: view.sent, CONFIG: order.to_record()})
         if memory is not None:

@@ -57,7 +57,9 @@ def _asked(said: Mapping[str, Any]) -> dict[str, Any]:
         ValueError, AttributeError, TypeError, KeyError: for anything else.
     """
     shares = {repr(float(share)): int(rounds) for share, rounds in said.get("shares", {}).items()}
-    return {"rounds": int(said["rounds"]), "evaluations": int(said["evaluations"]), **({"shares": shares} if shares else {})}
+    before = {"before": _asked(said["before"])} if "before" in said else {}
+    own = {"rounds": int(said["rounds"]), "evaluations": int(said["evaluations"])}
+    return {**own, **({"shares": shares} if shares else {}), **before}
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,7 @@ class Summary:
         frozen: the quality before training; in the file each name has ``frozen_`` before it.
         epsilon, delta: the guarantee; ε is the server's own count, the largest over the sites.
         noise_multiplier, sample_rate: of the site that ε belongs to.
+        head_noise_multiplier: of the round that released a ridge head, in which all records took part.
         trust, colluders, epsilon_alone, repeats: of secure sums: ``epsilon`` holds if at most so many sites side with the
             server, ``epsilon_alone`` if all others do; attempts that were thrown away.
         leaks: which numbers of this summary ε does not cover.
@@ -141,6 +142,7 @@ class Summary:
     delta: float = 0.0
     noise_multiplier: float | None = None
     sample_rate: float | None = None
+    head_noise_multiplier: float | None = field(default=None, metadata=IF_SET)
     clip_norm: float = 0.0
     accountant: str = ""
     trust: str = field(default="", metadata=IF_SET)

@@ -19,9 +19,10 @@ from lalora_flwr.models import load_base_model
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.privacy.mechanism import Mechanism
-from lalora_flwr.privacy.noise import mechanism_for
+from lalora_flwr.privacy.noise import head_event, mechanism_for
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.choices import FORMS
+from lalora_flwr.settings.stages import ridge_stage
 from lalora_flwr.wire.tensors import ARRAY_HEADER
 
 
@@ -38,7 +39,10 @@ class Plan:
         head, new_head: whether the classification head is ``trained`` or ``frozen`` (empty if there is none), and whether the
             published weights lack it, as far as that is known without them.
         sharing, colluders: sites that share one noise in a round, and how many of them may side with the server; 0: none.
-        bytes_down, bytes_up: bytes to and from one site in round 1 and in round 2 (methods that alternate by round differ).
+        head_noise: noise multiplier of the round that releases a ridge head, whose sites are all; 0: there is none.
+        ridge_steps: the most that a site may take for it; ``steps`` holds them too.
+        bytes_down, bytes_up: bytes to and from one site in the first two rounds (methods that alternate by round differ) after
+            that of a ridge head.
     """
 
     schedule: str
@@ -54,6 +58,8 @@ class Plan:
     bytes_up: tuple[int, int]
     sharing: int = 0
     colluders: int = 0
+    head_noise: float = 0.0
+    ridge_steps: int = 0
 
     @property
     def share(self) -> float:
@@ -62,15 +68,25 @@ class Plan:
 
     def collusion(self, settings: Settings) -> list[float]:
         """ε of a site after all its steps, if 0, 1, … all other sites of each sum side with the server and add no noise."""
-        noise = [self.share * math.sqrt(self.sharing - colluders) for colluders in range(self.sharing)]
-        steps = [SampledGaussian(sigma, self.mechanism.sample_rate, self.steps) for sigma in noise]
-        return [epsilon_spent([event], settings.privacy.delta, settings.privacy.accountant) for event in steps]
+        return [self._epsilon_against(colluders, settings) for colluders in range(self.sharing)]
+
+    def _epsilon_against(self, colluders: int, settings: Settings) -> float:
+        left = self.share * math.sqrt(self.sharing - colluders)
+        events = [SampledGaussian(left, self.mechanism.sample_rate, self.steps - self.ridge_steps)]
+        if self.ridge_steps:
+            share = share_for(self.head_noise, settings.num_supernodes, self.colluders)
+            left = share * math.sqrt(settings.num_supernodes - colluders)
+            events.append(SampledGaussian(left, 1.0, self.ridge_steps))
+        return epsilon_spent(events, settings.privacy.delta, settings.privacy.accountant)
 
     def epsilon_after(self, rounds: int, settings: Settings) -> float:
-        """Predicted ε of a site after it has served that many rounds."""
-        steps = min(rounds * settings.train.local_steps, self.steps)
-        taken = SampledGaussian(self.mechanism.noise_multiplier, self.mechanism.sample_rate, steps)
-        return epsilon_spent([taken], settings.privacy.delta, settings.privacy.accountant)
+        """Predicted ε of a site after it has served that many rounds, one of them for the ridge head if there is one."""
+        for_head = 1 if self.ridge_steps else 0
+        steps = min((rounds - for_head) * settings.train.local_steps, self.steps - self.ridge_steps)
+        events = [SampledGaussian(self.mechanism.noise_multiplier, self.mechanism.sample_rate, steps)]
+        if for_head:
+            events.append(SampledGaussian(self.head_noise, 1.0, for_head))
+        return epsilon_spent(events, settings.privacy.delta, settings.privacy.accountant)
 
 
 def make_plan(settings: Settings) -> Plan:
@@ -84,6 +100,8 @@ def make_plan(settings: Settings) -> Plan:
     """
     sites = settings.num_supernodes
     records = equal_share(private_records(settings), sites, sites - 1)
+    if settings.ridge_first:
+        make_plan(ridge_stage(settings))  # refuses what the first round cannot be
     base = load_base_model(settings.model, facts(settings), settings.data.max_tokens, weights=False)
     base.module.requires_grad_(False)
     method = method_of(settings)
@@ -97,7 +115,8 @@ def make_plan(settings: Settings) -> Plan:
     def size(names: Mask, itemsize: int = 4) -> int:
         return sum(itemsize * math.prod(slot.shape) + ARRAY_HEADER for slot in layout.only(names).values())
 
-    turns = [method.turn(layout, server_round, settings.train.local_steps, directive) for server_round in (1, 2)]
+    first = 2 if settings.ridge_first else 1
+    turns = [method.turn(layout, first + more, settings.train.local_steps, directive) for more in (0, 1)]
     trainable = sum(math.prod(slot.shape) for slot in layout.only(method.schedule.ever(layout)).values())
     total = sum(p.numel() for p in adapter.model.parameters())
     return Plan(
@@ -114,4 +133,6 @@ def make_plan(settings: Settings) -> Plan:
         bytes_up=(size(method.travel.up(turns[0]), itemsize), size(method.travel.up(turns[1]), itemsize)),
         sharing=settings.sites_per_round if settings.shares_noise else 0,
         colluders=settings.colluders,
+        head_noise=head_event(settings).noise_multiplier if settings.ridge_first else 0.0,
+        ridge_steps=settings.ridge_rounds,
     )

@@ -134,7 +134,7 @@ class Roster:
         self._records = self._records or holdings(self._settings).records()
         return str(site), self._records[site]
 
-    def draw(self, server_round: int, grid: Grid, asked: Mapping[int, int]) -> list[int]:
+    def draw(self, server_round: int, grid: Grid, asked: Mapping[int, int], settings: Settings) -> list[int]:
         """Node ids for a round: those asked least so far first, ties by the run's seed; sorted by site.
 
         A site is never asked for more rounds than its noise is calibrated for. Who takes part is no secret and earns no
@@ -144,12 +144,13 @@ class Roster:
             server_round: from 1.
             grid: reaches the sites.
             asked: for how many rounds each site was asked before.
+            settings: of the stage of the run that the round belongs to.
         """
         present = [node for node in grid.get_node_ids() if node in self._profiles and self.site(node) not in self.left]
-        able = [node for node in present if asked.get(self.site(node), 0) < self._settings.rounds_per_site]
+        able = [node for node in present if asked.get(self.site(node), 0) < settings.rounds_per_site]
         if served := sorted(self.site(node) for node in set(present) - set(able)):
             log.info("round %d: asked for all their rounds before: sites %s", server_round, ", ".join(map(str, served)))
-        order = random.Random(derive_seed(self._settings.seed, "participation", server_round))
+        order = random.Random(derive_seed(settings.seed, "participation", server_round))
         ties = {site: order.random() for site in sorted(profile.site for profile in self._profiles.values())}
         able.sort(key=lambda node: (asked.get(self.site(node), 0), ties[self.site(node)]))
-        return sorted(able[: self._settings.sites_per_round], key=self.site)
+        return sorted(able[: settings.sites_per_round], key=self.site)

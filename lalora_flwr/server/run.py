@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import resource
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -26,19 +24,17 @@ from lalora_flwr.server.card import model_card
 from lalora_flwr.server.ending import STOPPED, last_word
 from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder
-from lalora_flwr.server.metrics import HEADLINES, OnRound, Quality, RoundMetrics, Summary, headline
+from lalora_flwr.server.metrics import HEADLINES, OnRound, Quality, RoundMetrics, headline
 from lalora_flwr.server.plots import score_figure
+from lalora_flwr.server.ridge_stage import RidgeStage
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.strategy import FederatedStrategy
-from lalora_flwr.server.versions import commit, versions
+from lalora_flwr.server.summing_up import summary_of
 from lalora_flwr.server.watched import WatchedGrid, watched
 from lalora_flwr.settings import Settings
 from lalora_flwr.training.evaluate import evaluate
 from lalora_flwr.training.learner import Learner, ModelStore
 from lalora_flwr.wire.tensors import to_arrays, to_tensors
-
-SITE_ACCURACY_LEAK = "site_accuracy: exact accuracy on the sites' private records, which no epsilon covers"
-SITE_ACCURACY_NOISED = "noised by each site; counted in its ledger and in the epsilon of this run"
 
 
 def named(settings: Settings) -> Settings:
@@ -79,10 +75,11 @@ def run_federation(
     if not real and not os.environ.get("RAY_ADDRESS"):  # virtual sites compute here, unless Ray joins a cluster
         check_threads(settings.train.num_threads)
     torch.set_num_threads(min(settings.train.num_threads, processors()))  # the same arithmetic in every engine
-    learner = (models or ModelStore()).learner(settings)
+    models = models or ModelStore()
+    learner = models.learner(settings)
     with RunFolder(settings) as folder, last_word(folder, at_exit):
         try:
-            run = _Run(settings, learner, folder, on_round, Roster(settings, real=real))
+            run = _Run(settings, learner, folder, on_round, Roster(settings, real=real), models)
             start = run.restore() if settings.resume else run.start()
             run.finish(ended_early=run.serve(grid, start))
         except RunNotRunningException:
@@ -107,8 +104,9 @@ class _Run:
         folder: RunFolder,
         on_round: OnRound | None,
         roster: Roster,
+        models: ModelStore,
     ) -> None:
-        self._settings, self._learner, self._folder = settings, learner, folder
+        self._settings, self._learner, self._folder, self._models = settings, learner, folder, models
         self._test = data_set(settings).public(learner.base.encode)
         self._on_round = on_round
         self._metrics: list[RoundMetrics] = []
@@ -120,12 +118,15 @@ class _Run:
         digest = learner.base.provenance.digest
         method_of(settings).check_moves(learner.adapter.layout, settings)
         self.strategy = FederatedStrategy(settings, learner.adapter.layout, self._keep, digest, folder.save_asked, roster)
+        self._roster = roster
 
     def _keep(self, report: RoundReport) -> None:
         self._report = report
 
     def serve(self, grid: Grid, start: dict[str, torch.Tensor]) -> str:
         """All rounds that are left. Returns why a resumed run lacks the last of them: lost rounds were served too."""
+        if self._settings.ridge_first and not self.strategy.done:
+            start = self._ridge_head(grid, start)
         rounds = self._settings.num_rounds - self.strategy.done
         try:
             self.strategy.start(grid, to_arrays(start), num_rounds=rounds, timeout=ROUND_TIMEOUT, evaluate_fn=self.after_round)
@@ -187,30 +188,62 @@ class _Run:
             self._frozen = quality
             _check_measurable(quality)
         else:
-            now = time.monotonic()
-            line = RoundMetrics(
-                round=server_round,
-                quality={**quality, **self._on_sites()},
-                epsilon=self.strategy.counts.epsilon(),
-                sites=len(self._report.served),
-                failures=len(self._report.failed),
-                failed_sites={str(site): reason for site, reason in self._report.failed.items()},
-                left_sites=sorted(str(site) for site in self._report.left),
-                seconds=round(now - self._round_begun, 3),
-                bytes_up=self._report.bytes_up,
-                bytes_down=self._report.bytes_down,
-                private=self._settings.private,
-                seeded=not self.strategy.counts.real,
-                epsilon_alone=self.strategy.counts.epsilon_alone(),
-                repeats=self._report.repeats if method_of(self._settings).transport.hides_updates else None,
-            )
-            self._metrics.append(line)
-            self._folder.save_checkpoint(self._checkpoint(server_round, state))
-            self._folder.add_metrics(line)
-            if self._on_round:
-                self._on_round(line)
+            self._add(quality, state)
         self._round_begun = time.monotonic()
         return MetricRecord({name: value for name, value in quality.items() if value is not None})
+
+    def _add(self, quality: Quality, state: dict[str, torch.Tensor]) -> None:
+        """A finished round: its line, and the checkpoint that goes on from ``state``."""
+        counts, report = self.strategy.counts, self._report
+        line = RoundMetrics(
+            round=report.server_round,
+            quality={**quality, **self._on_sites()},
+            epsilon=counts.epsilon(),
+            sites=len(report.served),
+            failures=len(report.failed),
+            failed_sites={str(site): reason for site, reason in report.failed.items()},
+            left_sites=sorted(str(site) for site in report.left),
+            seconds=round(time.monotonic() - self._round_begun, 3),
+            bytes_up=report.bytes_up,
+            bytes_down=report.bytes_down,
+            private=self._settings.private,
+            seeded=not counts.real,
+            epsilon_alone=counts.epsilon_alone(),
+            repeats=report.repeats if method_of(self._settings).transport.hides_updates else None,
+        )
+        self._metrics.append(line)
+        self._folder.save_checkpoint(self._checkpoint(line.round, state))
+        self._folder.add_metrics(line)
+        if self._on_round:
+            self._on_round(line)
+
+    def _ridge_head(self, grid: Grid, start: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Serve the first round, which releases a ridge head; what the other rounds start from."""
+        stage = RidgeStage(self._settings, self._models, self._test)
+        stage.check(self._learner.adapter)
+        strategy = FederatedStrategy(
+            stage.settings,
+            stage.layout,
+            self._keep,
+            self._learner.base.provenance.digest,
+            lambda _: self._folder.save_asked(self.strategy.counts.asked()),
+            self._roster,
+            self.strategy.counts.before,
+        )
+
+        def after(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            if not server_round:  # sums of zero; the frozen model is that of the other rounds
+                return MetricRecord()
+            quality = stage.quality(to_tensors(arrays))
+            start.update(stage.start(self._learner.adapter))
+            self.strategy.done = 1
+            self._add(quality, start)
+            self._round_begun = time.monotonic()
+            return MetricRecord()
+
+        self.after_round(0, to_arrays(start))
+        strategy.start(grid, to_arrays(stage.prepared()), num_rounds=1, timeout=ROUND_TIMEOUT, evaluate_fn=after)
+        return start
 
     def _on_sites(self) -> dict[str, float]:
         """Mean accuracy of the sites on their own records, each site alike; nothing unless the run asks for it."""
@@ -223,61 +256,20 @@ class _Run:
         if average := self.strategy.averaged():
             self._learner.adapter.load(average)
         self._folder.save_plot("accuracy", score_figure(settings, self._frozen, self._metrics, seeded=not counts.real))
-        summary = self._summary(ended_early)
+        summary = summary_of(
+            settings,
+            self._learner.base,
+            counts,
+            quality=self._metrics[-1].quality,
+            frozen=self._frozen,
+            last=self._last,
+            rounds=self._metrics,
+            seconds=self._seconds(),
+            ended_early=ended_early,
+        )
         card = model_card(summary, settings, self._learner.base, self._learner.adapter)
         self._folder.save_adapter(self._learner.adapter.save, card)
         self._folder.finish(summary)
-
-    def _sharing(self) -> dict[str, Any]:
-        """What a summary says of a noise that sites share."""
-        if not self._settings.shares_noise:
-            return {}
-        return {
-            "trust": self._settings.trust,
-            "colluders": self._settings.colluders,
-            "epsilon_alone": self.strategy.counts.epsilon_alone(),
-            "repeats": sum(line.repeats or 0 for line in self._metrics),
-        }
-
-    def _summary(self, ended_early: str) -> Summary:
-        settings, counts, base, last = self._settings, self.strategy.counts, self._learner.base.provenance, self._metrics[-1]
-        largest = counts.of(counts.most())
-        exact = counts.exact_accuracy
-        return Summary(
-            strategy=settings.strategy,
-            model=settings.model.name,
-            model_revision=base.revision,
-            model_files=base.files,
-            model_digest=base.digest,
-            data=settings.data.name,
-            labels=self._learner.base.labels,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            commit=commit(),
-            seed=settings.seed,
-            rounds=last.round,
-            ended_early=ended_early,
-            quality=last.quality,
-            frozen=self._frozen,
-            last=self._last,
-            epsilon=counts.epsilon(),
-            delta=settings.privacy.delta,
-            noise_multiplier=largest.noise_multiplier,
-            sample_rate=largest.sample_rate,
-            clip_norm=settings.privacy.clip_norm,
-            accountant=settings.privacy.accountant,
-            **self._sharing(),
-            private=settings.private,
-            seeded=not counts.real,
-            leaks=SITE_ACCURACY_LEAK if settings.evaluate_sites and exact else "",
-            site_accuracy_is=SITE_ACCURACY_NOISED if settings.evaluate_sites and not exact else "",
-            failures=sum(line.failures for line in self._metrics),
-            bytes_up=sum(line.bytes_up for line in self._metrics),
-            bytes_down=sum(line.bytes_down for line in self._metrics),
-            seconds=self._seconds(),
-            peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-            sites=counts.report(),
-            versions=versions(),
-        )
 
 
 def _check_measurable(quality: Quality) -> None:

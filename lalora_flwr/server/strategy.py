@@ -47,6 +47,7 @@ class FederatedStrategy(Strategy):
         model_digest: str = "",
         before_asking: Callable[[Asked], None] = lambda asked: None,
         roster: Roster | None = None,
+        counts: SiteCounts | None = None,
     ) -> None:
         """
         Args:
@@ -56,12 +57,13 @@ class FederatedStrategy(Strategy):
             model_digest: of the model that sites must hold.
             before_asking: gets how often each real site was asked, this time included, before it is asked.
             roster: of the run's sites; default: of virtual ones. Real sites' noise is drawn anew when a round is repeated.
+            counts: what the sites are asked for is counted here; default: counts of its own.
         """
         self._settings, self._layout, self._on_round = settings, layout, on_round
         self._model_digest = model_digest
         self._method = method_of(settings)
         self.roster = roster if roster is not None else Roster(settings, real=False)
-        self.counts = SiteCounts(settings, self.roster.real)
+        self.counts = counts if counts is not None else SiteCounts.of_run(settings, real=self.roster.real)
         self.done = 0  # rounds of the attempts that this one resumes; Flower counts its own from 1
         self._arrays = ArrayRecord()
         self._asking = Asking(settings, layout, self._method, model_digest, self.roster, self.counts, before_asking)

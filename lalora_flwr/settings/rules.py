@@ -6,6 +6,7 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.lists import listed
 from lalora_flwr.settings.choices import DATASETS, METHODS, ChecksSettings
 from lalora_flwr.settings.schema import Settings
+from lalora_flwr.settings.stages import ridge_stage
 
 MOST_SHARING = 256  # sites of one secure sum: each draws a mask with every other
 
@@ -36,9 +37,11 @@ def check_together(settings: Settings) -> None:
         raise ConfigError(f"train.momentum = {settings.train.momentum}: only for train.optimizer = 'sgd'; leave it 0 for adamw")
     _check_steps(settings)
     _check_views(settings)
-    if settings.rounds_per_site * settings.num_supernodes < settings.num_rounds * settings.sites_per_round:
+    _check_ridge(settings)
+    rounds = settings.num_rounds - settings.ridge_first
+    if settings.rounds_per_site * settings.num_supernodes < rounds * settings.sites_per_round:
         raise ConfigError(
-            f"privacy.max-rounds = {settings.privacy.max_rounds}: too few for {settings.num_rounds} rounds of "
+            f"privacy.max-rounds = {settings.privacy.max_rounds}: too few for {rounds} rounds of "
             f"{settings.sites_per_round} of {settings.num_supernodes} sites; raise it or lower fraction-train"
         )
 
@@ -59,6 +62,25 @@ def _check_steps(settings: Settings) -> None:
         raise ConfigError(f"colluders = {settings.colluders}: must be below the {n} sites of a round")
     if settings.shares_noise and n > MOST_SHARING:
         raise ConfigError(f"trust = 'secure-sum': at most {MOST_SHARING} sites a round, but {n} are drawn")
+
+
+def _check_ridge(settings: Settings) -> None:
+    """A ridge head first, and then the method."""
+    if not settings.ridge_first:
+        return
+    if settings.strategy == "ridge-head":
+        raise ConfigError(
+            "lora.head = 'ridge': strategy = 'ridge-head' is that head alone; leave it auto, or choose another strategy"
+        )
+    if settings.task == "language" or settings.data.problem_type == "regression":
+        raise ConfigError("lora.head = 'ridge': predicts classes, which the run has none of; leave it auto")
+    if settings.num_rounds < 2:
+        raise ConfigError(f"num-rounds = {settings.num_rounds}: at least 2 for lora.head = 'ridge'; the first is the head's")
+    if settings.rounds_per_site < 1:
+        raise ConfigError(
+            f"privacy.max-rounds = {settings.privacy.max_rounds}: must leave a round after those of the ridge head, "
+            f"{settings.ridge_rounds}"
+        )
 
 
 def _check_views(settings: Settings) -> None:
@@ -100,3 +122,6 @@ def check_choices(settings: Settings) -> None:
     if ":" not in settings.data.name and settings.data.name != "sites":
         DATASETS.get(settings.data.name, ChecksSettings).check(settings)
     METHODS.get(settings.strategy, ChecksSettings).check(settings)
+    if settings.ridge_first:
+        stage = ridge_stage(settings)
+        METHODS.get(stage.strategy, ChecksSettings).check(stage)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from lalora_flwr.settings.choices import FILTERS, MERGES, METHODS, SCHEDULES
 from lalora_flwr.settings.data_keys import DataSettings
 from lalora_flwr.settings.keys import Kind, at_least, choice, key, named, non_negative, whole, within
+from lalora_flwr.settings.privacy_keys import PrivacySettings
+from lalora_flwr.settings.train_keys import TrainSettings
 
 ROUNDS_A_REPEAT = 20  # by default the noise has room for one repeat of a spoilt secure sum in so many rounds
 BUDGET, PERFORMANCE, PLACE = Kind.BUDGET, Kind.PERFORMANCE, Kind.PLACE
@@ -56,105 +58,16 @@ class LoraSettings:
     dropout: float = key(0.0, "dropout on the adapter's input", "a number in [0, 1)", lambda v: 0 <= v < 1)
     head: str = choice(
         "auto",
-        "classification head: frozen, trained at every step inside the same joint clip, or auto: trained if it is new, since "
-        "the published weights have none for the run's classes",
-        *("auto", "frozen", "trained"),
+        "classification head: frozen; trained at every step inside the same joint clip; ridge: the first round releases a ridge "
+        "head (strategy = ridge-head), from which the others train on; auto: trained if it is new, since the published weights "
+        "have none for the run's classes",
+        *("auto", "frozen", "trained", "ridge"),
     )
     schedule: str = named(
         "auto",
         "which factor trains when: auto (the strategy's own); step:BA, step:BBA, step:B3A2, … by step; round:BA, … by round",
         SCHEDULES,
         "auto",
-    )
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Local training on a site."""
-
-    local_steps: int = whole(1, 100_000, 10, "noisy steps K a site takes in a round", kind=BUDGET)
-    batch_size: int = whole(
-        1,
-        10**9,
-        40,
-        "expected records of a Poisson batch; a site of n records samples at rate batch-size / n",
-        kind=BUDGET,
-    )
-    augmentations: int = whole(
-        1,
-        64,
-        1,
-        "views of each image, shifted at random by up to an eighth of its side, whose gradients are averaged before the clip; 1: "
-        "the image as it is. The price is time, not ε",
-    )
-    flips: bool = key(False, "half of the views of train.augmentations are mirrored left to right")
-    optimizer: str = choice("sgd", "optimizer; a site's is made afresh each round (see train.step-at)", "sgd", "adamw")
-    lr: float = within(1e-8, 1e4, 0.35, "learning rate")
-    momentum: float = within(0, 0.999, 0.0, "SGD momentum")
-    weight_decay: float = within(0, 10, 0.0, "weight decay of the optimizer")
-    step_at: str = choice(
-        "auto",
-        "who takes the optimizer's step: site; server (needs train.local-steps = 1): sites send gradients with noise, and the "
-        "optimizer's momentum and the filter's memory go on from round to round; auto: server with trust = secure-sum, else site",
-        "auto",
-        "site",
-        "server",
-    )
-    decay: str = choice(
-        "none", "learning rate over the rounds, where the server steps: none, or linear down to 0", "none", "linear"
-    )
-    max_physical_batch: int = at_least(
-        0, 0, "records processed at once; 0 takes the whole batch (same result, more memory)", kind=PERFORMANCE
-    )
-    gradient_checkpointing: bool = key(
-        False, "recompute activations in the backward pass (same result, less memory, slower)", kind=PERFORMANCE
-    )
-    device: str = choice(
-        "auto", "where a site trains: auto takes the GPU it can see, else the CPU", "auto", "cpu", "cuda", kind=PERFORMANCE
-    )
-    num_gpus: float = non_negative(
-        0.0, "share of a GPU that Ray reserves for a site; with 0 it hides GPUs from sites", kind=PERFORMANCE
-    )
-    num_threads: int = at_least(1, 1, "CPU threads a site computes with; Ray reserves as many CPUs for it", kind=PERFORMANCE)
-
-
-@dataclass(frozen=True)
-class PrivacySettings:
-    """The record-level guarantee. Nothing here may be chosen by looking at private records."""
-
-    epsilon: float = key(
-        3.0,
-        "largest ε any site may spend in the run; inf trains without privacy",
-        "a number from 0.01 to 100, or inf",
-        lambda v: 0.01 <= v <= 100 or v == math.inf,
-    )
-    delta: float = key(
-        1e-4,
-        "δ of the guarantee; choose it well below 1 / records of a site",
-        "a number from 1e-12 (below it the accountants are not exact) to 0.1",
-        lambda v: 1e-12 <= v <= 0.1,
-        kind=BUDGET,
-    )
-    clip_norm: float = within(1e-6, 1e6, 2.0, "L2 bound C on what one record adds to a step, over all its tensors together")
-    clipping: str = choice(
-        "norm",
-        "what a record's gradient g is multiplied by: norm: min(1, C / ‖g‖); auto-s: C / (‖g‖ + 0.01), so that C is a part of "
-        "the learning rate",
-        "norm",
-        "auto-s",
-    )
-    accountant: str = choice(
-        "pld",
-        "accountant that calibrates the noise and reports ε (rdp: looser, more noise; prv: slow, for old runs)",
-        "pld",
-        "rdp",
-        "prv",
-    )
-    max_rounds: int = at_least(
-        0,
-        0,
-        "rounds any one site may serve; the noise is calibrated for them; 0: all rounds, and with trust = secure-sum one more "
-        "per 20; more than all leaves room for rounds that real sites serve twice because the server or another site died",
     )
 
 
@@ -281,13 +194,27 @@ class Settings:
         return self.train.step_at == "server" or (self.train.step_at == "auto" and self.shares_noise)
 
     @property
-    def rounds_per_site(self) -> int:
-        """Most rounds any one site may serve, repeats of a spoilt secure sum included; the noise is calibrated for them."""
+    def ridge_first(self) -> bool:
+        """Whether the first round releases a ridge head."""
+        return self.lora.head == "ridge"
+
+    @property
+    def _all_rounds_per_site(self) -> int:
         if self.privacy.max_rounds:
             return self.privacy.max_rounds
         return self.num_rounds + (math.ceil(self.num_rounds / ROUNDS_A_REPEAT) if self.shares_noise else 0)
 
     @property
+    def ridge_rounds(self) -> int:
+        """Most rounds any one site may serve for the ridge head: one, and another where there is room for a repeat."""
+        return (2 if self._all_rounds_per_site > self.num_rounds else 1) if self.ridge_first else 0
+
+    @property
+    def rounds_per_site(self) -> int:
+        """Most rounds any one site may serve, with repeats, without those for a ridge head; the noise is calibrated for them."""
+        return self._all_rounds_per_site - self.ridge_rounds
+
+    @property
     def steps_per_site(self) -> int:
-        """Most noisy steps any one site may take in the run."""
-        return self.rounds_per_site * self.train.local_steps
+        """Most noisy steps any one site may take in the run, that for a ridge head included."""
+        return self.ridge_rounds + self.rounds_per_site * self.train.local_steps

@@ -9,7 +9,7 @@ from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.site_ledger import Request, SiteLedger
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.privacy.mechanism import Mechanism
-from lalora_flwr.privacy.noise import mechanism_for, sample_rate_for, target_of
+from lalora_flwr.privacy.noise import mechanism_for, target_of
 from lalora_flwr.settings import Settings
 from lalora_flwr.site.sharing import sharing_of
 from lalora_flwr.wire.orders import TrainOrder
@@ -17,7 +17,13 @@ from lalora_flwr.wire.sharing import Secrets
 
 
 def request_for(
-    caps: Caps, settings: Settings, run_id: int, server_round: int, schedule: str, clip_norm: float, counted_steps: int = 0
+    caps: Caps,
+    settings: Settings,
+    run_id: int,
+    server_round: int,
+    schedule: str,
+    clip_norm: float,
+    counted: tuple[int, int] = (0, 0),
 ) -> Request:
     """What a run asks for, as the ledger takes it."""
     return Request(
@@ -28,7 +34,8 @@ def request_for(
         dataset=caps.dataset,
         clip_norm=clip_norm,
         target=target_of(settings),
-        counted_steps=counted_steps,
+        counted_steps=counted[0],
+        counted_before=counted[1],
     )
 
 
@@ -58,10 +65,10 @@ def admitted(
     check_run(caps, settings)
     schedule = method_of(settings).schedule.text
     clip_norm = settings.privacy.clip_norm
-    request = request_for(caps, settings, run_id, order.server_round, schedule, clip_norm, order.counted_steps)
+    counted = order.counted_steps, order.counted_before
+    request = request_for(caps, settings, run_id, order.server_round, schedule, clip_norm, counted)
     ledger = ledger_for(caps, request)
-    known = ledger.known_noise(sample_rate_for(settings, caps.num_records))
-    mechanism = mechanism_for(settings, caps.num_records, known)
+    mechanism = mechanism_for(settings, caps.num_records)
     check_mechanism(caps, mechanism)
     if secrets:
         ledger = ledger_for(caps, replace(request, sharing=sharing_of(settings, caps, order, secrets, mechanism)))

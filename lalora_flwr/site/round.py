@@ -26,6 +26,7 @@ from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.privacy.noise import mechanism_for, target_of
 from lalora_flwr.privacy.randomness import RandomSource, SeededRandom
 from lalora_flwr.settings import Settings, settings_from
+from lalora_flwr.settings.stages import stage_of
 from lalora_flwr.site import memory
 from lalora_flwr.site.admission import admitted
 from lalora_flwr.site.host import Host
@@ -104,10 +105,10 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
         SiteRefusal: with a fixed reason, if the site will not train.
         LedgerError: if the site's ledger cannot be used; its text is for the site only.
     """
-    site = Site.of(host, context)
+    site, order = Site.of(host, context), TrainOrder.of(content)
+    site = dataclasses.replace(site, settings=stage_of(site.settings, order.server_round))
     settings, caps = site.settings, site.caps
     torch.set_num_threads(min(settings.train.num_threads, processors()))
-    order = TrainOrder.of(content)
     secrets = _secrets(site)
     if caps:
         mechanism, ledger = admitted(caps, settings, order, context.run_id, secrets)
@@ -125,7 +126,7 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
     mechanism = mechanism_for(settings, len(records))
     if secrets:
         sharing_of(settings, None, order, secrets, mechanism)
-    run_ledger = _virtual_ledger(context, settings, mechanism, order.counted_steps)
+    run_ledger = _virtual_ledger(context, settings, mechanism, order)
     try:
         return _answer(site, start, records, mechanism, run_ledger)
     finally:
@@ -225,9 +226,11 @@ def _warn_of_size(caps: Caps, records: RecordSet) -> None:
         log.warning("node-config: num-records = %d, but there are %d usable records", caps.num_records, len(records))
 
 
-def _virtual_ledger(context: Context, settings: Settings, mechanism: Mechanism, counted_steps: int) -> RunLedger:
+def _virtual_ledger(context: Context, settings: Settings, mechanism: Mechanism, order: TrainOrder) -> RunLedger:
     """The count of a virtual site without caps, which Flower keeps; a worker that died or a resumed run has lost it."""
     kept = context.state.get(LEDGER)
     history = history_from(kept) if isinstance(kept, ConfigRecord) else []
-    history = at_least(history, counted_steps, mechanism.noise_multiplier, mechanism.sample_rate)
-    return RunLedger(target_of(settings), history)
+    target = target_of(settings)
+    sigma, q, before = mechanism.noise_multiplier, mechanism.sample_rate, target.begun(order.counted_before)
+    history = at_least(history, order.counted_steps, sigma, q, before)
+    return RunLedger(target, history)

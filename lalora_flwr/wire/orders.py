@@ -22,6 +22,7 @@ class TrainOrder:
         adapter_digest: of the whole adapter that the site must start from, as the site holds it.
         model_digest: of the frozen weights below it.
         counted_steps: most steps the site can have taken in the run before; it counts them, or more by its own ledger.
+        counted_before: how many of them were for a ridge head, at the noise of that stage.
         directive: how the round is steered, in words of the method's schedule.
         exchange: what the method's transport tells the sites of the round.
     """
@@ -30,6 +31,7 @@ class TrainOrder:
     adapter_digest: str
     model_digest: str
     counted_steps: int = 0
+    counted_before: int = 0
     directive: Public = field(default_factory=dict)
     exchange: Public = field(default_factory=dict)
 
@@ -40,6 +42,7 @@ class TrainOrder:
                 "adapter-digest": self.adapter_digest,
                 "model-digest": self.model_digest,
                 "counted-steps": self.counted_steps,
+                "counted-before": self.counted_before,
                 "directive": public.written(self.directive),
                 "exchange": public.written(self.exchange),
             }
@@ -52,7 +55,7 @@ class TrainOrder:
         Raises:
             SiteRefusal: with a fixed reason, if it is not one.
         """
-        values = _config(content, {"server-round", "adapter-digest", "model-digest", "counted-steps", "directive", "exchange"})
+        values = _config(content, {key.replace("_", "-") for key in TrainOrder.__dataclass_fields__})
         try:
             directive, exchange = public.read(values["directive"]), public.read(values["exchange"])
         except ValueError:
@@ -62,6 +65,7 @@ class TrainOrder:
             _text(values["adapter-digest"]),
             _text(values["model-digest"]),
             _whole(values["counted-steps"], 0),
+            _whole(values["counted-before"], 0),
             directive,
             exchange,
         )

@@ -13,6 +13,7 @@ from lalora_flwr.adapter.slots import digest
 from lalora_flwr.ground.errors import LaloraError
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.settings import Settings, settings_from
+from lalora_flwr.settings.stages import stage_of
 from lalora_flwr.training.learner import Learner
 from lalora_flwr.wire.orders import ARRAYS, CONFIG, TrainOrder
 from lalora_flwr.wire.tensors import to_arrays
@@ -56,6 +57,7 @@ def order(
     family = str(run.get("model.name", "hf/")).partition("/")[0]
     honest = {**RUN, "model.name": f"hf/{model}"}
     settings = settings_or_none({**run, "model.name": f"{family}/{model}"}) or settings_from(honest)
+    settings = stage_of(settings, int(fields.get("server_round", 1)))
     learner = learner_or_none(settings) or learner_or_none(settings := settings_from(honest))
     state = change(dict(learner.initial)) if learner else {}
     if sent is None and learner:

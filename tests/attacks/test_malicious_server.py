@@ -101,6 +101,10 @@ NAMED = {
     "a ridge head": {"strategy": "ridge-head", "train.lr": 1.0},
     "a ridge head and a tiny clip norm": {"strategy": "ridge-head", "privacy.clip-norm": 1e-36},
     "a ridge head and AUTO-S": {"strategy": "ridge-head", "privacy.clipping": "auto-s", "privacy.clip-norm": 100.0},
+    "a ridge head first": {"lora.head": "ridge", "num-rounds": 3},
+    "next to nothing for a ridge head first": {"lora.head": "ridge", "num-rounds": 3, "privacy.ridge-share": 1e-6},
+    "nearly all for a ridge head first": {"lora.head": "ridge", "num-rounds": 3, "privacy.ridge-share": 1 - 1e-9},
+    "a ridge head first and a tiny clip norm": {"lora.head": "ridge", "num-rounds": 3, "privacy.clip-norm": 1e-36},
     "half-precision base": {"model.dtype": "bfloat16"},
     "half-precision base, tiny alpha": {"model.dtype": "bfloat16", "lora.alpha": 1e-25, "privacy.clip-norm": 1e-30},
 }
@@ -197,7 +201,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     run: dict[str, Any] = {
         "strategy": draw(st.sampled_from(["la-lora", "dp-lora", "ffa-lora", "rolora"])),
         "lora.alpha": alpha,
-        "lora.head": draw(st.sampled_from(["auto", "frozen", "trained"])),
+        "lora.head": draw(st.sampled_from(["auto", "frozen", "trained", "ridge"])),
         "lora.schedule": draw(
             mostly("auto", st.sampled_from(["both", "B", "A", "step:BA", "round:AB", "step:B3A2", "step:", "AB"]))
         ),
@@ -217,6 +221,8 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     }
     if run["train.optimizer"] == "adamw":
         run["train.momentum"] = 0.0
+    if run["lora.head"] == "ridge":
+        run["num-rounds"] = 3
     for name in draw(mostly([], st.lists(st.sampled_from(sorted(set(KEYS) - LEFT_ALONE)), max_size=2), 2)):
         run[name] = draw(wild(name))
     return run
@@ -254,6 +260,7 @@ def attacks(draw: st.DrawFn) -> Attack:
         "directive": st.sampled_from([{}, {"mask": []}, {"schedule": "A"}, {"lr": 1e30}, {"": None}]),
         "exchange": st.sampled_from([{}, {"sites": []}, {"share": 0.0}, {"": {}}]),
         "counted_steps": st.sampled_from([0, 1, -1, -(10**18), 10**18]),
+        "counted_before": st.sampled_from([0, 1, -1, 10**18]),
         "adapter_digest": st.sampled_from(["", "0" * 64]),
         "model_digest": st.sampled_from(["", "0" * 64]),
     }

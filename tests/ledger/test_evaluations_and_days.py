@@ -56,13 +56,6 @@ def test_what_an_evaluation_did_not_take_is_given_back_and_a_crash_counts_it(pat
     assert total(path) == ((20.0, 1.0, 1),)
 
 
-def test_the_noise_of_an_evaluation_is_never_that_of_training(path: Path) -> None:
-    serve(path, 20.0, 1.0, 1, schedule=EVALUATE)
-    assert session(path).known_noise(1.0) is None
-    serve(path, 1.25, 1.0, 1)
-    assert session(path).known_noise(1.0) == 1.25
-
-
 def test_no_training_order_can_call_itself_an_evaluation() -> None:
     with pytest.raises(ConfigError):
         schedule_of(EVALUATE)

@@ -135,15 +135,6 @@ def test_the_server_cannot_lower_the_runs_count(path: Path) -> None:
             ledger.check(1.0, 0.1, 2)
 
 
-def test_the_noise_is_known_again_only_for_the_same_target_and_rate(path: Path) -> None:
-    assert session(path).known_noise(0.1) is None
-    serve(path, 1.25, 0.1, 3)
-    assert session(path, run="2", dataset="other").known_noise(0.1) == 1.25
-    assert session(path).known_noise(0.2) is None
-    for changed in ({"epsilon": 2.0}, {"delta": 1e-6}, {"steps": 5}, {"accountant": "rdp"}):
-        assert session(path, target=target()._replace(**changed)).known_noise(0.1) is None
-
-
 def test_a_commit_that_fails_leaves_the_reservation_counted_and_closed(path: Path) -> None:
     ledger = session(path)
     ledger.reserve(1.0, 0.1, 5)

@@ -36,7 +36,7 @@ def refuses(path: Path, witness: Path, says: str) -> None:
         with pytest.raises(LedgerError, match=says):
             use(1.0, 0.1, 2)
     with pytest.raises(LedgerError, match=says):
-        ledger.known_noise(0.1)
+        ledger.spent()
     with pytest.raises(LedgerError, match=says):
         verify(LedgerFile(path, witness=witness), compose=compose)
     assert path.read_bytes() == before

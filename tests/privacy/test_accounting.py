@@ -16,7 +16,8 @@ from scipy.special import ndtr
 
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.privacy.accounting import epsilon_spent, noise_multiplier_for
-from lalora_flwr.privacy.events import SampledGaussian
+from lalora_flwr.privacy.counting import at_least
+from lalora_flwr.privacy.events import SampledGaussian, Target
 
 GRID: list[tuple[list[SampledGaussian], float]] = [
     ([(1.0, 0.1, 150)], 1e-4),
@@ -151,6 +152,45 @@ def test_calibrated_noise_spends_the_budget_and_no_more(epsilon: float, q: float
 def test_googles_pld_agrees_that_calibrated_noise_keeps_the_budget(epsilon: float) -> None:
     sigma = noise_multiplier_for(epsilon, 1e-4, 0.145, 150)
     assert 0.99 * epsilon <= pld([(sigma, 0.145, 150)], 1e-4) <= epsilon
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+def test_noise_for_what_other_steps_leave_spends_the_budget_with_them_and_no_more(epsilon: float, share: float) -> None:
+    before = (SampledGaussian(noise_multiplier_for(share * epsilon, 1e-4, 1.0, 1), 1.0, 1),)
+    sigma = noise_multiplier_for(epsilon, 1e-4, 0.145, 149, before=before)
+    assert sigma > noise_multiplier_for(epsilon, 1e-4, 0.145, 149)
+    together = [*before, SampledGaussian(sigma, 0.145, 149)]
+    assert 0.99 * epsilon <= epsilon_spent(together, 1e-4) <= epsilon
+    assert pld(together, 1e-4) <= epsilon * 1.001
+
+
+def test_nothing_is_left_of_a_budget_that_other_steps_spent() -> None:
+    with pytest.raises(ConfigError, match="no noise level"):
+        noise_multiplier_for(1.0, 1e-4, 0.1, 5, before=(SampledGaussian(1.0, 1.0, 1),))
+
+
+FIRST, THEN = SampledGaussian(4.0, 1.0, 2), SampledGaussian(1.0, 0.1, 5)
+
+
+@pytest.mark.parametrize(
+    ("history", "steps", "before", "want"),
+    [
+        ([], 0, 0, []),
+        ([], 7, 2, [FIRST, THEN]),
+        ([], 6, 1, [FIRST._replace(steps=1), THEN]),
+        ([FIRST], 7, 2, [FIRST, THEN]),
+        ([FIRST, THEN], 3, 1, [FIRST, THEN]),
+        ([THEN], 7, 2, [THEN, FIRST]),
+        ([THEN], 2, 2, [THEN, FIRST]),
+    ],
+)
+def test_what_a_resumed_run_took_before_is_counted_at_its_own_noise(
+    history: list[SampledGaussian], steps: int, before: int, want: list[SampledGaussian]
+) -> None:
+    target = Target(8.0, 1e-4, 100, "pld", (FIRST,))
+    assert at_least(history, steps, THEN.noise_multiplier, THEN.sample_rate, target.begun(before)) == want
+    assert target.alike == 98
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from lalora_flwr.ledger.entries import Reserve
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.randomness import SystemRandom
-from lalora_flwr.server.run import SITE_ACCURACY_LEAK
+from lalora_flwr.server.summing_up import SITE_ACCURACY_LEAK
 from lalora_flwr.settings import Settings
 from lalora_flwr.site import evaluation as site_evaluation
 from lalora_flwr.wire.orders import ARRAYS, CONFIG

@@ -175,7 +175,7 @@ def test_a_profile_is_a_short_text(words: Any, good: bool) -> None:
 
 
 def test_an_order_survives_the_way() -> None:
-    order = TrainOrder(3, "abc", "def", 7, {"layers": ["x", 1, 0.5, None, True]}, {"sites": {"a": [1]}})
+    order = TrainOrder(3, "abc", "def", 7, 2, {"layers": ["x", 1, 0.5, None, True]}, {"sites": {"a": [1]}})
     assert TrainOrder.of(RecordDict({CONFIG: order.to_record()})) == order
     evaluation = EvaluateOrder(4, "def")
     assert EvaluateOrder.of(RecordDict({CONFIG: evaluation.to_record()})) == evaluation
@@ -244,7 +244,7 @@ def test_only_the_methods_tensors_and_the_declared_counters_travel(
         for order, answer in exchanged:
             assert set(order.content) == {ARRAYS, CONFIG}
             assert set(order.content[CONFIG]) == {
-                *("server-round", "adapter-digest", "model-digest", "counted-steps", "directive", "exchange"),
+                *("server-round", "adapter-digest", "model-digest", "counted-steps", "counted-before", "directive", "exchange"),
             }
             assert set(arrays_of(order)) == {n for n in every if factors_of([n]) <= down | extra}
             assert set(answer.content) == {ARRAYS, COUNTERS}

@@ -1,0 +1,91 @@
+"""``summary.json`` of a run that finished."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from lalora_flwr.models.base import BaseModel
+from lalora_flwr.privacy.noise import head_event
+from lalora_flwr.server.counts import SiteCounts
+from lalora_flwr.server.metrics import Quality, RoundMetrics, Summary
+from lalora_flwr.server.versions import commit, versions
+from lalora_flwr.settings import Settings
+
+SITE_ACCURACY_LEAK = "site_accuracy: exact accuracy on the sites' private records, which no epsilon covers"
+SITE_ACCURACY_NOISED = "noised by each site; counted in its ledger and in the epsilon of this run"
+
+
+def summary_of(
+    settings: Settings,
+    base: BaseModel,
+    counts: SiteCounts,
+    *,
+    quality: Quality,
+    frozen: Quality,
+    last: Quality,
+    rounds: Sequence[RoundMetrics],
+    seconds: float,
+    ended_early: str,
+) -> Summary:
+    """
+    Args:
+        settings: the run's.
+        base: its frozen model.
+        counts: of its sites.
+        quality, frozen, last: as `Summary` has them.
+        rounds: the lines of all of its rounds.
+        seconds: that it took.
+        ended_early: why a resumed run lacks rounds.
+    """
+    largest, exact = counts.of(counts.most()), counts.exact_accuracy
+    return Summary(
+        strategy=settings.strategy,
+        model=settings.model.name,
+        model_revision=base.provenance.revision,
+        model_files=base.provenance.files,
+        model_digest=base.provenance.digest,
+        data=settings.data.name,
+        labels=base.labels,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=commit(),
+        seed=settings.seed,
+        rounds=rounds[-1].round,
+        ended_early=ended_early,
+        quality=quality,
+        frozen=frozen,
+        last=last,
+        epsilon=counts.epsilon(),
+        delta=settings.privacy.delta,
+        noise_multiplier=largest.noise_multiplier,
+        sample_rate=largest.sample_rate,
+        head_noise_multiplier=head_event(settings).noise_multiplier if settings.ridge_first else None,
+        clip_norm=settings.privacy.clip_norm,
+        accountant=settings.privacy.accountant,
+        **_sharing(settings, counts, rounds),
+        private=settings.private,
+        seeded=not counts.real,
+        leaks=SITE_ACCURACY_LEAK if settings.evaluate_sites and exact else "",
+        site_accuracy_is=SITE_ACCURACY_NOISED if settings.evaluate_sites and not exact else "",
+        failures=sum(line.failures for line in rounds),
+        bytes_up=sum(line.bytes_up for line in rounds),
+        bytes_down=sum(line.bytes_down for line in rounds),
+        seconds=seconds,
+        peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        sites=counts.report(),
+        versions=versions(),
+    )
+
+
+def _sharing(settings: Settings, counts: SiteCounts, rounds: Sequence[RoundMetrics]) -> dict[str, Any]:
+    """What a summary says of a noise that sites share."""
+    if not settings.shares_noise:
+        return {}
+    return {
+        "trust": settings.trust,
+        "colluders": settings.colluders,
+        "epsilon_alone": counts.epsilon_alone(),
+        "repeats": sum(line.repeats or 0 for line in rounds),
+    }
