@@ -1,6 +1,6 @@
 """Pretrain a small Swin transformer on the public animals of CIFAR-10 and save it as a timm folder.
 
-    python -m experiments.cifar10.pretrain OUT MODEL_FOLDER [--epochs N] [--threads N]
+    python -m experiments.cifar10.pretrain OUT MODEL_FOLDER [--epochs N] [--threads N] [--device DEVICE]
 
 OUT is the folder written by `experiments.cifar10.prepare`. The result loads with
 `timm.create_model("local-dir:MODEL_FOLDER", pretrained=True)`, or with `num_classes=4` for a fresh head.
@@ -47,7 +47,7 @@ def load(file: Path) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def normalise(images: Tensor) -> Tensor:
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (MEAN, STD))
     return (images.float() / 255 - mean) / std
 
 
@@ -55,7 +55,7 @@ def augment(images: Tensor, padding: int = 4) -> Tensor:
     """A random crop of each zero-padded image, and a mirror image of every second one."""
     count, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
-    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1))
+    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1))  # on the CPU: the same images on any device
     rows, columns = top + torch.arange(height), left + torch.arange(width)
     flipped = torch.rand(count, 1) < 0.5
     columns = torch.where(flipped, columns.flip(1), columns)
@@ -68,7 +68,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     model.eval()
     right = 0
     for chunk, target in zip(images.split(500), labels.split(500), strict=True):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16):
             right += int((model(normalise(chunk)).argmax(1) == target).sum())
     return right / len(labels)
 
@@ -89,7 +89,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, test: tuple[Tensor, 
         total = 0.0
         batches = torch.randperm(len(images)).split(BATCH)[: len(images) // BATCH]
         for batch in batches:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(images.device.type, torch.bfloat16):
                 scores = model(normalise(augment(images[batch])))
             loss = F.cross_entropy(scores.float(), labels[batch], label_smoothing=0.1)
             optimiser.zero_grad()
@@ -105,14 +105,16 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, test: tuple[Tensor, 
     return result
 
 
-def pretrain(out: Path, folder: Path, epochs: int) -> None:
+def pretrain(out: Path, folder: Path, epochs: int, device: str = "cpu") -> None:
     disable_progress_bars()
     images, labels, names = load(out / "public.parquet")
     test_images, test_labels, _ = load(out / "public-test.parquet")
     torch.manual_seed(0)
     model = timm.create_model(ARCHITECTURE, num_classes=len(names), drop_path_rate=0.05, **SIZES)
     print(f"{sum(weight.numel() for weight in model.parameters())} parameters, {len(images)} training images", flush=True)
-    result = train(model, images, labels, (test_images, test_labels), epochs)
+    model, images, labels = model.to(device), images.to(device), labels.to(device)
+    result = train(model, images, labels, (test_images.to(device), test_labels.to(device)), epochs)
+    model.cpu()
     training = {"data": "CIFAR-10 animals", "epochs": epochs, "test_accuracy": result}
     save_for_hf(
         model,
@@ -131,6 +133,7 @@ if __name__ == "__main__":
     parser.add_argument("model_folder", type=Path, help="folder for config.json and model.safetensors")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    pretrain(arguments.out, arguments.model_folder, arguments.epochs)
+    pretrain(arguments.out, arguments.model_folder, arguments.epochs, arguments.device)

@@ -144,6 +144,7 @@ def _facts(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
         ("sites", f"{settings.num_supernodes}, {plan.records} records each in an equal split"),
         ("steps", f"{_rounds(settings)} x {train.local_steps} local steps; at most {plan.steps} a site"),
         ("sample rate q", f"{mechanism.sample_rate:.4g} (expected batch {mechanism.expected_batch:.4g})"),
+        ("learning rate", f"{plan.rate:.4g}" + ("" if train.lr else ", by rule from the noise")),
         ("bytes a round", f"{plan.bytes_down:,} down and {up} up, a site"),
     ]
     if not settings.private:

@@ -229,6 +229,7 @@ def _physical_batches(caps: Caps, settings: Settings) -> int:
     return passes * settings.train.augmentations
 
 
+RATE_OUTSIDE = "the run's train.lr is outside the site's lr-range"
 Rule = tuple[str, Callable[[Caps, Settings], bool]]
 RULES: tuple[Rule, ...] = (
     ("the site does not allow this strategy", lambda c, s: not c.allowed_strategies or s.strategy in c.allowed_strategies),
@@ -239,7 +240,7 @@ RULES: tuple[Rule, ...] = (
         lambda c, s: _within(s.privacy.clip_norm, c.clip_norm_range),
     ),
     ("the run's lora.alpha is outside the site's alpha-range", lambda c, s: _within(s.lora.alpha, c.alpha_range)),
-    ("the run's train.lr is outside the site's lr-range", lambda c, s: _within(s.train.lr, c.lr_range)),
+    (RATE_OUTSIDE, lambda c, s: not s.train.lr or _within(s.train.lr, c.lr_range)),  # by rule: see `check_rate`
     (
         "the run's train.local-steps are above the site's max-steps-per-round",
         lambda c, s: s.train.local_steps <= c.max_steps_per_round,
@@ -262,6 +263,16 @@ def check_run(caps: Caps, settings: Settings) -> None:
     for reason, holds in RULES:
         if not holds(caps, settings):
             raise SiteRefusal(f"cap: {reason}")
+
+
+def check_rate(caps: Caps, rate: float) -> None:
+    """Refuse a learning rate that the owner does not allow.
+
+    Raises:
+        SiteRefusal: with a fixed reason.
+    """
+    if not _within(rate, caps.lr_range):
+        raise SiteRefusal(f"cap: {RATE_OUTSIDE}")
 
 
 def check_mechanism(caps: Caps, mechanism: Mechanism) -> None:

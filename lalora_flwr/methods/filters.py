@@ -22,10 +22,12 @@ class Filter:
     Attributes:
         name: as ``filter.name`` and summaries write it.
         remembers: whether it keeps state; sites then carry it from round to round.
+        keeps: share of the variance of white noise that is left, as far as it is known.
     """
 
     name: str = ""
     remembers: bool = False
+    keeps: float = 1.0
 
     def __call__(self, slot: Slot, gradient: Tensor, state: State) -> Tensor:
         """The gradient to step along.
@@ -58,6 +60,7 @@ class Gauss5(Filter):
     """
 
     name = "gauss5"
+    keeps = sum(tap**2 for tap in TAPS) / sum(TAPS) ** 2
 
     def __call__(self, slot: Slot, gradient: Tensor, state: State) -> Tensor:
         if slot.feature_axis is None:

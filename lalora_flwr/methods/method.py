@@ -33,6 +33,7 @@ class Method:
         form: what is trained on top of the frozen model, a name of the registry of forms.
         server_steps: whether sites send the noised gradients of one step, and filter and optimizer are the server's.
         full_batch: whether a step is meant to take all records of a site, so that nobody need be told that sampling adds nothing.
+        own_rate: the learning rate where ``train.lr`` is 0; 0: that of the rule in `lalora_flwr.training.rate`.
         average: whether a running average of the rounds' adapters is evaluated and saved in place of the last.
     """
 
@@ -43,6 +44,7 @@ class Method:
     transport: Transport = PLAIN
     form: str = "lora"
     average: bool = False
+    own_rate: float = 0.0
     full_batch: bool = False
     server_steps: bool = False
 

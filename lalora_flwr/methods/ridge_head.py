@@ -17,6 +17,7 @@ from lalora_flwr.methods.travel import EVERYTHING_DOWN
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.public import Public
 
+RATE = 0.1  # any would do
 MOST_STEPS = 100.0  # times LENGTH: no sum can then grow beyond what a server takes for sane
 
 
@@ -45,11 +46,11 @@ class RidgeHead(Method):
             raise ConfigError(
                 f"privacy.clip-norm = {settings.privacy.clip_norm:g}: at most {LENGTH:g} for strategy = 'ridge-head'"
             )
-        if settings.train.lr * settings.num_rounds * settings.train.local_steps > MOST_STEPS:
+        if (settings.train.lr or RATE) * settings.num_rounds * settings.train.local_steps > MOST_STEPS:
             raise ConfigError(
                 f"train.lr = {settings.train.lr:g}: times all local steps at most {MOST_STEPS:g} for strategy = 'ridge-head', "
                 "whose result does not depend on it"
             )
 
 
-METHOD = RidgeHead(schedule=Sums(), travel=EVERYTHING_DOWN, form="ridge-head", full_batch=True)
+METHOD = RidgeHead(schedule=Sums(), travel=EVERYTHING_DOWN, form="ridge-head", full_batch=True, own_rate=RATE)

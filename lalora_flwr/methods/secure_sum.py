@@ -126,6 +126,10 @@ class SecureSum(Transport):
     def attempt(self, exchange: Exchange) -> int:
         return Attempt.of(exchange.words).number
 
+    def noise(self, exchange: Exchange) -> float:
+        attempt = Attempt.of(exchange.words)
+        return share_of(attempt, exchange.clip_norm).std * math.sqrt(len(attempt.sites)) / attempt.batch
+
     def accepts(self, words: Public) -> bool:
         try:
             Attempt.of(words)

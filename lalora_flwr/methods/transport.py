@@ -87,6 +87,10 @@ class Transport:
         """Which attempt of the round it is, from 1."""
         return 1
 
+    def noise(self, exchange: Exchange) -> float:
+        """Standard deviation of the noise on an entry of the mean gradient that sites have together; 0: each has its own."""
+        return 0.0
+
     def accepts(self, words: Public) -> bool:
         """Whether words are this transport's own; a site refuses an order with any others."""
         return not words

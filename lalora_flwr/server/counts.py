@@ -8,7 +8,7 @@ that q. So a site cannot name an ε: it follows from the rounds it was asked for
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -193,6 +193,14 @@ class SiteCounts:
         if not self.settings.shares_noise:
             return None
         return max((self.epsilon_alone_of(site) for site in self.heard()), default=0.0)
+
+    def noise_of_mean(self, sites: Collection[int]) -> float:
+        """Standard deviation of the noise on an entry of the mean gradient of sites that each add their own.
+
+        A site of fewer records than a batch is taken for one of a whole batch.
+        """
+        std = self.settings.privacy.clip_norm / self.settings.train.batch_size
+        return math.sqrt(sum(((self.of(site).noise_multiplier or 0.0) * std) ** 2 for site in sites)) / max(1, len(sites))
 
     def heard(self) -> list[int]:
         """Sites that ever sent tensors, in order of their numbers."""

@@ -23,6 +23,7 @@ from lalora_flwr.privacy.noise import head_event, mechanism_for
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.choices import FORMS
 from lalora_flwr.settings.stages import ridge_stage
+from lalora_flwr.training.rate import noise_at_all, noise_at_one, rate_for
 from lalora_flwr.wire.tensors import ARRAY_HEADER
 
 
@@ -39,6 +40,7 @@ class Plan:
         head, new_head: whether the classification head is ``trained`` or ``frozen`` (empty if there is none), and whether the
             published weights lack it, as far as that is known without them.
         sharing, colluders: sites that share one noise in a round, and how many of them may side with the server; 0: none.
+        rate: the learning rate, as named or by rule.
         head_noise: noise multiplier of the round that releases a ridge head, whose sites are all; 0: there is none.
         ridge_steps: the most that a site may take for it; ``steps`` holds them too.
         bytes_down, bytes_up: bytes to and from one site in the first two rounds (methods that alternate by round differ) after
@@ -58,6 +60,7 @@ class Plan:
     bytes_up: tuple[int, int]
     sharing: int = 0
     colluders: int = 0
+    rate: float = 0.0
     head_noise: float = 0.0
     ridge_steps: int = 0
 
@@ -119,11 +122,15 @@ def make_plan(settings: Settings) -> Plan:
     turns = [method.turn(layout, first + more, settings.train.local_steps, directive) for more in (0, 1)]
     trainable = sum(math.prod(slot.shape) for slot in layout.only(method.schedule.ever(layout)).values())
     total = sum(p.numel() for p in adapter.model.parameters())
+    mechanism, sharing = mechanism_for(settings, records), settings.sites_per_round if settings.shares_noise else 0
+    noise = noise_at_all(mechanism, settings.sites_per_round)
+    if sharing:
+        noise = noise_at_one(mechanism) * share_for(1.0, sharing, settings.colluders) / math.sqrt(sharing)
     return Plan(
         schedule=method.schedule.text,
         filter=method.filter.name,
         records=records,
-        mechanism=mechanism_for(settings, records),
+        mechanism=mechanism,
         steps=settings.steps_per_site,
         trainable=trainable,
         frozen=total - trainable,
@@ -131,7 +138,8 @@ def make_plan(settings: Settings) -> Plan:
         new_head=base.fresh_head,
         bytes_down=size(method.travel.down(turns[0])),
         bytes_up=(size(method.travel.up(turns[0]), itemsize), size(method.travel.up(turns[1]), itemsize)),
-        sharing=settings.sites_per_round if settings.shares_noise else 0,
+        sharing=sharing,
+        rate=rate_for(settings, method, layout, noise),
         colluders=settings.colluders,
         head_noise=head_event(settings).noise_multiplier if settings.ridge_first else 0.0,
         ridge_steps=settings.ridge_rounds,

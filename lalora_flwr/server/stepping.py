@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lalora_flwr.adapter.slots import Layout
-from lalora_flwr.methods.filters import Filter, State
+from lalora_flwr.methods.filters import State
+from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.updates import Tensors
 from lalora_flwr.settings import Settings
 from lalora_flwr.training.local import make_optimizer
+from lalora_flwr.training.rate import rate_for
 
 FILTER, OPTIMIZER = "filter", "optimizer"  # what the names of remembered tensors begin with
 
@@ -25,33 +27,35 @@ class ServerStep:
     momentum nor weight decay moves it.
     """
 
-    def __init__(self, settings: Settings, layout: Layout, filter: Filter) -> None:
+    def __init__(self, settings: Settings, layout: Layout, method: Method) -> None:
         """
         Args:
             settings: the run's.
             layout: the slots as the server holds them.
-            filter: of the method; what it remembers is kept here.
+            method: of the run; what its filter remembers is kept here.
         """
-        self._settings, self._layout, self._filter = settings, layout, filter
+        self._settings, self._layout, self._method, self._filter = settings, layout, method, method.filter
         self._parameters = {name: nn.Parameter(torch.zeros(slot.shape)) for name, slot in layout.items()}
         self._optimizer = make_optimizer(self._parameters.values(), settings.train)
         self._memory: dict[str, State] = {}
 
-    def rate(self, server_round: int) -> float:
-        """The learning rate of a round, from 1."""
+    def rate(self, server_round: int, noise: float) -> float:
+        """The learning rate of a round, from 1, whose mean gradient has this noise."""
         train, rounds = self._settings.train, self._settings.num_rounds
-        return train.lr * (1 - (server_round - 1) / rounds) if train.decay == "linear" else train.lr
+        rate = rate_for(self._settings, self._method, self._layout, noise)
+        return rate * (1 - (server_round - 1) / rounds) if train.decay == "linear" else rate
 
-    def __call__(self, server_round: int, current: Tensors, gradients: Tensors) -> dict[str, NDArray[np.float32]]:
+    def __call__(self, server_round: int, current: Tensors, gradients: Tensors, noise: float) -> dict[str, NDArray[np.float32]]:
         """The new values of the slots that have a gradient.
 
         Args:
             server_round: from 1.
             current: the adapter, every slot of it.
             gradients: mean gradients of the slots that trained in the round, of their shapes.
+            noise: standard deviation of the noise on each of their entries.
         """
         for group in self._optimizer.param_groups:
-            group["lr"] = self.rate(server_round)
+            group["lr"] = self.rate(server_round, noise)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(torch.from_numpy(np.array(current[name], dtype=np.float32)))

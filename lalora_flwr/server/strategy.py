@@ -70,7 +70,7 @@ class FederatedStrategy(Strategy):
         self._directive: Public = self._method.merge.start(layout)
         self._memory = Memory()  # of the merge
         self._average = RunningAverage(settings.num_rounds) if self._method.average else None
-        self._step = ServerStep(settings, layout, self._method.filter) if self._method.server_steps else None
+        self._step = ServerStep(settings, layout, self._method) if self._method.server_steps else None
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs besides `tensors`, as plain JSON. Draws follow from the round, so there is no random state."""
@@ -163,7 +163,8 @@ class FederatedStrategy(Strategy):
         if self._step is None:
             return merged
         check_merged(server_round, self._method.merge.name, self._layout, merged)
-        stepped = self._step(server_round, current, merged.tensors)
+        noise = self._method.transport.noise(self._asking.conversation.exchange) or self.counts.noise_of_mean(nodes)
+        stepped = self._step(server_round, current, merged.tensors, noise)
         if not all((np.abs(value) <= LARGEST).all() for value in stepped.values()):  # NaN is not <= either
             raise RunFailed(f"round {server_round}: the adapter holds values above {LARGEST:g}; choose a smaller train.lr")
         return dataclasses.replace(merged, tensors=stepped)

@@ -32,6 +32,7 @@ METHODS = Registry(
         "ffa-lora": f"{_METHODS}.ffa_lora:METHOD",
         "rolora": f"{_METHODS}.rolora:METHOD",
         "ridge-head": f"{_METHODS}.ridge_head:METHOD",
+        "steady-lora": f"{_METHODS}.steady_lora:METHOD",
     },
 )
 FORMS = Registry(

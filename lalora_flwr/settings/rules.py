@@ -35,6 +35,8 @@ def check_together(settings: Settings) -> None:
         raise ConfigError("run-name: must name the run that resume = true goes on with")
     if settings.train.optimizer == "adamw" and settings.train.momentum:
         raise ConfigError(f"train.momentum = {settings.train.momentum}: only for train.optimizer = 'sgd'; leave it 0 for adamw")
+    if settings.train.optimizer == "adamw" and not settings.train.lr:
+        raise ConfigError("train.lr = 0: the rule is for train.optimizer = 'sgd'; choose a rate for adamw, such as 0.003")
     _check_steps(settings)
     _check_views(settings)
     _check_ridge(settings)

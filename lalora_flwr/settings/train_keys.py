@@ -30,7 +30,12 @@ class TrainSettings:
     )
     flips: bool = key(False, "half of the views of train.augmentations are mirrored left to right")
     optimizer: str = choice("sgd", "optimizer; a site's is made afresh each round (see train.step-at)", "sgd", "adamw")
-    lr: float = within(1e-8, 1e4, 0.35, "learning rate")
+    lr: float = key(
+        0.0,
+        "learning rate; 0: by a rule from the noise (lalora plan shows it), so that there is nothing to tune on private records",
+        "0, or a number from 1e-08 to 10000",
+        lambda v: v == 0 or 1e-8 <= v <= 1e4,
+    )
     momentum: float = within(0, 0.999, 0.0, "SGD momentum")
     weight_decay: float = within(0, 10, 0.0, "weight decay of the optimizer")
     step_at: str = choice(

@@ -16,7 +16,7 @@ from lalora_flwr.data.records import RecordSet
 from lalora_flwr.ground.errors import SiteRefusal
 from lalora_flwr.ground.processors import processors
 from lalora_flwr.ground.seeds import derive_seed
-from lalora_flwr.ledger.caps import Caps, at_once, caps_from
+from lalora_flwr.ledger.caps import Caps, at_once, caps_from, check_rate
 from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.methods.filters import State
 from lalora_flwr.methods.method import Method, method_of
@@ -36,6 +36,7 @@ from lalora_flwr.site.records import NodeConfig, counted_records
 from lalora_flwr.site.sharing import secrets_of, sharing_of
 from lalora_flwr.training.learner import Learner
 from lalora_flwr.training.local import LocalRound, gradient_round, train_round
+from lalora_flwr.training.rate import noise_at_all, rate_for
 from lalora_flwr.wire.orders import ARRAYS, MEMORY, TrainOrder
 from lalora_flwr.wire.profile import Profile
 from lalora_flwr.wire.replies import COUNTERS, Counters
@@ -116,6 +117,8 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
     learner = own_model(host, settings, context.node_config, order.model_digest, quiet=caps is not None)
     start = _start(site, settings, learner, order, content, secrets)
     if caps:
+        start = start.at_rate(mechanism)
+        check_rate(caps, start.settings.train.lr)
         records, known_by = counted_records(host.records, settings, context.node_config, learner.base)
         _warn_of_size(caps, records)
         ledger.identify(known_by)
@@ -128,7 +131,7 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
         sharing_of(settings, None, order, secrets, mechanism)
     run_ledger = _virtual_ledger(context, settings, mechanism, order)
     try:
-        return _answer(site, start, records, mechanism, run_ledger)
+        return _answer(site, start.at_rate(mechanism), records, mechanism, run_ledger)
     finally:
         context.state[LEDGER] = ConfigRecord({**run_ledger.state()})
 
@@ -146,6 +149,13 @@ class _Start:
     up: Mask
     memory: dict[str, State]
     sender: Sender
+
+    def at_rate(self, mechanism: Mechanism) -> _Start:
+        """With the learning rate that the run's rule gives if it names none."""
+        noise = noise_at_all(mechanism, self.settings.sites_per_round)
+        rate = rate_for(self.settings, self.method, self.learner.adapter.layout, noise)
+        train = dataclasses.replace(self.settings.train, lr=rate)
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, train=train))
 
 
 def _secrets(site: Site) -> Secrets | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def test_optimizer_and_filter_are_those_of_one_training(optimizer: str, filter: 
     make = torch.optim.AdamW if name == "adamw" else torch.optim.SGD
     oracle: Any = make(naive.values(), lr=1.0, weight_decay=0.1, **({"momentum": momentum} if name == "sgd" else {}))
     seen = {n: torch.zeros(slot.shape) for n, slot in LAYOUT.items()}
-    step = ServerStep(settings, LAYOUT, filter)
+    method = dataclasses.replace(method_of(settings), filter=filter)
+    step = ServerStep(settings, LAYOUT, method)
     current = {n: p.detach().numpy().copy() for n, p in naive.items()}
     for server_round in range(1, 7):
         trains = ["b", "a"][server_round % 2 :][:1] if server_round < 5 else ["a", "b"]
@@ -89,12 +91,12 @@ def test_optimizer_and_filter_are_those_of_one_training(optimizer: str, filter: 
         oracle.param_groups[0]["lr"] = settings.train.lr * (1 - (server_round - 1) / 6)
         oracle.step()
         before = dict(current)
-        current |= step(server_round, current, {n: g.numpy() for n, g in gradients.items()})
+        current |= step(server_round, current, {n: g.numpy() for n, g in gradients.items()}, noise=0.1)
         for n, p in naive.items():
             np.testing.assert_allclose(current[n], p.detach().numpy(), rtol=1e-6, atol=1e-7)
             assert (n in trains) != np.array_equal(current[n], before[n])
         kept = {n: t.clone() for n, t in step.tensors().items()}
-        step = ServerStep(settings, LAYOUT, filter)
+        step = ServerStep(settings, LAYOUT, method)
         step.restore(kept)
 
 

@@ -119,7 +119,7 @@ def test_a_whole_number_will_do_for_a_number() -> None:
         ("privacy.max-rounds", -1),
         ("train.local-steps", 0),
         ("train.batch-size", 0),
-        ("train.lr", 0.0),
+        ("train.lr", 1e-9),
         ("train.lr", math.inf),
         ("train.momentum", 1.0),
         ("train.weight-decay", -0.1),
@@ -187,7 +187,7 @@ def test_a_good_schedule_is_accepted(schedule: str) -> None:
 def test_momentum_goes_with_sgd_only() -> None:
     assert refusal({"train.optimizer": "adamw", "train.momentum": 0.9}).startswith("train.momentum = 0.9")
     settings_from({"train.optimizer": "sgd", "train.momentum": 0.9})
-    settings_from({"train.optimizer": "adamw", "train.momentum": 0.0})
+    settings_from({"train.optimizer": "adamw", "train.momentum": 0.0, "train.lr": 0.01})
 
 
 def test_too_few_rounds_for_each_site_are_refused() -> None:

@@ -120,7 +120,16 @@ def accepted(flat: dict[str, Any]) -> Settings:
     try:
         return settings_from(flat)
     except ConfigError as problem:
-        entangled = ("train.momentum", "privacy.max-rounds", "data.site", "min-sites", "run-name", "merge.name")
+        entangled = (
+            "train.momentum",
+            "train.lr",
+            "privacy.max-rounds",
+            "data.site",
+            "min-sites",
+            "run-name",
+            "merge.name",
+            "lora.head",
+        )
         assume(not str(problem).startswith(entangled) and "for strategy = " not in str(problem))
         raise
 

@@ -1,0 +1,80 @@
+"""The learning rate of a run that names none (``train.lr = 0``): from the noise, so that nobody tunes it on private records.
+
+An entry of the mean gradient of a step carries noise of standard deviation ν, which the mechanism says. After T steps along it at
+the rate η, the noise has moved the entry by η ν √T. For each kind of tensor there is a length of this walk at which the accuracy
+on the embedded digits is best, whatever ε, the number of sites and who adds the noise:
+
+    η = min over the kinds that train of  WALK / (ν √T),  T being the steps in which the kind trains;
+        at most MOST / C, since a clipped gradient is no longer than C;  without privacy PLAIN
+
+A momentum μ makes steps 1 / (1 - μ) times as long and a filter shorter; the rate makes up for both. `docs/results.md` has what
+the rule loses against tuned rates on other tasks.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lalora_flwr.adapter.slots import LORA_A, Layout
+from lalora_flwr.methods.method import Method
+from lalora_flwr.privacy.mechanism import Mechanism
+from lalora_flwr.settings import Settings
+
+WALK_A = 0.12  # of lora_A, which the noise of B is multiplied with
+WALK = 0.3  # of all else
+WALK_AVERAGED = 0.42  # of all else where the adapters of the rounds are averaged
+MOST, MOST_WITH_A = 8.0, 4.0  # times C; beyond it steps overshoot even where there is little noise
+PLAIN = 0.3  # without privacy, where nothing bounds a gradient
+LOOKED_AT = 1000  # rounds of a schedule
+
+
+def noise_at_one(mechanism: Mechanism) -> float:
+    """ν of a single site's mean gradient."""
+    return mechanism.noise_std / mechanism.expected_batch
+
+
+def noise_at_all(mechanism: Mechanism, sites: int) -> float:
+    """ν of the mean over as many sites, each of which adds this noise."""
+    return noise_at_one(mechanism) / math.sqrt(sites)
+
+
+def rate_for(settings: Settings, method: Method, layout: Layout, noise: float) -> float:
+    """``train.lr``, or what the rule says if it is 0.
+
+    Guarantee: of public constants alone.
+
+    Args:
+        settings: of the run.
+        method: of the run.
+        layout: the slots of its adapter.
+        noise: ν of the mean over all sites of a round.
+    """
+    train = settings.train
+    if train.lr:
+        return train.lr
+    if method.own_rate:
+        return method.own_rate
+    with_a, others = _steps(settings, method, layout)
+    shorter = (1 - train.momentum) / math.sqrt(method.filter.keeps)
+    if not noise:
+        return PLAIN * shorter
+    rate = (MOST_WITH_A if with_a else MOST) / settings.privacy.clip_norm
+    if with_a:
+        rate = min(rate, WALK_A / (noise * math.sqrt(with_a)))
+    if others:
+        rate = min(rate, (WALK_AVERAGED if method.average else WALK) / (noise * math.sqrt(others)))
+    return rate * shorter
+
+
+def _steps(settings: Settings, method: Method, layout: Layout) -> tuple[float, float]:
+    """The steps of the run in which some lora_A trains, and those in which something else does."""
+    own, directive = layout.of(LORA_A), method.merge.start(layout)
+    steps, rounds = settings.train.local_steps, settings.num_rounds - settings.ridge_first
+    with_a, others, seen = 0, 0, min(rounds, LOOKED_AT)
+    for server_round in range(1 + settings.ridge_first, 1 + settings.ridge_first + seen):
+        masks = method.schedule.masks(layout, server_round, steps, directive)
+        for step in range(steps):
+            mask = masks[step % len(masks)]
+            with_a += bool(mask & own)
+            others += bool(mask - own)
+    return with_a * rounds / seen, others * rounds / seen

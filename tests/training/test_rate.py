@@ -1,0 +1,121 @@
+"""The learning rate by rule: the walk of the noise has one length, whatever makes the noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.methods.filters import GAUSS5
+from lalora_flwr.methods.method import method_of
+from lalora_flwr.privacy.noise import mechanism_for
+from lalora_flwr.server.plan import make_plan
+from lalora_flwr.settings import Settings, settings_from
+from lalora_flwr.training.rate import MOST, PLAIN, WALK, WALK_A, WALK_AVERAGED, noise_at_all, rate_for
+from tests.conftest import MODELS, Finished, arrays_of, small
+from tests.ledger.site_ledgers import owned
+from tests.sites import REAL, train_order
+
+BASE: dict[str, Any] = {"train__lr": 0.0, "filter__name": "none", "num_rounds": 4, "train__local_steps": 5}
+LAYOUT = MODELS.learner(settings_from({"lora.head": "trained"})).adapter.layout
+
+
+def rate(noise: float, **changed: Any) -> float:
+    settings = small(Path("x"), **{**BASE, **changed})
+    return rate_for(settings, method_of(settings), LAYOUT, noise)
+
+
+def test_the_walk_of_each_kind_has_its_length() -> None:
+    assert rate(0.1, strategy="ffa-lora") == pytest.approx(WALK / (0.1 * math.sqrt(20)))
+    assert rate(0.1, strategy="ffa-lora", merge__average="ema") == pytest.approx(WALK_AVERAGED / (0.1 * math.sqrt(20)))
+    assert rate(0.1, strategy="dp-lora") == pytest.approx(WALK_A / (0.1 * math.sqrt(20)))
+    assert rate(0.1, strategy="la-lora") == pytest.approx(WALK_A / (0.1 * math.sqrt(8)))  # step:BA of 5 steps: two of A
+    assert rate(0.1, strategy="rolora") == pytest.approx(WALK_A / (0.1 * math.sqrt(10)))
+    assert rate(0.1, strategy="la-lora", lora__schedule="step:B4A1") == pytest.approx(
+        min(WALK_A / (0.1 * math.sqrt(4)), WALK / (0.1 * math.sqrt(20)))
+    )
+
+
+def test_a_filter_and_a_momentum_are_made_up_for() -> None:
+    plain = rate(0.1)
+    assert rate(0.1, train__momentum=0.9) == pytest.approx(plain / 10)
+    assert GAUSS5.keeps == pytest.approx(70 / 256)
+    assert rate(0.1, filter__name="gauss5") == pytest.approx(plain / math.sqrt(70 / 256))
+
+
+def test_little_noise_does_not_make_it_large() -> None:
+    assert rate(1e-9, strategy="ffa-lora", privacy__clip_norm=2.0) == MOST / 2
+    assert rate(0.0, privacy__epsilon=math.inf) == PLAIN
+
+
+def test_a_rate_that_is_named_stands() -> None:
+    assert rate(0.1, train__lr=0.7) == 0.7
+
+
+def test_the_round_of_a_ridge_head_is_no_step_of_it() -> None:
+    assert rate(0.1, strategy="ffa-lora", lora__head="ridge", num_rounds=5) == rate(0.1, strategy="ffa-lora")
+
+
+@given(st.floats(1e-6, 1e3), st.floats(1.01, 100))
+def test_more_noise_never_makes_it_larger(noise: float, times: float) -> None:
+    assert rate(noise * times) <= rate(noise)
+
+
+def test_it_is_for_sgd_alone(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.lr = 0: the rule is for train.optimizer = 'sgd'"):
+        small(tmp_path, **{**BASE, "train__optimizer": "adamw"})
+
+
+def own_rate(settings: Settings, records: int) -> float:
+    noise = noise_at_all(mechanism_for(settings, records), settings.sites_per_round)
+    return rate_for(settings, method_of(settings), MODELS.learner(settings).adapter.layout, noise)
+
+
+def test_sites_and_server_step_at_the_rate_of_the_plan(finished: Callable[..., Finished], tmp_path: Path) -> None:
+    """The same run with the rate named ends at the same adapter, whoever takes the step and shares the noise."""
+    once = {"train__lr": 0.0, "train__local_steps": 1}
+    for changed in ({}, {"train__step_at": "server"}, {"trust": "secure-sum"}):
+        by_rule = finished(**{**once, **changed})
+        assert make_plan(by_rule.settings).rate > 0
+        named = finished(**{**once, **changed, "train__lr": make_plan(by_rule.settings).rate})
+        assert by_rule.checkpoint.keys() == named.checkpoint.keys()
+        for name, value in by_rule.checkpoint.items():
+            assert float((value - named.checkpoint[name]).norm()) <= 0.02 * float(value.norm()) + 1e-6
+
+
+def test_a_real_site_takes_it_of_its_declared_records_and_its_owners_range_holds(
+    context: Callable[..., Context], tmp_path: Path
+) -> None:
+    settings = small(tmp_path, train__lr=0.0)
+    rate = own_rate(settings, 300)
+
+    def serve(settings: Settings, **more: Any) -> Any:
+        return REAL(train_order(settings), owned(context(settings), tmp_path, **more))
+
+    refused = serve(settings, **{"lr-range": f"{rate * 1.01},10"})
+    assert "lr-range" in refused.error.reason
+    assert not serve(settings, **{"lr-range": f"{rate * 0.99},{rate * 1.01}"}).has_error()
+
+
+def test_ridge_heads_have_their_own(tmp_path: Path) -> None:
+    settings = small(tmp_path, strategy="ridge-head", train__lr=0.0)
+    method = method_of(settings)
+    assert rate_for(settings, method, LAYOUT, 5.0) == method.own_rate == dataclasses.replace(method).own_rate > 0
+
+
+def test_steady_lora_is_b_alone_averaged_one_step_a_round(finished: Callable[..., Finished], tmp_path: Path) -> None:
+    done = finished(strategy="steady-lora", train__lr=0.0, train__local_steps=1, num_rounds=6, lora__head="trained")
+    assert done.summary["last_accuracy"] is not None
+    for order, reply in done.spy.training(2):
+        assert {name.split(".")[-2] for name in arrays_of(reply) if "lora_" in name} == {"lora_B"}
+        assert not [name for name in arrays_of(order) if "lora_A" in name]
+    with pytest.raises(ConfigError, match=r"train.local-steps = 2: must be 1 for strategy = 'steady-lora'"):
+        small(tmp_path, strategy="steady-lora")
