@@ -28,7 +28,7 @@ TIMES = "LALORA_BENCHMARK_TIMES"  # environment variable: the folder to which th
 STEPS = {  # functions of lalora_flwr.site.round, in the order of a round
     "admitted": "ledger, caps and noise calibration",
     "own_model": "base model, adapter and self-check",
-    "owned_records": "records from files",
+    "counted_records": "records and their fingerprint",
     "train_round": "training (reserve, steps, commit)",
 }
 START, FIRST, SECOND, REST = (
