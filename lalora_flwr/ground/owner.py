@@ -1,4 +1,5 @@
-"""A simulation ends with the process that started it, however that one ends.
+"""A process ends with another, however that one ends: a simulation with the process that started it, a site's resident trainer
+with the SuperNode's.
 
 Flower's simulation outlives a killed SuperLink: it would go on training, and writing to the run's folder, unseen. So the
 process that starts it leaves its number in the environment, and the simulation looks whether that process is alive.
@@ -21,7 +22,12 @@ GRACE = 10.0  # seconds from the request to end to the kill
 def end_with_owner() -> None:
     """End this process soon after the one named in the environment, if one is named."""
     if named := os.environ.get(OWNER):
-        threading.Thread(target=_watch, args=(int(named),), name="owner", daemon=True).start()
+        end_with(int(named))
+
+
+def end_with(process: int) -> None:
+    """End this process soon after another one."""
+    threading.Thread(target=_watch, args=(process,), name="owner", daemon=True).start()
 
 
 def _watch(pid: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from lalora_flwr.ground.errors import SiteRefusal
 from lalora_flwr.ledger.node_values import (
+    RESIDENT_SECONDS,
     Reader,
     any_range,
     at_least,
@@ -94,6 +95,7 @@ class Caps:
     profile: str = _key(short_text, "", cap=False)
     sharing_key: str = _key(text, "", cap=False)
     sharing_roster: str = _key(text, "", cap=False)
+    resident_seconds: float = _key(seconds, RESIDENT_SECONDS, cap=False)
 
     @property
     def has_classes(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lalora_flwr.ground.lists import ends_of, listed
 
+RESIDENT_SECONDS = 600.0  # what resident-seconds is if a node-config does not say it; here, where no torch is needed
 Reader = Callable[[Any], Any]  # raises ValueError with what the key "must be"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
-POLL_SECONDS = 3.0  # as Flower's own
+POLL_SECONDS = 1.0  # Flower's own are 3, which a short round would mostly wait for
 NO_REPLY = 5  # Flower's code for a node that cannot be reached
 RESTARTED = "the site was restarted, or out of reach, in the middle of the round"
 

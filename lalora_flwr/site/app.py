@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -13,15 +15,18 @@ from flwr.clientapp import ClientApp
 
 from lalora_flwr.ground.errors import ConfigError, LedgerError, SiteRefusal
 from lalora_flwr.site.bundle import check_enforced
+from lalora_flwr.site.resident.words import FAILURE, Told
 from lalora_flwr.wire.replies import IDENTITY, LONGEST_WORDS, PROFILE, SHARING
 
 if TYPE_CHECKING:
     from lalora_flwr.site.host import Host
 
 log = logging.getLogger("lalora_flwr.site")
+TRAIN, EVALUATE = "train", "evaluate"  # kinds of messages that a site works for
 APP_ERROR = 2  # Flower's code for an exception in a ClientApp
 
 Work = Callable[[RecordDict, Context], RecordDict]
+Elsewhere = Callable[[str, RecordDict, Context], Told | None]  # serves a message in another process, or leaves it alone
 
 
 def leaves_at(arrived: float, now: float, every: float) -> float:
@@ -40,6 +45,7 @@ def answer(
     every: Callable[[], float],
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], None] = time.sleep,
+    elsewhere: Callable[[RecordDict, Context], Told | None] | None = None,
 ) -> Message:
     """Reply with the result of ``work``, or with a fixed reason; never with an exception's text, which may quote data.
 
@@ -51,17 +57,48 @@ def answer(
         message, context: Flower's.
         every: at multiples of how many seconds the reply leaves; a real site's ``answer-seconds``.
         clock, wait: seconds that go by, and waiting for them.
+        elsewhere: is asked first, and serves the message or leaves it to ``work``; it takes its time from the same seconds.
     """
     arrived = clock()
-    reply = _answer(work, message, context)
-    if (left := leaves_at(arrived, now := clock(), every()) - now) > 0:
+    found = _elsewhere(elsewhere, message, context) or _done(work, message, context)
+    reply = Message(found.content, reply_to=message) if found.content is not None else _error(found.reason, message)
+    seconds = every() if found.every is None else found.every
+    now = clock()
+    if (left := leaves_at(arrived, now, seconds) - now) > 0:
         wait(left)
     return reply
 
 
-def _answer(work: Work, message: Message, context: Context) -> Message:
+def told(kind: str, content: RecordDict, context: Context, host: Callable[[], Host]) -> Told:
+    """What a real site's reply says to a message, and when it leaves; never raises but to end the process."""
+    found = _told(_work(kind, host), content, context)
+    return dataclasses.replace(found, every=_every(host, context))
+
+
+def _error(reason: str, message: Message) -> Message:
+    return Message(Error(code=APP_ERROR, reason=reason), reply_to=message)
+
+
+def _elsewhere(elsewhere: Callable[[RecordDict, Context], Told | None] | None, message: Message, context: Context) -> Told | None:
+    if elsewhere is None or not message.has_content():
+        return None
     try:
-        return Message(work(message.content, context), reply_to=message)
+        return elsewhere(message.content, context)
+    except Exception:  # it may have begun: the message is not served a second time
+        log.exception("the site failed")
+        return Told(None, FAILURE)
+
+
+def _done(work: Work, message: Message, context: Context) -> Told:
+    return _told(lambda content, context: work(message.content, context), RecordDict(), context)
+
+
+def _told(work: Work, content: RecordDict, context: Context) -> Told:
+    try:
+        found = work(content, context)
+        if not isinstance(found, RecordDict):
+            raise TypeError(f"a site's work gives records, not {type(found).__name__}")
+        return Told(found)
     except SiteRefusal as refusal:
         log.warning("the site refused: %s", refusal)
         reason = str(refusal)
@@ -75,45 +112,56 @@ def _answer(work: Work, message: Message, context: Context) -> Message:
         raise
     except BaseException:  # a panic of a Rust library is no Exception; unanswered it would tell something of the records
         log.exception("the site failed")
-        reason = "failure: the site's own log says why"
-    return Message(Error(code=APP_ERROR, reason=reason), reply_to=message)
+        reason = FAILURE
+    return Told(None, reason)
 
 
-def make_client_app(host: Callable[[], Host]) -> ClientApp:
+def make_client_app(host: Callable[[], Host], elsewhere: Elsewhere | None = None) -> ClientApp:
     """The ClientApp of a process.
 
     Args:
         host: gives what the process hands to its sites, each time the same object; called when there is work, since a site
             that is only asked who it is needs no torch. Under Ray it must be a function of a module, with ``functools.cache``:
             Flower sends the ClientApp itself to its workers, message by message, and what the app held would be lost.
+        elsewhere: is asked first whether another process serves the message; a function of a module, too.
     """
     app = ClientApp()
 
+    def served(kind: str, message: Message, context: Context) -> Message:
+        asked = partial(elsewhere, kind) if elsewhere else None
+        return answer(_work(kind, host), message, context, lambda: _every(host, context), elsewhere=asked)
+
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        def work(content: RecordDict, context: Context) -> RecordDict:
-            from lalora_flwr.site.round import train  # a failing import is replaced by a fixed reason too
-
-            _begin(host(), context)
-            return train(host(), content, context)
-
-        return answer(work, message, context, lambda: _every(host, context))
+        return served(TRAIN, message, context)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        def work(content: RecordDict, context: Context) -> RecordDict:
-            from lalora_flwr.site.evaluation import evaluate_on_site
-
-            _begin(host(), context)
-            return evaluate_on_site(host(), content, context)
-
-        return answer(work, message, context, lambda: _every(host, context))
+        return served(EVALUATE, message, context)
 
     @app.query("identity")
     def identity(message: Message, context: Context) -> Message:
         return Message(_identity(context), reply_to=message)
 
     return app
+
+
+def _work(kind: str, host: Callable[[], Host]) -> Work:
+    """What is done with a message of this kind. It imports what it needs when it runs: that may fail, too."""
+
+    def train(content: RecordDict, context: Context) -> RecordDict:
+        from lalora_flwr.site.round import train
+
+        _begin(host(), context)
+        return train(host(), content, context)
+
+    def evaluate(content: RecordDict, context: Context) -> RecordDict:
+        from lalora_flwr.site.evaluation import evaluate_on_site
+
+        _begin(host(), context)
+        return evaluate_on_site(host(), content, context)
+
+    return {TRAIN: train, EVALUATE: evaluate}[kind]
 
 
 def _identity(context: Context) -> RecordDict:
@@ -142,12 +190,17 @@ def _sharing_name(node_config: Mapping[str, bool | int | float | str]) -> str:
 
 
 def _begin(host: Host, context: Context) -> None:
-    """A real site's own log goes where the SuperNode's goes, and only approved code goes on."""
+    """A real site says what it does, and only approved code goes on."""
     if not host.simulated:
-        log.setLevel(logging.INFO)
-        for handler in logging.getLogger("flwr").handlers:
-            log.addHandler(handler)  # once, however often it is added
+        speak()
     check_enforced(context.node_config)
+
+
+def speak() -> None:
+    """A real site's own log goes where the SuperNode's goes."""
+    log.setLevel(logging.INFO)
+    for handler in logging.getLogger("flwr").handlers:
+        log.addHandler(handler)  # once, however often it is added
 
 
 def _every(host: Callable[[], Host], context: Context) -> float:
