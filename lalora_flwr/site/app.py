@@ -15,14 +15,13 @@ from flwr.clientapp import ClientApp
 
 from lalora_flwr.ground.errors import ConfigError, LedgerError, SiteRefusal
 from lalora_flwr.site.bundle import check_enforced
-from lalora_flwr.site.resident.words import FAILURE, Told
+from lalora_flwr.site.resident.words import EVALUATE, FAILURE, TRAIN, Told
 from lalora_flwr.wire.replies import IDENTITY, LONGEST_WORDS, PROFILE, SHARING
 
 if TYPE_CHECKING:
     from lalora_flwr.site.host import Host
 
 log = logging.getLogger("lalora_flwr.site")
-TRAIN, EVALUATE = "train", "evaluate"  # kinds of messages that a site works for
 APP_ERROR = 2  # Flower's code for an exception in a ClientApp
 
 Work = Callable[[RecordDict, Context], RecordDict]

@@ -13,6 +13,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from lalora_flwr.site.resident.frames import NONCE, BadFrame, pack, unpack
 
+TRAIN, EVALUATE = "train", "evaluate"  # Flower's types of the messages that a site works for
 FAILURE = "failure: the site's own log says why"  # the reason for whatever has no better one
 LONGEST_REASON = 10_000  # letters
 
@@ -56,8 +57,8 @@ class Order:
             BadFrame: it is none.
         """
         nonce, kind, content, context = unpack(payload, 4)
-        if len(nonce) != NONCE:
-            raise BadFrame("the order has no nonce")
+        if len(nonce) != NONCE or kind not in (TRAIN.encode(), EVALUATE.encode()):
+            raise BadFrame("the order has no nonce, or a kind that is none")
         try:
             held = context_from_proto(ProtoContext.FromString(context))
             return Order(nonce, kind.decode(), _records(content), held)
