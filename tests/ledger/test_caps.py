@@ -62,6 +62,7 @@ SAID: dict[str, tuple[Any, Any]] = {  # of every key: a value as Flower parses i
     "alpha-range": ("1, 1", (1.0, 1.0)),
     "lr-range": ("1e-3,1e1", (0.001, 10.0)),
     "answer-seconds": (0, 0.0),
+    "resident-seconds": (60, 60.0),
     "evaluation-noise": (10, 10.0),
     "approved-code": (f"{'a1' * 32}, {'0b' * 32}", ("a1" * 32, "0b" * 32)),
     "data-path": ("d", "d"),
