@@ -38,10 +38,10 @@ class Drill:
         self._names: dict[str, str] = {}  # node id -> site
         self._tried: dict[str, float] = {}
 
-    def add_sites(self, *names: str, count: int = 60) -> None:
+    def add_sites(self, *names: str, count: int = 60, **node_config: Any) -> None:
         at = len(self.sites)
         data = {name: save_texts(self.folder / f"{name}.csv", count, seed=at + n) for n, name in enumerate(names)}
-        self.federation.add_sites(data, {"device": "cpu"})
+        self.federation.add_sites(data, {"device": "cpu", **node_config})
 
     @property
     def sites(self) -> list[str]:
