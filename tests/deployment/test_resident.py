@@ -77,8 +77,8 @@ def test_trainers_are_killed_at_random_moments(tmp_path: Path) -> None:
         drill = Drill(federation, tmp_path, seed=5)
         federation.start_superlink()
         drill.add_sites("north", "east")
-        run = federation.submit(drill.run_config(num_rounds=6, max_failures=1))
-        for stage in ("reserved", "process", "committed", "reserved", "before"):
+        run = federation.submit(drill.run_config(num_rounds=5, max_failures=1))
+        for stage in ("reserved", "process", "committed", "before"):
             if not drill.at("east", stage, drill.ended):
                 break
             for trainer in trainers(federation, "east"):
@@ -91,7 +91,7 @@ def test_trainers_are_killed_at_random_moments(tmp_path: Path) -> None:
         assert federation.wait(run) == "finished:completed", federation.logs(run)
         drill.check()
         reserved = [entry for entry in drill.entries("east") if isinstance(entry, Reserve)]
-        assert len(drill.kills) >= 3 and len(reserved) <= drill.rounds()  # nothing was served twice
+        assert len(drill.kills) >= 2 and len(reserved) <= drill.rounds()  # nothing was served twice
         said = federation.process("east").said()
         lost = said.count("it took the message and did not answer")
         assert lost == sum(bool(line["failed_sites"]) for line in drill.lines()), said

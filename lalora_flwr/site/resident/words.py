@@ -47,8 +47,11 @@ class Order:
         Raises:
             ValueError: protobuf cannot hold it.
         """
-        content, context = recorddict_to_proto(self.content), context_to_proto(self.context)
-        return pack(self.nonce, self.kind.encode(), content.SerializeToString(), context.SerializeToString())
+        try:
+            content, context = _written(self.content), bytes(context_to_proto(self.context).SerializeToString())
+        except Exception as error:  # protobuf's own errors have no class in common
+            raise ValueError(f"the message cannot be handed over: {type(error).__name__}") from None
+        return pack(self.nonce, self.kind.encode(), content, context)
 
     @staticmethod
     def of(payload: bytes) -> Order:

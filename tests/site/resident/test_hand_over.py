@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -173,3 +175,11 @@ def test_a_long_path_is_none_of_its_business(tmp_path: Path) -> None:
         connection = place.connect(1)
         assert connection is not None
         connection.close()
+
+
+def test_the_way_to_the_trainer_needs_no_torch() -> None:
+    code = (
+        "import sys, lalora_flwr.client_app, lalora_flwr.site.resident.hand_over\n"
+        "assert not {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
