@@ -10,6 +10,11 @@ together a vector of norm 1, whose sign is turned and which is made so long that
 C: it is then the gradient of a loss that is linear in ``gram`` and ``cross``, and goes the way of any gradient. The solution
 depends on the ratio of the two only, so C, the learning rate, the number of steps and the batch matter for the noise alone.
 
+One of the features is a constant, whose weight is the head's intercept: without it every class, however rare, would be said of
+as many records as it is not. The constant is public, `CONSTANT` of the root of the mean squared norm of the public records'
+centred features. It is there before x is scaled to norm 1, so a record's products are a vector of norm 1 with it as without it,
+and the sensitivity is C.
+
 From the released sums G = sym(gram) / √w and R = cross / √(1 - w) the head is R V diag(1 / max(e, λ)) Vᵀ with the eigenvalues e
 and eigenvectors V of G, and λ = s √(d / w) for d features, s being the standard deviation of the noise on an entry. It is
 read off the released tensors: without noise gram is symmetric, so what is antisymmetric in it is noise alone. All of this
@@ -42,12 +47,15 @@ LENGTH = 100.0  # of a record's gradient before it is clipped, of all records th
 PUBLIC_AT_ONCE = 128  # records
 SPREAD = 1.25  # root mean square of logits about their mean: of two classes at 0.92, or of ten at 0.87
 TINY = 1e-12  # spread of a head that says nothing
+CONSTANT = 0.25  # the constant feature, of the usual norm of the others; a larger one leaves less of x to them (docs/log.md)
 LEAST = 1e-9  # of the largest eigenvalue: a floor where there is no noise
 GRAM, CROSS, CENTRE = "gram", "cross", "centre"
 
 
 class RidgeLayer(nn.Module):
     """Takes the place of the network's last linear layer. Features (n, in) to outputs (n, out).
+
+    Below, ``in`` is one more than the network's features: the last feature is 0, and that of the centre minus the constant.
 
     Attributes:
         gram: released products of features, (in, in).
@@ -65,7 +73,7 @@ class RidgeLayer(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        place, width = linear.weight.device, linear.in_features
+        place, width = linear.weight.device, linear.in_features + 1
         self.gram = nn.Parameter(torch.zeros(width, width, device=place))
         self.cross = nn.Parameter(torch.zeros(linear.out_features, width, device=place))
         self.centre = nn.Parameter(torch.zeros(width, device=place), requires_grad=False)
@@ -75,7 +83,7 @@ class RidgeLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 2:
             raise RuntimeError(f"its head takes {x.dim()}-dimensional features, and a ridge head one vector per record")
-        self.seen = x.to(self.gram.dtype)
+        self.seen = nn.functional.pad(x.to(self.gram.dtype), (0, 1))
         outputs: Tensor = (self.seen - self.centre) @ self.head.T
         return outputs
 
@@ -97,6 +105,14 @@ class RidgeLayer(nn.Module):
     def solve(self) -> None:
         """Make the head of the sums that are now in ``gram`` and ``cross``."""
         self.head.copy_(solution(self.gram, self.cross))
+
+    @torch.no_grad()
+    def as_linear(self) -> nn.Linear:
+        """The same outputs from the network's own features."""
+        linear = nn.Linear(self.head.shape[1] - 1, len(self.head))
+        linear.weight.copy_(self.head[:, :-1])
+        linear.bias.copy_(-self.head @ self.centre)
+        return linear
 
 
 def solution(gram: Tensor, cross: Tensor) -> Tensor:
@@ -127,11 +143,15 @@ class RidgeAdapter(Adapter):
 
     def prepared(self, base: BaseModel, public: RecordSet) -> dict[str, Tensor]:
         """Sums of zero around the mean features of the public records, whose labels are not looked at."""
-        total, count = torch.zeros_like(self._layer.centre, dtype=torch.float64), 0
+        total, squares, count = torch.zeros_like(self._layer.centre, dtype=torch.float64), 0.0, 0
         for _ in self._logits(base, public):
-            total += self._layer.seen.double().sum(0)
-            count += len(self._layer.seen)
-        return {**self.state(), f"{self._path}.{CENTRE}": (total / max(1, count)).float().cpu()}
+            seen = self._layer.seen.double()
+            total += seen.sum(0)
+            squares += float(seen.square().sum())
+            count += len(seen)
+        centre = total / max(1, count)
+        centre[-1] = -CONSTANT * max(0.0, squares / max(1, count) - float(centre.square().sum())) ** 0.5
+        return {**self.state(), f"{self._path}.{CENTRE}": centre.float().cpu()}
 
     @torch.inference_mode()
     def _logits(self, base: BaseModel, public: RecordSet) -> Iterator[Tensor]:
@@ -144,11 +164,7 @@ class RidgeAdapter(Adapter):
 
     def as_linear(self) -> dict[str, Tensor]:
         """The loaded head as the tensors of the linear layer that it stands for, by their names in the base model."""
-        linear = nn.Linear(self._layer.head.shape[1], self._layer.head.shape[0])
-        with torch.no_grad():
-            linear.weight.copy_(self._layer.head)
-            linear.bias.copy_(-self._layer.head @ self._layer.centre)
-        return {f"{self._path}.{name}": value for name, value in linear.state_dict().items()}
+        return {f"{self._path}.{name}": value for name, value in self._layer.as_linear().state_dict().items()}
 
     def as_start(self, base: BaseModel, public: RecordSet) -> dict[str, Tensor]:
         """As `as_linear`, for a cross-entropy to go on from.

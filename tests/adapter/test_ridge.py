@@ -13,9 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lalora_flwr.adapter.ridge import LENGTH, RidgeAdapter, solution
+from lalora_flwr.adapter.ridge import CONSTANT, LENGTH, RidgeAdapter, RidgeLayer, solution
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.tasks.multi_label import MultiLabel
+from lalora_flwr.tasks.problem import Problem
+from lalora_flwr.tasks.single_label import SingleLabel
 from lalora_flwr.training.learner import Learner, ModelStore
 from lalora_flwr.wire.replies import COUNTERS
 from tests.conftest import Finished, Spy, arrays_of, run_spied, small
@@ -61,12 +64,14 @@ def test_a_records_gradient_is_its_products_and_all_are_of_one_length(kind: str,
     learner = learner_of(tmp_path, kind)
     (inputs, labels), adapter = learner.base.synthetic_batch(5, generator(1)), learner.adapter
     assert isinstance(adapter, RidgeAdapter)
+    centre = torch.randn(adapter._layer.centre.shape, generator=generator(2)) / 8
     active = adapter.activate(adapter.trainable)
+    adapter.load({**adapter.state(), f"{adapter._path}.centre": centre})
     gradients = learner.engine(5, lambda: adapter.losses(learner.base, inputs, labels))
     (gram, cross), seen = [gradients[name] for name in active], adapter._layer.seen
     y = learner.base.problem.directions(labels, learner.base.num_classes)
     for j in range(5):
-        x = seen[j] / seen[j].norm()
+        x = (seen[j] - centre) / (seen[j] - centre).norm()
         torch.testing.assert_close(gram[j], -LENGTH * 0.5**0.5 * torch.outer(x, x), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(cross[j], -LENGTH * 0.5**0.5 * torch.outer(y[j].float(), x), rtol=1e-4, atol=1e-5)
         assert float(gram[j].square().sum() + cross[j].square().sum()) == pytest.approx(LENGTH**2, rel=1e-5)
@@ -119,6 +124,32 @@ def test_a_run_learns_without_a_learning_rate_and_in_one_release(kind: str, tmp_
         torch.testing.assert_close(value, heads[1][name], rtol=1e-2, atol=1e-3 * float(value.abs().max()))
 
 
+@pytest.mark.parametrize("problem", [SingleLabel(), MultiLabel()], ids=lambda problem: problem.name)
+def test_features_that_tell_little_give_the_class_or_classes_that_most_records_have(problem: Problem) -> None:
+    """Without an intercept a class that one record in ten has is said of about half of them."""
+    draw = generator(5)
+    rare = torch.rand(2000, 3, generator=draw) < 0.1
+    targets = torch.where(rare[:, 0], 1, 0) if problem.name == "single-label" else rare.float()
+    features = torch.randn(2000, 8, generator=draw) + 0.5 * rare[:, :1]
+    layer = RidgeLayer(nn.Linear(8, 3))
+    centre = torch.cat([features.mean(0), torch.tensor([-CONSTANT * 8**0.5])])
+    with torch.no_grad():
+        layer.centre.copy_(centre)
+    layer(features)
+    layer.losses(problem.directions(targets, 3)).sum().backward()
+    with torch.no_grad():
+        for sums in (layer.gram, layer.cross):
+            assert sums.grad is not None
+            sums.copy_(-sums.grad)
+    layer.solve()
+    most = torch.zeros(2000, 3)
+    most[:, 0] = problem.name == "single-label"
+    constant = float(problem.right(most - 0.5, targets).double().mean())
+    outputs = layer(features)
+    assert float(problem.right(outputs, targets).double().mean()) > constant - 0.02
+    torch.testing.assert_close(layer.as_linear()(features), outputs, rtol=1e-4, atol=1e-5)
+
+
 def test_the_centre_is_made_of_public_features_and_only_goes_down(tmp_path: Path) -> None:
     settings = small(tmp_path, **ONCE)
     run = Finished(run_spied(settings, spy := Spy()), settings, spy)
@@ -127,7 +158,10 @@ def test_the_centre_is_made_of_public_features_and_only_goes_down(tmp_path: Path
     inputs, _ = data_set(settings).public(learner.base.encode).batch(torch.arange(297))
     with torch.no_grad():
         learner.base.logits(learner.adapter.model, inputs)
-    torch.testing.assert_close(run.checkpoint["head.centre"], learner.adapter._layer.seen.mean(0), rtol=1e-4, atol=1e-5)
+    seen = learner.adapter._layer.seen.double()
+    centre = seen.mean(0)
+    centre[-1] = -CONSTANT * (seen - seen.mean(0)).square().sum(1).mean().sqrt()
+    torch.testing.assert_close(run.checkpoint["head.centre"].double(), centre, rtol=1e-4, atol=1e-5)
     for sent, reply in spy.training(1):
         assert set(arrays_of(sent)) == {"head.gram", "head.cross", "head.centre"}
         assert set(arrays_of(reply)) == {"head.gram", "head.cross"}
