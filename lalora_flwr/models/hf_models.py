@@ -87,9 +87,8 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
         return CausalLanguageModel(
             *(settings.name, module, "", targets, shape, vocabulary, False, known, tokenizer, longest, answer), published=public
         )
-    head = "classifier" if hasattr(module, "classifier") else "score"
     return SequenceClassifier(
-        *(settings.name, module, head, targets, shape, facts.outputs, fresh, known, tokenizer, longest),
+        *(settings.name, module, _head(module), targets, shape, facts.outputs, fresh, known, tokenizer, longest),
         labels=facts.labels,
         problem=facts.problem,
         published=public,
@@ -204,8 +203,9 @@ def _module(
         kind = AutoModelForCausalLM
     elif mean:
         kind = AutoModel
+    usable = facts.task == "language" or (facts.problem.named and not _learns_numbers(config))
     headed = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
-    headed = headed and config.num_labels == facts.outputs and facts.problem.named  # numbers have a unit of their own
+    headed = headed and config.num_labels == facts.outputs and usable
     if kind is AutoModelForSequenceClassification:
         config.num_labels = facts.outputs
     extra = {"add_pooling_layer": False} if mean and config.model_type in WITH_POOLER else {}
@@ -231,7 +231,20 @@ def _module(
     module = module.eval()
     if mean:
         return MeanPooledClassifier(module, facts.outputs).to(next(module.parameters()).dtype), True
-    return module, bool(missing) or not (facts.problem.named or facts.task == "language")
+    if not usable:
+        for part in module.get_submodule(_head(module)).modules():
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
+    return module, bool(missing) or not usable
+
+
+def _head(module: nn.Module) -> str:
+    return "classifier" if hasattr(module, "classifier") else "score"
+
+
+def _learns_numbers(config: PretrainedConfig) -> bool:
+    """Whether the published model predicts numbers, which have a unit of their own; as transformers decides it."""
+    return config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1)
 
 
 def _files(settings: ModelSettings, source: str, place: HubPlace) -> tuple[list[Path], str]:
