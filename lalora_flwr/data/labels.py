@@ -68,11 +68,16 @@ def label_names(table: Dataset, column: str, problem: Problem) -> tuple[str, ...
     """The label names of a table: those of its type, else all that occur, numbers by value and words by letter.
 
     Raises:
-        ConfigError: what occurs are no classes: numbers with fractions, lists, or a value for nearly every record.
+        ConfigError: what occurs are no classes: numbers with fractions, lists, or a value for nearly every record; or what
+            separates several classes differs from record to record.
     """
     feature = table.features[column]
     texts = [text for text in label_texts(table, column) if text is not None]
-    if any(len(set(names)) < len(names) for names in (problem.parts(text, {}) for text in texts)):
+    try:
+        fields = problem.occurring(texts)
+    except ValueError as fault:
+        raise ConfigError(f"data.label: column {column!r} holds {fault}; name the classes in data.labels") from None
+    if any(len(set(names)) < len(names) for names in fields):
         raise ConfigError(
             f"data.label: column {column!r} holds a class twice in one record, as where each token has one (classes of tokens "
             "are not supported) or each class its 0 or 1 (make that one column per class, named in data.labels)"
@@ -80,7 +85,7 @@ def label_names(table: Dataset, column: str, problem: Problem) -> tuple[str, ...
     inner = getattr(feature, "feature", feature)
     if isinstance(inner, ClassLabel):
         return tuple(inner.names)
-    counts = Counter(name for text in texts for name in problem.parts(text, {}))
+    counts = Counter(name for names in fields for name in names)
     if wrong := _no_classes(counts, problem):
         raise ConfigError(f"data.label: column {column!r} holds {wrong}; name another column, or the classes in data.labels")
     return in_order(counts)

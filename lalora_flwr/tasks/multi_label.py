@@ -15,7 +15,7 @@ from lalora_flwr.tasks.label_text import as_text
 from lalora_flwr.tasks.problem import Problem, Target
 
 LONGEST = 1 << 16  # characters of a field with classes: taking a longer one apart would show in how long a site takes
-SEPARATORS = "|;,"  # the first of them that a field holds separates its classes
+SEPARATORS = "|;,"  # the first of them that a field (without known classes: any field of its column) holds separates classes
 
 
 def _listed(text: str) -> list[object] | None:
@@ -27,6 +27,14 @@ def _listed(text: str) -> list[object] | None:
     except (ValueError, RecursionError):
         return None
     return found
+
+
+def _first_separator(text: str) -> str:
+    return next((sign for sign in SEPARATORS if sign in text), "")
+
+
+def _split(text: str, separator: str) -> list[str]:
+    return [as_text(part) or "" for part in text.split(separator)] if separator else [text]
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,18 @@ class MultiLabel(Problem):
         listed = _listed(text)
         if listed is not None:
             return [as_text(name) or "" if isinstance(name, bool | int | float | str) else "" for name in listed]
-        separator = next((sign for sign in SEPARATORS if sign in text), "")
-        return [as_text(part) or "" for part in text.split(separator)] if separator else [text]
+        return _split(text, _first_separator(text))
+
+    def occurring(self, texts: Sequence[str]) -> list[list[str]]:
+        """As `Problem.occurring`: one separator for the whole column, the first of ``|``, ``;``, ``,`` that any field holds."""
+        plain = [text for text in texts if len(text) <= LONGEST and _listed(text) is None]
+        separator = _first_separator("".join(plain))
+        known = {name for text in plain if separator in text for name in _split(text, separator)}
+        for text in plain:
+            if separator not in text and _first_separator(text) and text not in known:
+                raise ValueError(f"{text[:60]!r}, which may be one class or several, as others have {separator} between theirs")
+        classes = dict.fromkeys((text for text in plain if separator not in text), 0)
+        return [self.parts(text, classes) for text in texts]
 
     def why(self, text: str, classes: Mapping[str, int]) -> str:
         names = self.parts(text, classes)

@@ -54,6 +54,14 @@ class Problem(ABC):
         """The names of classes in a field."""
         return [text]
 
+    def occurring(self, texts: Sequence[str]) -> list[list[str]]:
+        """The names in each field of a column of which nobody said what classes there are.
+
+        Raises:
+            ValueError: whether a field is one class or several cannot be determined; says which.
+        """
+        return [self.parts(text, {}) for text in texts]
+
     @abstractmethod
     def refusal(self, targets: Tensor, classes: int) -> str:
         """What is wrong with targets that a data set gives as tensors; empty if nothing is."""

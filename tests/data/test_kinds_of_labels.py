@@ -39,6 +39,36 @@ def test_classes_that_occur_are_found_and_nothing_is_sorted_by_them(tmp_path: Pa
     assert targets.shape == (6, 3) and targets.dtype == torch.float32 and rows_of(data.public(keep)).labels.shape == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["a, b|c", "c", "a, b", "d|c"], ("a, b", "c", "d")),  # one separator, and a name with a comma in it
+        (["a, b", "c", "[]", '["d, e"]'], ("a", "b", "c", "d, e")),
+        (["a; b", "b", "a;c", "c"], ("a", "b", "c")),
+        (["a; b, c", "b, c", "a", "a;b"], ("a", "b", "b, c")),
+    ],
+)
+def test_a_column_has_one_separator(labels: list[str], classes: tuple[str, ...], tmp_path: Path) -> None:
+    fields = ['"' + label.replace('"', '""') + '"' for label in labels * 2]
+    data = data_set(settings(name=table(tmp_path, fields), **SEVERAL))
+    assert data.labels == classes and len(data.classes()) == 6
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["a|b", "c", "a,b"], "'a,b', which may be one class or several, as others have | between theirs"),
+        (["a,b", "c", "a;b"], "'a,b', which may be one class or several, as others have ; between theirs"),
+    ],
+)
+def test_two_separators_in_one_column_invent_no_classes(labels: list[str], says: str, tmp_path: Path) -> None:
+    name = table(tmp_path, [f'"{label}"' for label in labels * 2])
+    with pytest.raises(ConfigError) as refused:
+        data_set(settings(name=name, **SEVERAL))
+    assert str(refused.value) == f"data.label: column 'label' holds {says}; name the classes in data.labels"
+    assert len(data_set(settings(name=name, labels="a,b,c", **SEVERAL)).classes()) == 4  # then each field has its own
+
+
 def test_names_of_a_type_stand_also_for_lists(tmp_path: Path) -> None:
     kinds = Features({"text": Value("string"), "label": List(ClassLabel(names=["never", "b", "a"]))})
     Dataset.from_dict({"text": list("wxyz"), "label": [[1], [1, 2], [], [2]]}, kinds).to_parquet(tmp_path / "t.parquet")
