@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lalora_flwr.tasks.problem import Problem
 
+NARROW = (torch.float32, torch.float16)  # types of columns that hold fewer digits than the range has
 TOLERANCE = 0.1  # of the range: how far a guess may be off to be right
 
 
@@ -53,7 +55,15 @@ class Regression(Problem):
             value = float(text) if "_" not in text else math.nan  # which Python takes between digits
         except ValueError:
             return None
+        if not self.low <= value <= self.high:
+            value = self._rounded_ends.get(value, value)
         return (value - self.middle) / self.half if self.low <= value <= self.high else None
+
+    @cached_property
+    def _rounded_ends(self) -> dict[float, float]:
+        """What the ends are in a column of float32 or float16, which may lie beyond them: 0.1 is then 0.10000000149."""
+        ends = {torch.tensor(end, dtype=kind).item(): end for end in (self.low, self.high) for kind in NARROW}
+        return {rounded: end for rounded, end in ends.items() if math.isfinite(rounded)}
 
     def refusal(self, targets: Tensor, classes: int) -> str:
         inside = targets.dim() == 1 and bool((targets.abs() <= 1).all())

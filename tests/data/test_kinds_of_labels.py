@@ -133,6 +133,14 @@ def test_hidden_numbers_of_a_test_split_are_missing_unless_they_lie_in_the_range
     assert len(public) == 2
 
 
+def test_ends_of_the_range_are_kept_in_a_column_of_float32(tmp_path: Path) -> None:
+    kinds = Features({"text": Value("string"), "label": Value("float32")})
+    rows = {"text": list("vwxyz"), "label": [0.1, 0.5, 0.7, 0.05, 0.9]}
+    Dataset.from_dict(rows, kinds).to_parquet(tmp_path / "t.parquet")
+    wanted = settings(name=f"file:{tmp_path / 't.parquet'}", **{**NUMBERS, "label_range": "0.1,0.7", "test": "hold-out:0.4"})
+    assert len(data_set(wanted).classes()) == 2 and len(data_set(wanted).public(keep)) == 1
+
+
 def test_numbers_need_no_names_and_can_be_sorted_into_shards(tmp_path: Path) -> None:
     values = [i % 8 + 0.5 * (i % 2) for i in range(64)]
     wanted = settings(name=table(tmp_path, [str(value) for value in values]), partition="shards", **NUMBERS)

@@ -187,6 +187,23 @@ def test_a_number_is_placed_in_its_range(text: str, target: float | None) -> Non
     assert Regression(-20.0, 100.0).target(text, {}) == target
 
 
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3), st.sampled_from([np.float16, np.float32, np.float64]))
+def test_the_ends_of_a_range_belong_to_it_in_columns_of_any_width(low: float, width: float, kind: type[np.floating[Any]]) -> None:
+    problem = Regression(low, low + width)
+    with np.errstate(over="ignore"):
+        ends = [str(float(kind(end))) for end in (problem.low, problem.high)]
+    found = [problem.target(end, {}) for end in ends]
+    assert all(target is not None and abs(target) < 1 + 1e-9 for target in found)
+    if kind is np.float64:
+        assert found == pytest.approx([-1.0, 1.0])
+    assert Regression(1000.0, 1000.001).target("1000", {}) == -1.0  # what the upper end is in float16, too
+
+
+@pytest.mark.parametrize("text", ["0.1000000014", "0.10000000150", "0.1001", "-3.0000001", "inf"])
+def test_no_other_number_beyond_an_end_belongs_to_its_range(text: str) -> None:
+    assert Regression(-3.0, 0.1).target(text, {}) is None and Regression(-1e300, 1e300).target("inf", {}) is None
+
+
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_tensors_of_other_labels_are_refused(kind: str) -> None:
     problem, _, targets = outputs(kind)
