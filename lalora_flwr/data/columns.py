@@ -11,6 +11,7 @@ from datasets.features.features import FeatureType
 
 from lalora_flwr.data.class_names import declared_labels
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.words import hint, one_form
 from lalora_flwr.settings import DataSettings
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "file_name")
@@ -41,11 +42,20 @@ class Columns:
         return (self.text, self.text_pair, self.label, *self.indicators, self.response)
 
 
+def column_names(names: Sequence[str]) -> dict[str, str]:
+    """The names of a table's columns in the one Unicode form in which they are compared, each with how it is written there.
+
+    Two that differ in nothing else stay as they are.
+    """
+    forms = {one_form(name): name for name in names}
+    return forms if len(forms) == len(names) else {name: name for name in names}
+
+
 def find_columns(features: Features, settings: DataSettings, task: str, *, shared: bool = False, key: str = "data.{}") -> Columns:
     """The columns of a table for a task.
 
     Args:
-        features: the table's columns and their types.
+        features: the table's columns, by names as `column_names` has them, and their types.
         settings: names that the user gave.
         task: ``image``, ``text`` or ``language``.
         shared: whether virtual sites share the records; only then ``data.site`` is looked at.
@@ -58,12 +68,13 @@ def find_columns(features: Features, settings: DataSettings, task: str, *, share
     names = list(features)
 
     def pick(what: str, given: str, candidates: Sequence[str]) -> str:
-        setting = key.format(what)
+        setting, given = key.format(what), given if given in names else one_form(given)
         if given and given not in names:
-            raise ConfigError(f"{setting} = {given!r}: no such column; there are {', '.join(names)}")
+            raise ConfigError(f"{setting} = {given!r}: no such column; there are {', '.join(names)}{hint(given, names)}")
         found = given or next((name for name in candidates if name in names), "")
         if not found:
-            raise ConfigError(f"{setting}: no column found; name one of {', '.join(names)}")
+            more = _about_indicators(names, settings, key) if what == "label" else ""
+            raise ConfigError(f"{setting}: no column found; name one of {', '.join(names)}{more}")
         if wrong := _wrong_kind(features[found], what, settings.problem_type):
             raise ConfigError(f"{setting}: column {found!r} holds {wrong}; name another one of {', '.join(names)}")
         return found
@@ -113,6 +124,16 @@ def _labels(features: Features, settings: DataSettings, pick: Pick) -> _Labels:
     if settings.problem_type == "multi-label" and not settings.label and classes and set(classes) <= set(features):
         return {"indicators": classes}
     return {"label": _label(features, settings, pick)}
+
+
+def _about_indicators(names: Sequence[str], settings: DataSettings, key: str) -> str:
+    """What keeps the classes from being columns of 0 and 1, if some are or nearly are."""
+    missing = [name for name in declared_labels(settings) if name not in names]
+    near = hint(missing[0], names) if missing else ""
+    if settings.problem_type != "multi-label" or not (near or 0 < len(missing) < len(declared_labels(settings))):
+        return ""
+    setting = key.format("labels") if key.startswith("data.") else "labels"
+    return f"; or all of {setting} must be columns, and {missing[0]!r} is none{near}"
 
 
 def _label(features: Features, settings: DataSettings, pick: Pick) -> str:

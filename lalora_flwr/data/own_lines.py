@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lalora_flwr.data.limits import LONGEST_ROW
-from lalora_flwr.data.readers import parsed_json, text_of_json
+from lalora_flwr.data.readers import one_form_of_keys, parsed_json, text_of_json
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.words import one_form
 
 Row = list[str | None]
 OPEN_QUOTE = "the quotes in its line do not match, or it is too long"
@@ -76,7 +77,7 @@ def _table(rows: Iterator[list[bytes] | None]) -> Lines:
         raise ValueError("the first line names no columns: a quote in it is never closed")
     if not first:
         raise ValueError("empty: no columns")
-    names = [name.decode().strip() or f"column {i}" for i, name in enumerate(first, 1)]
+    names = [one_form(name.decode().strip()) or f"column {i}" for i, name in enumerate(first, 1)]
     if len(set(names)) < len(names):
         raise ValueError(f"a column occurs twice among {', '.join(names)}")
     read = Lines(names)
@@ -138,7 +139,10 @@ def _json(data: bytes, columns: list[str], longest: int) -> Lines:
             continue
         try:
             record = parsed_json(line.decode())
-            row = [text_of_json(record.get(name)) for name in columns] if isinstance(record, dict) else None
+            row = None
+            if isinstance(record, dict):
+                record = one_form_of_keys(record)
+                row = [text_of_json(record.get(name)) for name in columns]
         except UnicodeDecodeError:
             read.left_out["it is not UTF-8"] += 1
             continue

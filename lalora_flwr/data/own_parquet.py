@@ -14,7 +14,7 @@ from datasets import ClassLabel, Features, Image, Value
 from datasets.features.features import FeatureType
 from pyarrow.parquet import ParquetFile
 
-from lalora_flwr.data.columns import Columns
+from lalora_flwr.data.columns import Columns, column_names
 from lalora_flwr.data.images import StoredImage
 from lalora_flwr.data.labels import class_name, label_text
 
@@ -37,7 +37,9 @@ class OpenParquet:
             OSError, pyarrow.ArrowException: no Parquet file, or its schema is broken.
         """
         self._file = ParquetFile(file)
-        self.features = Features.from_arrow_schema(self._file.schema_arrow)
+        own = Features.from_arrow_schema(self._file.schema_arrow)
+        self._own = column_names(list(own))
+        self.features = Features({name: own[written] for name, written in self._own.items()})
 
     def rows(self, columns: Columns, left_out: Counter[str]) -> list[dict[str, Cell]]:
         """The rows as texts, class names and images (a path, or a dict of ``bytes`` and ``path``), by column.
@@ -53,11 +55,13 @@ class OpenParquet:
         found: list[dict[str, Cell]] = []
         for group in range(self._file.num_row_groups):
             try:
-                table = self._file.read_row_group(group, columns=there)
+                table = self._file.read_row_group(group, columns=[self._own[name] for name in there])
             except Exception:  # pyarrow raises many types for broken pages
                 left_out["its part of the file is broken"] += self._file.metadata.row_group(group).num_rows
                 continue
-            read = {name: [kinds.get(name, _text)(v, self.features[name]) for v in _values(table[name])] for name in there}
+            read = {
+                name: [kinds.get(name, _text)(v, self.features[name]) for v in _values(table[self._own[name]])] for name in there
+            }
             for i in range(table.num_rows):
                 values = {name: read[name][i] if name in read else None for name in names}
                 row = {name: value for name, value in values.items() if not isinstance(value, Spoilt)}

@@ -24,6 +24,7 @@ from lalora_flwr.data.own_parquet import Cell, OpenParquet, holds_paths, kinds_o
 from lalora_flwr.data.readers import READERS
 from lalora_flwr.data.tables import PARQUET, split_named, table_files
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.words import one_form
 from lalora_flwr.settings import DataSettings, Settings
 
 log = logging.getLogger("lalora_flwr.site")
@@ -134,7 +135,7 @@ def _named(settings: Settings) -> list[str]:
         if not name:
             raise ConfigError(f"{key}: must be named for JSON lines, which have no header that all records share")
     pair = [] if data.text_pair in ("", "none") or settings.task == "image" else [data.text_pair]
-    return list(dict.fromkeys([*needed.values(), *pair, *indicators]))
+    return list(dict.fromkeys(map(one_form, [*needed.values(), *pair, *indicators])))
 
 
 def _parquet(

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Value
 
+from lalora_flwr.ground.words import one_form
+
 Table = tuple[list[str], list[list[str | None]]]  # names of the columns, and the rows; None: missing
 Json = str | bool | None | list["Json"] | dict[str, "Json"]  # as `parsed_json` gives it: numbers are texts
 
@@ -99,7 +101,7 @@ def _tsv(file: Path, form: TextForm) -> Table:
 def _table(lines: Iterator[tuple[int, list[str]]]) -> Table:
     """Rows under the names in the first line. Only an empty field is missing: NA and null are text that people write."""
     filled = ((number, fields) for number, fields in lines if fields not in ([], [""]))
-    names = [name.strip() or f"column {i}" for i, name in enumerate(next(filled, (0, []))[1], 1)]
+    names = [one_form(name.strip()) or f"column {i}" for i, name in enumerate(next(filled, (0, []))[1], 1)]
     if len(set(names)) < len(names):
         raise ValueError(f"a column occurs twice among {', '.join(names)}")
     rows: list[list[str | None]] = []
@@ -123,7 +125,7 @@ def _json(file: Path, form: TextForm) -> Table:
                     found.append(parsed_json(line))
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from None
-    records = [record for record in found if isinstance(record, dict)]
+    records = [one_form_of_keys(record) for record in found if isinstance(record, dict)]
     if len(records) < len(found):
         raise ValueError("must hold one JSON object per line")
     names = list(dict.fromkeys(name for record in records for name in record))
@@ -133,6 +135,11 @@ def _json(file: Path, form: TextForm) -> Table:
 def parsed_json(text: str) -> Json:
     parsed: Json = json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)  # numbers as they are written
     return parsed
+
+
+def one_form_of_keys(record: dict[str, Json]) -> dict[str, Json]:
+    """An object with its names in the form of columns; of two that then are the same, one as it is written goes first."""
+    return {one_form(name): value for name, value in record.items()} | {n: v for n, v in record.items() if one_form(n) == n}
 
 
 def text_of_json(value: Json) -> str | None:

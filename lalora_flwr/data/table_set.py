@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from lalora_flwr.data.class_names import declared_labels
 from lalora_flwr.data.cleaning import Rows, usable_rows
-from lalora_flwr.data.columns import find_columns
+from lalora_flwr.data.columns import column_names, find_columns
 from lalora_flwr.data.draws import held_out, some
 from lalora_flwr.data.images import unreadable
 from lalora_flwr.data.labels import label_names, label_texts, refuse_one_class
@@ -69,7 +69,7 @@ class TableSet:
             ConfigError: if there are no records, or their columns cannot be determined.
         """
         self._settings, self._task, self._source, self._problem = settings, task, source, problem_of(settings)
-        table = source.private()
+        table = _in_one_form(source.private())
         columns = find_columns(table.features, settings, task, shared=True)
         named = self._problem.named and bool(columns.label or columns.indicators)
         self.labels = source.labels or declared_labels(settings)
@@ -150,9 +150,16 @@ def _public(settings: DataSettings, task: str, labels: tuple[str, ...], source: 
         ConfigError: they cannot be read, or one has a label that is not among ``labels``.
     """
     table, folder = source.public()
+    table = _in_one_form(table)
     columns = find_columns(table.features, settings, task)
     rows = usable_rows(table, columns, labels, problem_of(settings), strict=True, folder=folder)
     return _some(rows, settings.test_records)
+
+
+def _in_one_form(table: Dataset) -> Dataset:
+    """The table with the names of its columns in one Unicode form, which no image or text has to be read for."""
+    others = {written: name for name, written in column_names(table.column_names).items() if written != name}
+    return table.rename_columns(others) if others else table
 
 
 def _some(rows: Rows, most: int) -> Rows:

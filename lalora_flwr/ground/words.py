@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import unicodedata
+from collections.abc import Iterable
+
+LONGEST = 1024  # characters that are brought to NFC, which takes the square of a text's combining marks
+
+
+def one_form(text: str) -> str:
+    """A text in the Unicode form in which names are compared (NFC), so that é is é however it was typed.
+
+    One above `LONGEST`, as nothing is called, stays as it is written, so that no text takes long.
+    """
+    return unicodedata.normalize("NFC", text) if len(text) <= LONGEST else text
+
+
+def hint(wrong: str, names: Iterable[str]) -> str:
+    """``; did you mean …?`` for a name that is close to one that there is; else empty."""
+    known = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(wrong.lower(), known, n=1)
+    return f"; did you mean {known[near[0]]!r}?" if near else ""
 
 
 def epsilon_label(epsilon: float, *, said: bool = False) -> str:

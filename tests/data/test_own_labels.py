@@ -76,7 +76,10 @@ def test_several_classes_in_a_column_each(tmp_path: Path, make: Callable[[Path],
 
 def test_a_column_each_is_for_all_classes_or_none(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "own.csv", [("0", "1")], names="text,good")
-    with pytest.raises(ConfigError, match=r"^label-column: no column found; name one of text, good$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^label-column: no column found; name one of text, good; or all of labels must be columns, and 'long' is none$",
+    ):
         own(path, text="text", **SEVERAL)
 
 
