@@ -33,6 +33,7 @@ from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.settings import Settings, settings_from
 from lalora_flwr.site.admission import ledger_for, request_for
+from lalora_flwr.site.model import NO_FOLDER, is_model_folder
 from lalora_flwr.site.records import NodeConfig
 from lalora_flwr.site.sharing import read_secrets
 from lalora_flwr.tasks import problem_of
@@ -163,6 +164,8 @@ def _model(settings: Settings, caps: Caps) -> tuple[BaseModel | None, Finding]:
             "model",
             "no model-path: a run names the model, and its tokenizer can ask the records questions; trust who sends runs",
         )
+    if not is_model_folder(caps.model_path):
+        return None, Finding(FAULT, "model", f"model-path = {caps.model_path!r}: {NO_FOLDER}")
     try:
         base = ModelStore().learner(settings, caps.device).base
     except Exception as error:  # whatever a library makes of a folder

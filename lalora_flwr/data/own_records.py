@@ -121,28 +121,25 @@ def _encoded(rows: Rows, encode: Encode, vocabulary: int, segments: int, left_ou
         raise
     except Exception:
         log.exception("a record cannot be encoded; trying one by one")
-        rows, left = _only(rows, [i for i in range(len(rows)) if _can_encode(rows.take([i]), encode)])
-        left_out["the model's tokenizer fails on it"] += left
-        records = encode(rows)
+        alone = [_alone(rows.take([i]), encode) for i in range(len(rows))]
+        good = [i for i, record in enumerate(alone) if record is not None]
+        left_out["the model's tokenizer fails on it"] += len(rows) - len(good)
+        rows = rows.take(good)
+        texts = [record for record in alone if isinstance(record, TextRecords)]
+        records = TextRecords.joined(texts) if texts else encode(rows)  # together they may fail though each passes alone
     if isinstance(records, TextRecords):
         good = list(_known_tokens(records, vocabulary, segments))
         if len(good) < len(records):
-            rows, left = _only(rows, good)
-            left_out["it holds no token, or one that the model has no embedding for"] += left
-            records = encode(rows)
+            left_out["it holds no token, or one that the model has no embedding for"] += len(rows) - len(good)
+            records, rows = records.take(good), rows.take(good)
     return records, rows
 
 
-def _only(rows: Rows, good: list[int]) -> tuple[Rows, int]:
-    return rows.take(good), len(rows) - len(good)
-
-
-def _can_encode(row: Rows, encode: Encode) -> bool:
+def _alone(row: Rows, encode: Encode) -> RecordSet | None:
     try:
-        encode(row)
+        return encode(row)
     except Exception:  # whatever a tokenizer makes of a text
-        return False
-    return True
+        return None
 
 
 def _known_tokens(records: TextRecords, vocabulary: int, segments: int) -> Iterator[int]:

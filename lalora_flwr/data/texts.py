@@ -6,6 +6,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,25 @@ class TextRecords:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def take(self, rows: Sequence[int]) -> TextRecords:
+        """Some of the records, in order."""
+        labels = self.labels[torch.tensor(rows, dtype=torch.long)] if isinstance(self.labels, Tensor) else _of(self.labels, rows)
+        types = None if self.types is None else _of(self.types, rows)
+        return TextRecords(_of(self.tokens, rows), labels, self.padding, types, _of(self.references, rows))
+
+    @staticmethod
+    def joined(parts: Sequence[TextRecords]) -> TextRecords:
+        """One set of the records of several, at least one, which one model encoded."""
+        first, labels = parts[0], [part.labels for part in parts]
+        tensors = [own for own in labels if isinstance(own, Tensor)]
+        return TextRecords(
+            [tokens for part in parts for tokens in part.tokens],
+            torch.cat(tensors) if len(tensors) == len(labels) else [label for own in labels for label in own],
+            first.padding,
+            None if first.types is None else [types for part in parts for types in part.types or ()],
+            [reference for part in parts for reference in part.references],
+        )
+
     def batch(self, indices: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs ``input_ids``, ``attention_mask`` (and ``token_type_ids``) of shape (n, longest of these records)."""
         rows = indices.tolist()
@@ -63,6 +83,13 @@ class TextRecords:
         ordered, ascending = indices[order], lengths[order].tolist()
         cuts = cheapest_cuts(ascending, most or len(ascending))
         return [ordered[a:b] for a, b in itertools.pairwise(cuts)]
+
+
+T = TypeVar("T")
+
+
+def _of(values: Sequence[T], rows: Sequence[int]) -> list[T]:
+    return [values[row] for row in rows] if values else []
 
 
 def _padded(sequences: list[Tensor], padding: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -18,6 +19,13 @@ log = logging.getLogger("lalora_flwr.site")
 MODEL_DIFFERS = (
     "model: the site's base model differs from the server's or cannot be used; take the same files and package versions"
 )
+
+NO_FOLDER = "no folder with a config.json"
+
+
+def is_model_folder(path: str) -> bool:
+    """Whether ``model-path`` can be a model: anything else would be taken for the name of one, and fetched from the hub."""
+    return (Path(path).expanduser() / "config.json").is_file()
 
 
 def own_model(host: Host, settings: Settings, node_config: NodeConfig, model_digest: str, *, quiet: bool) -> Learner:
@@ -35,6 +43,10 @@ def own_model(host: Host, settings: Settings, node_config: NodeConfig, model_dig
         SiteRefusal: it is not the server's, or cannot be used.
         ConfigError: it cannot be used, unless ``quiet``.
     """
+    path = str(node_config.get("model-path", ""))
+    if path and not is_model_folder(path):
+        log.error("node-config: model-path = %r: %s", path, NO_FOLDER)
+        raise SiteRefusal(MODEL_DIFFERS)
     try:
         learner = host.learners.learner(settings, str(node_config.get("device", "")))
     except Exception:

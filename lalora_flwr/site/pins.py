@@ -14,8 +14,8 @@ from lalora_flwr.site.records import NodeConfig
 
 def with_own_model(settings: Settings, node_config: NodeConfig) -> Settings:
     """The run's settings, with what the site's node-config says of its own machine: ``model-path``."""
-    if path := str(node_config.get("model-path", "")):
-        family = settings.model.name.partition("/")[0]
+    family = settings.model.name.partition("/")[0]
+    if (path := str(node_config.get("model-path", ""))) and family != "embedded":  # which comes with the package
         own = dataclasses.replace(settings.model, name=f"{family}/{path}", revision="")  # the run's would choose the files
         return dataclasses.replace(settings, model=own)
     return settings

@@ -158,7 +158,10 @@ def test_a_folder_of_images(config: dict[str, Any], tmp_path: Path, with_model: 
         ({"labels": "yes,no"}, "records", "fault", "0 of 20 can be used"),
         ({"labels": "good,bad,fair"}, "classes", "warning", "fair 0; a class has no record"),
         ({"num-records": 300}, "num-records", "warning", "300 declared, but there are 20"),
-        ({"model-path": "/nowhere/model"}, "model", "fault", "."),
+        *(
+            ({"model-path": place}, "model", "fault", f"^model-path = '{place}': no folder with a config.json$")
+            for place in ("/nowhere/model", "prajjwal1/bert-tiny", "bert-base-uncased", "tests/cli")
+        ),
         ({"answer-seconds": 0}, "answer-seconds", "warning", "how long"),
         ({"allow-evaluation": True, "evaluation-noise": 100.0}, "evaluation", "ok", "the first answer spends epsilon 0.0"),
         ({"allow-evaluation": True, "evaluation-noise": 1.0}, "evaluation", "warning", "spends epsilon [1-9]"),

@@ -178,6 +178,19 @@ def test_records_that_the_model_cannot_take_are_left_out_when_they_are_read(tmp_
     assert len(own(write_csv(tmp_path / "t.csv", [("9", "good")]), encode=tokens("x"), vocabulary=9).records) == 0
 
 
+def test_a_batch_that_fails_though_each_text_passes_alone_loses_none(tmp_path: Path) -> None:
+    def encode(rows: Any) -> TextRecords:
+        if len(rows) > 2:
+            raise MemoryError
+        return tokens("x")(rows)
+
+    rows = [("123", "good"), ("19", "bad"), ("7!", "bad"), ("8", "bad")]
+    found = own(write_csv(tmp_path / "t.csv", rows), encode=encode, vocabulary=9)
+    assert isinstance(found.records, TextRecords)
+    assert [t.tolist() for t in found.records.tokens] == [[1, 2, 3], [8]] and found.records.labels.tolist() == [0, 1]
+    assert found.left_out.total() == 2 and found.per_class == (1, 1)
+
+
 def test_of_a_runs_data_settings_only_the_length_of_texts_is_left() -> None:
     caps = Caps("l", 3.0, 1e-5, 10, "language", response_column="r", text_column="t", split="test")
     run = settings("language", name="file:/etc/*", response="x", text="y", split="z", site="s", answer="(a)", max_tokens=17)

@@ -19,6 +19,7 @@ from lalora_flwr.data.data_set import Facts
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.provenance import Provenance, commit_of, weights_digest
 from lalora_flwr.settings import ModelSettings, Settings
+from lalora_flwr.site.model import MODEL_DIFFERS
 from tests.conftest import small
 from tests.models.folders import save_hf, save_timm
 from tests.sites import VIRTUAL, train_order
@@ -175,6 +176,16 @@ def test_a_site_with_the_same_model_in_another_place_serves(tmp_path: Path, cont
     settings = text_settings(tmp_path)
     shutil.copytree(tmp_path / "model", tmp_path / "other")
     assert not serve(settings, context(settings), tmp_path / "other").has_error()
+
+
+@pytest.mark.parametrize("path", ["prajjwal1/bert-tiny", "gone", "."])
+def test_a_model_path_that_is_no_folder_is_no_name_for_the_hub(
+    path: str, tmp_path: Path, context: Callable[[Settings], Context], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = text_settings(tmp_path)
+    held = context(settings)
+    assert serve(settings, held, Path(path)).error.reason == MODEL_DIFFERS and not held.state
+    assert f"model-path = {path!r}: no folder with a config.json" in caplog.text
 
 
 def test_an_order_is_for_one_model(tmp_path: Path, context: Callable[[Settings], Context]) -> None:

@@ -13,7 +13,7 @@ from lalora_flwr.data.cleaning import Rows
 from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.data.own_records import _known_tokens
-from lalora_flwr.data.texts import IGNORED
+from lalora_flwr.data.texts import IGNORED, TextRecords
 from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.models import load_base_model
 from lalora_flwr.privacy.mechanism import clip
@@ -210,3 +210,19 @@ def test_no_text_is_longer_than_allowed_even_where_the_tokenizer_does_not_cut(tm
 def test_a_token_of_a_type_that_the_network_lacks_is_found(tmp_path: Path) -> None:
     records = base_of(tmp_path, "bert", max_tokens=8).encode(rows(PAIRED))
     assert list(_known_tokens(records, 0, 2)) == list(range(5)) and list(_known_tokens(records, 0, 1)) == []
+
+
+@pytest.mark.parametrize(
+    "columns", [PAIRED, Columns(text="text", label="label"), Columns(text="text", response="answer")], ids=str
+)
+def test_texts_encoded_one_by_one_are_the_texts_encoded_together(tmp_path: Path, columns: Columns) -> None:
+    base = base_of(tmp_path, "gpt2" if columns.response else "bert", language=bool(columns.response))
+    whole = rows(columns)
+    together = base.encode(whole)
+    apart = TextRecords.joined([base.encode(whole.take([i])) for i in range(len(whole))])
+    some = together.take([3, 0])
+    for found, places in ((apart, list(range(len(whole)))), (some, [3, 0])):
+        assert list(found.references) == [together.references[i] for i in places if together.references]
+        (inputs, labels), (wanted, targets) = found.batch(torch.arange(len(places))), together.batch(torch.tensor(places))
+        assert set(inputs) == set(wanted) and all(torch.equal(inputs[name], wanted[name]) for name in wanted)
+        assert torch.equal(labels, targets) and found.padding == together.padding
