@@ -26,6 +26,7 @@ from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder
 from lalora_flwr.server.metrics import HEADLINES, OnRound, Quality, RoundMetrics, headline
 from lalora_flwr.server.plots import score_figure
+from lalora_flwr.server.resuming import check_same_run, choices
 from lalora_flwr.server.ridge_stage import RidgeStage
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.strategy import FederatedStrategy
@@ -147,6 +148,7 @@ class _Run:
         if checkpoint is None:
             self.strategy.restore(0, {}, {}, asked)
             return self.start()
+        check_same_run(checkpoint, self._settings, self._learner.adapter.layout)
         state = checkpoint.state
         self._metrics = [RoundMetrics.from_json(line) for line in state["metrics"]]
         self._frozen, self._last = state.get("frozen", {}), state.get("last", {})  # a checkpoint of an older version has none
@@ -162,6 +164,7 @@ class _Run:
     def _checkpoint(self, server_round: int, adapter: dict[str, torch.Tensor]) -> Checkpoint:
         state = {
             "metrics": [line.to_json() for line in self._metrics],
+            "choices": choices(self._settings),
             "frozen": self._frozen,
             "last": self._last,
             "seconds": self._seconds(),
