@@ -12,6 +12,7 @@ from datasets.features.features import FeatureType
 
 from lalora_flwr.data.tables import in_order
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.words import is_text
 from lalora_flwr.tasks.label_text import as_text
 from lalora_flwr.tasks.problem import Problem
 
@@ -115,10 +116,12 @@ def _is_collection(text: str) -> bool:
         return False
 
 
-def refuse_one_class(labels: Sequence[str]) -> None:
+def check_classes(labels: Sequence[str], problem: Problem) -> None:
     """
     Raises:
-        ConfigError: there is nothing to tell apart.
+        ConfigError: there is nothing to tell apart, or a class has a name that a saved model cannot hold.
     """
-    if len(labels) == 1:
+    if odd := [name for name in labels if not is_text(name)]:
+        raise ConfigError(f"data.label: the class {odd[0]!r} holds half a character, which no file can; rename it")
+    if problem.name == "single-label" and len(labels) == 1:
         raise ConfigError(f"data.label: all records are of the class {labels[0]!r}; there must be two at least")

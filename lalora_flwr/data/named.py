@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 
 from lalora_flwr.data.records import Records
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.lists import ends_of, joined, listed
+from lalora_flwr.ground.words import is_text
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.choices import DATASETS
+from lalora_flwr.tasks.label_text import as_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+PROBLEMS = ("single-label", "multi-label", "regression")
 MODELS = {"image": ("images", "a timm/ model"), "text": ("texts", "an hf/ model"), "language": ("texts", "an hf/ model")}
 
 
@@ -62,19 +66,42 @@ class NamedDataSet:
         Raises:
             ValueError: the facts contradict each other.
         """
-        if not isinstance(self.labels, tuple):
-            raise ValueError("labels: must be a tuple")
         if self.task not in MODELS:
             raise ValueError(f"task = {self.task!r}: must be one of {', '.join(MODELS)}")
-        nameless = self.task == "language" or self.problem_type == "regression"
-        if bool(self.labels) == nameless or len(set(self.labels)) < len(self.labels):
-            raise ValueError("labels: must name each class once, and none for language modelling or regression")
-        if self.input_shape is not None and (self.task != "image" or len(self.input_shape) != 3):
-            raise ValueError("input_shape: only for images, (channels, height, width)")
+        kinds = PROBLEMS[:1] if self.task == "language" else PROBLEMS
+        if self.problem_type not in kinds:
+            raise ValueError(f"problem_type = {self.problem_type!r}: must be one of {', '.join(kinds)}")
+        self._check_range()
+        self._check_labels()
+        shape = self.input_shape
+        if shape is not None and (self.task != "image" or len(shape) != 3 or any(type(n) is not int or n < 1 for n in shape)):
+            raise ValueError("input_shape: only for images, (channels, height, width), each at least 1")
         if self.owners is not None and self.input_shape is None:
             raise ValueError("owners: only for tensors; of a table data.site names the column")
-        if self.records < 1 or not self.license:
-            raise ValueError("records and license: must be given")
+        if type(self.records) is not int or self.records < 1:
+            raise ValueError("records: must be a whole number of at least 1")
+        if not isinstance(self.license, str) or not self.license.strip():
+            raise ValueError("license: must be given")
+        if self.private is self.public:
+            raise ValueError("public: reads the private records; the server evaluates on others")
+
+    def _check_range(self) -> None:
+        if (self.problem_type == "regression") != bool(self.label_range):
+            raise ValueError("label_range: needed for regression, and only there")
+        try:
+            ends_of(self.label_range or "0,1")
+        except ValueError:
+            raise ValueError(f"label_range = {self.label_range!r}: must be low,high: two numbers, the smaller first") from None
+
+    def _check_labels(self) -> None:
+        if not isinstance(self.labels, tuple) or not all(isinstance(name, str) and is_text(name) for name in self.labels):
+            raise ValueError("labels: must be a tuple of texts")
+        nameless = self.task == "language" or self.problem_type == "regression"
+        names = {as_text(name) for name in self.labels}
+        if bool(self.labels) == nameless or len(names) < len(self.labels) or None in names:
+            raise ValueError("labels: must name each class once, and none for language modelling or regression")
+        if len(self.labels) == 1 and self.problem_type == "single-label":
+            raise ValueError("labels: must be two at least where a record has one class")
 
     def check(self, settings: Settings) -> None:
         """Refuse settings that the data set does not fit. Reads nothing.
@@ -95,6 +122,11 @@ class NamedDataSet:
         ):
             if value != own:
                 raise ConfigError(f"data.{key} = {value!r}: must be {own!r} for data.name = {name!r}")
+        if settings.data.labels and listed(settings.data.labels) != list(self.labels):
+            own = joined(self.labels)
+            raise ConfigError(f"data.labels = {settings.data.labels!r}: must be {own!r} or empty for data.name = {name!r}")
+        if settings.data.num_classes not in (0, len(self.labels)):
+            raise ConfigError(f"data.num-classes = {settings.data.num_classes}: {name} has {len(self.labels)} classes")
         if settings.data.test not in ("auto", "split:test"):
             raise ConfigError(f"data.test = {settings.data.test!r}: {name} has test records of its own; leave it auto")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from lalora_flwr.data.limits import LONGEST_ROW
 from lalora_flwr.data.readers import one_form_of_keys, parsed_json, text_of_json
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.ground.words import one_form
+from lalora_flwr.ground.words import is_text, one_form
 
 Row = list[str | None]
 OPEN_QUOTE = "the quotes in its line do not match, or it is too long"
@@ -151,17 +151,8 @@ def _json(data: bytes, columns: list[str], longest: int) -> Lines:
         if row is None:
             read.left_out["it is no JSON object"] += 1
             continue
-        if all(value is None or _is_text(value) for value in row):
+        if all(value is None or is_text(value) for value in row):
             read.rows.append(row)
         else:
             read.left_out["it holds half a character"] += 1
     return read
-
-
-def _is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8: JSON can name half of a surrogate pair."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

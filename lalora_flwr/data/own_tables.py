@@ -24,7 +24,7 @@ from lalora_flwr.data.own_parquet import Cell, OpenParquet, holds_paths, kinds_o
 from lalora_flwr.data.readers import READERS
 from lalora_flwr.data.tables import PARQUET, split_named, table_files
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.ground.words import one_form
+from lalora_flwr.ground.words import is_text, one_form
 from lalora_flwr.settings import DataSettings, Settings
 
 log = logging.getLogger("lalora_flwr.site")
@@ -52,7 +52,7 @@ def own_table(settings: Settings, path: str, left_out: Counter[str], broken_file
         for file in files:
             file.open("rb").close()
         if not splits:
-            return _images(settings, path)
+            return _images(settings, path, left_out)
     except OSError as error:
         raise ConfigError(f"{KEY} = {path!r}: may not be opened: {error.strerror}") from None
     kinds = {file.suffix.lower() for file in files}
@@ -72,7 +72,7 @@ def _columns(features: Features, settings: Settings) -> Columns:
     return find_columns(features, settings.data, settings.task, key="{}-column")
 
 
-def _images(settings: Settings, path: str) -> OwnTable:
+def _images(settings: Settings, path: str, left_out: Counter[str]) -> OwnTable:
     """Of a folder with one sub-folder per class; what is read here are names only."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -81,6 +81,9 @@ def _images(settings: Settings, path: str) -> OwnTable:
     if not places:
         raise ConfigError(f"{KEY} = {path!r}: cannot be read: no table and no sub-folder of images per class")
     found = [(str(image), kind.name) for kind in _of_split(places, settings.data) for image in images_in(kind)]
+    found, all_found = [pair for pair in found if all(map(is_text, pair))], len(found)
+    if len(found) < all_found:
+        left_out["the name of its file is not UTF-8"] += all_found - len(found)
     features = Features({"image": Image(), "label": Value("string")})
     columns = {"image": [image for image, _ in found], "label": [name for _, name in found]}
     return Dataset.from_dict(columns, features), _columns(features, settings)

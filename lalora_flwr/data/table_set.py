@@ -13,7 +13,7 @@ from lalora_flwr.data.cleaning import Rows, usable_rows
 from lalora_flwr.data.columns import column_names, find_columns
 from lalora_flwr.data.draws import held_out, some
 from lalora_flwr.data.images import unreadable
-from lalora_flwr.data.labels import label_names, label_texts, refuse_one_class
+from lalora_flwr.data.labels import check_classes, label_names, label_texts
 from lalora_flwr.data.named import NamedDataSet
 from lalora_flwr.data.records import Encode, Records, RecordSet
 from lalora_flwr.ground.errors import ConfigError
@@ -75,8 +75,8 @@ class TableSet:
         self.labels = source.labels or declared_labels(settings)
         if named and not self.labels:
             self.labels = label_names(table, columns.label, self._problem)
-        if named and self._problem.name == "single-label":
-            refuse_one_class(self.labels)
+        if named:
+            check_classes(self.labels, self._problem)
         declared = settings.num_classes or len(self.labels)
         if named and declared != len(self.labels):
             raise ConfigError(f"data.num-classes = {declared}: {settings.name} has {len(self.labels)} classes")

@@ -18,6 +18,15 @@ def one_form(text: str) -> str:
     return unicodedata.normalize("NFC", text) if len(text) <= LONGEST else text
 
 
+def is_text(value: str) -> bool:
+    """Whether files can hold it: JSON and names of files can say half of a surrogate pair, which UTF-8 has no bytes for."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def hint(wrong: str, names: Iterable[str]) -> str:
     """``; did you mean …?`` for a name that is close to one that there is; else empty."""
     known = {name.lower(): name for name in names}

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from lalora_flwr.ground.lists import ends_of, listed
+from lalora_flwr.ground.words import is_text
 
 RESIDENT_SECONDS = 600.0  # what resident-seconds is if a node-config does not say it; here, where no torch is needed
 Reader = Callable[[Any], Any]  # raises ValueError with what the key "must be"
 
 
 def text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or not is_text(value):
         raise ValueError("a text")
     return value
 

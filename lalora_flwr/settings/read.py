@@ -8,6 +8,7 @@ from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.words import is_text
 from lalora_flwr.settings.keys import Key, Kind, Value
 from lalora_flwr.settings.rules import check_choices, check_together
 from lalora_flwr.settings.schema import Settings
@@ -49,6 +50,8 @@ def _typed(key: Key, value: object) -> Value:
     if type(value) is not want:
         kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[want]
         raise ConfigError(f"{key.name} = {value!r}: must be {kind}")
+    if isinstance(value, str) and not is_text(value):
+        raise ConfigError(f"{key.name} = {value!r}: holds half a character, which no file can; write it whole")
     if wanted := key.refusal(value):
         raise ConfigError(f"{key.name} = {value!r}: must be {wanted}")
     return value

@@ -98,6 +98,8 @@ def _check_problem(settings: Settings) -> None:
     names = listed(data.labels)
     if len(set(names)) < len(names):
         raise ConfigError(f"data.labels = {data.labels!r}: a class occurs twice")
+    if names and data.num_classes not in (0, len(names)):
+        raise ConfigError(f"data.num-classes = {data.num_classes}: data.labels names {len(names)} classes; leave it 0")
     kind = f"data.problem-type = {data.problem_type!r}"
     if data.problem_type != "single-label" and settings.task == "language":
         raise ConfigError(f"{kind}: only without data.response, which makes the task language modelling")

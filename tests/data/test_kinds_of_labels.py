@@ -165,7 +165,7 @@ def scans(kind: str, labels: torch.Tensor) -> NamedDataSet:
 
     names, bounds = (("a", "b"), "") if kind == "multi-label" else ((), "0,8")
     about: dict[str, Any] = {"input_shape": (1, 8, 8), "problem_type": kind, "label_range": bounds}
-    return NamedDataSet("image", names, len(labels), "none", read, read, **about)
+    return NamedDataSet("image", names, len(labels), "none", read, lambda: read(), **about)
 
 
 @pytest.mark.parametrize(

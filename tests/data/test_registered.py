@@ -133,6 +133,7 @@ def test_a_table_may_hold_images() -> None:
 
 
 NUMBERS = itertools.count()
+FACTS = "task|labels|input_shape|owners|records|license|problem_type|label_range|public"
 
 
 def mine(named: NamedDataSet, **data: Any) -> Settings:
@@ -164,7 +165,7 @@ def test_some_of_its_test_records_are_evaluated_on() -> None:
     [
         ({"records": 7}, "has 6 usable private records, and declares 7"),
         ({"input_shape": (3, 8, 8)}, r"gives tensors \(6, 1, 8, 8\); must be \(records, \*\(3, 8, 8\)\)"),
-        ({"labels": ("a",)}, "has a label outside its 1 classes"),
+        ({"private": lambda: Records(torch.zeros(6, 1, 8, 8), torch.arange(6))}, "has a label outside its 2 classes"),
         ({"private": lambda: Dataset.from_dict({"a": [1]})}, "declares an input_shape, and gives no tensors"),
         ({"input_shape": None}, "gives tensors and no input_shape"),
     ],
@@ -186,12 +187,49 @@ def test_records_that_are_not_as_declared_are_one_line(change: dict[str, Any], r
         {"task": "text"},
         {"input_shape": None, "owners": list},
         {"records": 0},
+        {"records": 6.0},
+        {"records": True},
         {"license": ""},
+        {"license": " "},
+        {"labels": ("a",)},
+        {"labels": ("a", "")},
+        {"labels": ("a", " ")},
+        {"labels": ("true", "TRUE")},
+        {"labels": ("caf\u00e9", "cafe\u0301")},
+        {"labels": ("1", "1.0")},
+        {"labels": ("a", "\ud800")},
+        {"labels": ("a", 1)},
+        {"input_shape": (1, 8, 0)},
+        {"input_shape": (1, 8, 8.0)},
+        {"problem_type": "multi"},
+        {"problem_type": "regression"},
+        {"problem_type": "regression", "labels": ()},
+        {"problem_type": "regression", "label_range": "0,8"},
+        {"problem_type": "regression", "labels": (), "label_range": "8,0"},
+        {"problem_type": "multi-label", "label_range": "0,8"},
+        {"label_range": "0,8"},
+        {"task": "language", "input_shape": None, "labels": (), "problem_type": "multi-label"},
+        {"private": bool, "public": bool},
     ],
+    ids=str,
 )
 def test_facts_that_contradict_each_other_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=rf"^({FACTS})[ :]"):
         of_tensors(**change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"problem_type": "multi-label", "labels": ("a",)},
+        {"problem_type": "regression", "labels": (), "label_range": "0,8"},
+        {"input_shape": None, "task": "text"},
+        {"input_shape": None, "task": "language", "labels": ()},
+    ],
+    ids=str,
+)
+def test_facts_that_fit_each_other_are_taken(change: dict[str, Any]) -> None:
+    assert of_tensors(**change).license == "CC0"
 
 
 @pytest.mark.parametrize(
@@ -201,6 +239,8 @@ def test_facts_that_contradict_each_other_are_refused(change: dict[str, Any]) ->
         (("reviews", "timm/x", {}), "model.name = 'timm/x': data.name = 'reviews' holds texts; choose an hf/ model"),
         (("reviews", "hf/x", {"response": "label"}), "data.response = 'label': must be empty for data.name = 'reviews'"),
         (("bars", "timm/x", {"test": "hold-out:0.1"}), "data.test = 'hold-out:0.1': bars has test records of its own"),
+        (("bars", "timm/x", {"labels": "lying,upright"}), "data.labels = 'lying,upright': must be 'upright,lying' or empty"),
+        (("bars", "timm/x", {"num-classes": 3}), "data.num-classes = 3: bars has 2 classes"),
         (("bars", "embedded/vit-digits", {}), "data.name = 'bars': embedded/vit-digits only takes digits"),
         (("nothing", "timm/x", {}), "data.name = 'nothing': it is a str, not a"),
         (("gone", "timm/x", {}), "data.name = 'gone': toys:GONE cannot be loaded"),

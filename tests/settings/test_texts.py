@@ -129,6 +129,7 @@ def accepted(flat: dict[str, Any]) -> Settings:
             "run-name",
             "merge.name",
             "lora.head",
+            "data.num-classes",
         )
         assume(not str(problem).startswith(entangled) and "for strategy = " not in str(problem))
         raise
@@ -146,6 +147,8 @@ def accepted(flat: dict[str, Any]) -> Settings:
         ({"data.problem-type": "regression", "data.label-range": "0,1", "data.labels": "a"}, "data.labels: only for classes"),
         ({"data.problem-type": "regression", "data.label-range": "0,1", "data.num-classes": 2}, "data.num-classes: only for"),
         ({"data.problem-type": "multi-label", "data.label-range": "0,1"}, "data.label-range = '0,1': only for data.problem-type"),
+        ({"data.labels": "a,b", "data.num-classes": 3}, "data.num-classes = 3: data.labels names 2 classes"),
+        ({"data.labels": "a,b"}, "data.labels = 'a,b': must be '0,1,2,3,4,5,6,7,8,9' or empty for data.name = 'digits'"),
         ({"data.labels": "a, a"}, "data.labels = 'a, a': a class occurs twice"),
         ({"data.label-range": "0,1_0"}, "data.label-range = '0,1_0': must be low,high"),
         ({"data.label-range": "1,0"}, "data.label-range = '1,0': must be low,high: two numbers, the smaller first"),

@@ -91,7 +91,7 @@ OTHER_KIND = "data: the run's data.problem-type or data.label-range is not what 
             "data: the run's data.labels are not the classes that the site's node-config names, in its order",
         ),
         (
-            {"data__labels": "a,b,c"},
+            {"data__labels": "a,b,c", "data__num_classes": 0},
             "data: the run's data.labels are not the classes that the site's node-config names, in its order",
         ),
         ({"data__labels": "a,b", "data__problem_type": "multi-label"}, OTHER_KIND),
