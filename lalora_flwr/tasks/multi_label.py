@@ -78,15 +78,19 @@ class MultiLabel(Problem):
             return "a class twice in one record, as where each token has one (classes of tokens are not supported)"
         return "a list with a class that is " + super().why(text, classes)
 
-    def target(self, text: str, classes: Mapping[str, int]) -> list[float] | None:
+    def target(self, text: str, classes: Mapping[str, int]) -> bytes | None:
         names = self.parts(text, classes)
         if len(set(names)) < len(names) or any(name not in classes for name in names):
             return None
-        own = {classes[name] for name in names}
-        return [float(number in own) for number in range(len(classes))]
+        own = bytearray(len(classes))
+        for name in names:
+            own[classes[name]] = 1
+        return bytes(own)
 
     def stacked(self, targets: Sequence[Target], classes: int) -> Tensor:
-        return super().stacked(targets, classes).reshape(len(targets), classes)
+        own = bytearray().join(target for target in targets if isinstance(target, bytes))
+        flat = torch.frombuffer(own, dtype=torch.uint8) if own else torch.empty(0)
+        return flat.to(self.dtype).reshape(len(targets), classes)
 
     def refusal(self, targets: Tensor, classes: int) -> str:
         inside = targets.dim() == 2 and targets.shape[1] == classes and bool(((targets == 0) | (targets == 1)).all())

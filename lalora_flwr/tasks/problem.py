@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-Target = int | list[float] | float  # of one record: a class, a 0 or 1 for each class, a number
+Target = int | bytes | float  # of one record: a class, a byte of 0 or 1 for each class, a number
 
 
 class Problem(ABC):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -144,8 +145,24 @@ def test_numbers_that_are_all_the_same_have_no_r2() -> None:
     ],
 )
 def test_several_classes_in_one_field(text: str, numbers: list[int] | None) -> None:
-    wanted = None if numbers is None else [float(n in numbers) for n in range(4)]
+    wanted = None if numbers is None else bytes(n in numbers for n in range(4))
     assert MultiLabel().target(text, CLASSES) == wanted
+
+
+@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.sets(st.integers(0, n - 1)), max_size=12))))
+def test_targets_together_are_a_0_or_1_for_each_class(drawn: tuple[int, list[set[int]]]) -> None:
+    count, records = drawn
+    classes, problem = {f"c{n}": n for n in range(count)}, MultiLabel()
+    targets = [problem.target(json.dumps([f"c{n}" for n in own]), classes) for own in records]
+    stacked = problem.stacked([target for target in targets if target is not None], count)
+    naive = torch.tensor([[float(n in own) for n in range(count)] for own in records]).reshape(len(records), count)
+    assert torch.equal(stacked, naive) and stacked.dtype == problem.dtype and not problem.refusal(stacked, count)
+
+
+def test_a_target_takes_a_byte_a_class() -> None:
+    """As Python's numbers, 14 classes of 100,000 records took 45 MB and a tensor of them 5.6."""
+    classes = {f"c{n}": n for n in range(1000)}
+    assert sys.getsizeof(MultiLabel().target("c1|c5", classes)) < 1100
 
 
 @pytest.mark.parametrize("depth", [2, 500, 900, 950, 980, 990, 1000, 1100, 100_000])
