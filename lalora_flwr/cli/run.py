@@ -157,6 +157,11 @@ def report(folder: Path, console: Console) -> None:
         else "NON-PRIVATE"
     )
     console.print(f"{name} {_figure(summary.frozen_score)} (frozen model) -> {_figure(summary.score)}; {guarantee}")
+    if summary.test_left_out:
+        reasons = ", ".join(f"{count}: {reason}" for reason, count in summary.test_left_out.items())
+        console.print(
+            f"evaluated on {summary.test_records} test records; left out {reasons}", soft_wrap=True, markup=False, style="yellow"
+        )
     if summary.epsilon_alone is not None:
         console.print(
             f"noise shared by secure sums: this ε holds if at most {summary.colluders} of the other sites side with the server; "

@@ -10,7 +10,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -32,11 +32,16 @@ HIDDEN = (None, "-1")  # what stands for a label in a test set that keeps them b
 
 @dataclass(frozen=True)
 class Rows:
-    """Usable rows of a table, and the target of each as its problem has it (zeros for language modelling)."""
+    """Usable rows of a table, and the target of each as its problem has it (zeros for language modelling).
+
+    Attributes:
+        left_out: how many other rows the table had, by reason.
+    """
 
     table: Dataset
     columns: Columns
     labels: Tensor
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,12 +102,13 @@ def usable_rows(
     there[problem.unknown] = [target is not None for target in targets]
     reasons = [next((why for why, good in there.items() if not good[i]), "") for i in range(len(table))]
     rows = [i for i, why in enumerate(reasons) if not why]
-    _say_left_out(left_out, Counter(filter(None, reasons)), len(table))
+    others = Counter(filter(None, reasons))
+    _say_left_out(left_out, others, len(table))
     if strict and not rows:
         raise ConfigError("data.test: no usable row; see data.label and data.labels")
     selected = table.select(rows) if len(rows) < len(table) else table
     kept = [target for target, why in zip(targets, reasons, strict=True) if not why and target is not None]
-    return Rows(selected, columns, problem.stacked(kept, len(labels)))
+    return Rows(selected, columns, problem.stacked(kept, len(labels)), others)
 
 
 def _check_labels(

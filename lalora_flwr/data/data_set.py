@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -67,6 +67,9 @@ class DataSet(Protocol):
     def public(self, encode: Encode) -> RecordSet:
         """The records that the server evaluates on."""
 
+    def public_left_out(self) -> Mapping[str, int]:
+        """How many rows for them `public` left out when it was last called, by reason; none of those that it draws from."""
+
 
 class Tensors:
     """A data set with a name whose records are tensors already; the private ones are read once."""
@@ -107,6 +110,9 @@ class Tensors:
     def public(self, encode: Encode) -> RecordSet:
         records = self._checked(self._named.public())
         return records.take(torch.tensor(some(len(records), self._settings.test_records)))
+
+    def public_left_out(self) -> Mapping[str, int]:
+        return {}
 
 
 class DataSets:

@@ -68,6 +68,10 @@ class ImageRecords:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def unreadable(self) -> int:
+        """How many of the images that batches asked for could not be read."""
+        return sum(image is None for _, _, image in self._kept.values())
+
     def parts(self, indices: Tensor, most: int) -> list[Tensor]:
         return in_parts(indices, most)
 

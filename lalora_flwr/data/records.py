@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,14 @@ class RecordSet(Protocol):
 
     def parts(self, indices: Tensor, most: int) -> list[Tensor]:
         """A batch as parts of at most ``most`` records (0: no limit), each indices; together they are the batch."""
+
+
+@runtime_checkable
+class ReadLate(Protocol):
+    """Records that are read when a batch asks for them."""
+
+    def unreadable(self) -> int:
+        """How many of those that batches asked for could not be read."""
 
 
 Encode = Callable[["Rows"], RecordSet]  # the model's: rows of a table as what it trains on

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -85,6 +85,7 @@ class TableSet:
             raise ConfigError(f"data.name = {settings.name!r}: no usable record; see data.label and data.labels")
         share = settings.test.partition("hold-out:")[2]
         self._held_out: Rows | None = None
+        self._left_out: Mapping[str, int] = {}
         if share:
             public, private = held_out(len(rows), float(share))
             if not private:
@@ -117,7 +118,12 @@ class TableSet:
     def public(self, encode: Encode) -> RecordSet:
         if self._held_out is not None:
             return encode(_some(self._held_out, self._settings.test_records))
-        return encode(_public(self._settings, self._task, self.labels, self._source))
+        rows = _public(self._settings, self._task, self.labels, self._source)
+        self._left_out = rows.left_out
+        return encode(_some(rows, self._settings.test_records))
+
+    def public_left_out(self) -> Mapping[str, int]:
+        return self._left_out
 
 
 class SitesOnly:
@@ -126,6 +132,7 @@ class SitesOnly:
     def __init__(self, settings: DataSettings, task: str, source: TableSource) -> None:
         self._settings, self._task, self._source = settings, task, source
         self.labels = declared_labels(settings)
+        self._left_out: Mapping[str, int] = {}
 
     def classes(self) -> Sequence[float]:
         raise ConfigError(NOT_HERE)
@@ -137,7 +144,12 @@ class SitesOnly:
         raise ConfigError(NOT_HERE)
 
     def public(self, encode: Encode) -> RecordSet:
-        return encode(_public(self._settings, self._task, self.labels, self._source))
+        rows = _public(self._settings, self._task, self.labels, self._source)
+        self._left_out = rows.left_out
+        return encode(_some(rows, self._settings.test_records))
+
+    def public_left_out(self) -> Mapping[str, int]:
+        return self._left_out
 
 
 NOT_HERE = "data.name = 'sites': the records lie on real sites; a simulation needs a named data set, hub: or file:"
@@ -152,8 +164,7 @@ def _public(settings: DataSettings, task: str, labels: tuple[str, ...], source: 
     table, folder = source.public()
     table = _in_one_form(table)
     columns = find_columns(table.features, settings, task)
-    rows = usable_rows(table, columns, labels, problem_of(settings), strict=True, folder=folder)
-    return _some(rows, settings.test_records)
+    return usable_rows(table, columns, labels, problem_of(settings), strict=True, folder=folder)
 
 
 def _in_one_form(table: Dataset) -> Dataset:

@@ -107,6 +107,8 @@ class Summary:
         commit: of this package's checkout, if it runs from one.
         rounds: the last round.
         ended_early: why a resumed run lacks rounds.
+        test_records: on how many public records it was evaluated.
+        test_left_out: how many others were of no use, by reason.
         quality: of the last round.
         last: the quality of the last round's own adapter, if ``quality`` is that of an average; marked ``last_``.
         frozen: the quality before training; in the file each name has ``frozen_`` before it.
@@ -135,6 +137,8 @@ class Summary:
     seed: int = 0
     rounds: int = 0
     ended_early: str = field(default="", metadata=IF_SET)
+    test_records: int = 0
+    test_left_out: Mapping[str, int] = field(default_factory=dict)
     quality: Quality = field(default_factory=dict)
     frozen: Quality = field(default_factory=dict)
     last: Quality = field(default_factory=dict)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import RunNotRunningException
 
 from lalora_flwr.data.data_set import data_set
-from lalora_flwr.ground.errors import ConfigError, LaloraError, NoSiteLeft, RunFailed, WorkerDied
+from lalora_flwr.ground.errors import LaloraError, NoSiteLeft, RunFailed, WorkerDied
 from lalora_flwr.ground.processors import check_threads, processors
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.server.asking import ROUND_TIMEOUT
@@ -24,13 +23,14 @@ from lalora_flwr.server.card import model_card
 from lalora_flwr.server.ending import STOPPED, last_word
 from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder
-from lalora_flwr.server.metrics import HEADLINES, OnRound, Quality, RoundMetrics, headline
+from lalora_flwr.server.metrics import OnRound, Quality, RoundMetrics, headline
 from lalora_flwr.server.plots import score_figure
 from lalora_flwr.server.resuming import check_same_run, choices
 from lalora_flwr.server.ridge_stage import RidgeStage
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.strategy import FederatedStrategy
 from lalora_flwr.server.summing_up import summary_of
+from lalora_flwr.server.tested import check_measurable, tested
 from lalora_flwr.server.watched import WatchedGrid, watched
 from lalora_flwr.settings import Settings
 from lalora_flwr.training.evaluate import evaluate
@@ -189,7 +189,7 @@ class _Run:
         quality: Quality = evaluate(self._learner, self._test) if due else {headline(self._frozen): None, "loss": None}
         if server_round == 0:
             self._frozen = quality
-            _check_measurable(quality)
+            check_measurable(quality)
         else:
             self._add(quality, state)
         self._round_begun = time.monotonic()
@@ -269,19 +269,8 @@ class _Run:
             rounds=self._metrics,
             seconds=self._seconds(),
             ended_early=ended_early,
+            tested=tested(self._test, data_set(settings).public_left_out()),
         )
         card = model_card(summary, settings, self._learner.base, self._learner.adapter)
         self._folder.save_adapter(self._learner.adapter.save, card)
         self._folder.finish(summary)
-
-
-def _check_measurable(quality: Quality) -> None:
-    """
-    Raises:
-        ConfigError: the test records cannot tell a good model from a bad one.
-    """
-    metric = headline(quality)
-    if metric != "accuracy" and not math.isfinite(quality[metric] or 0.0):
-        raise ConfigError(
-            f"data.test: {HEADLINES[metric]} is not defined on the test records, which all have the same label; take others"
-        )

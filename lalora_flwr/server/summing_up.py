@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +29,7 @@ def summary_of(
     rounds: Sequence[RoundMetrics],
     seconds: float,
     ended_early: str,
+    tested: Mapping[str, Any],
 ) -> Summary:
     """
     Args:
@@ -39,6 +40,7 @@ def summary_of(
         rounds: the lines of all of its rounds.
         seconds: that it took.
         ended_early: why a resumed run lacks rounds.
+        tested: what `lalora_flwr.server.tested` says of the test records.
     """
     largest, exact = counts.of(counts.most()), counts.exact_accuracy
     return Summary(
@@ -54,6 +56,7 @@ def summary_of(
         seed=settings.seed,
         rounds=rounds[-1].round,
         ended_early=ended_early,
+        **tested,
         quality=quality,
         frozen=frozen,
         last=last,
