@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import socket
 import sys
@@ -37,10 +38,37 @@ def check_early(settings: Settings) -> None:
     """All of it, for a run on this machine.
 
     Raises:
-        ConfigError: as `check_machine` and `check_output`.
+        ConfigError: as `check_machine`, `check_output` and `check_places`.
     """
     check_machine(settings)
     check_output(settings)
+    check_places(settings)
+
+
+def check_places(settings: Settings, *, data: bool = True) -> None:
+    """Refuse files and folders that are not there; ``data``: also those of the records.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    kind, _, name = settings.model.name.partition("/")
+    folder = Path(name).expanduser()
+    whole = f"model.name = {settings.model.name!r}"
+    if kind == "hf" and folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{whole}: a folder needs config.json, the tokenizer's files and weights as safetensors")
+    if kind == "hf" and not folder.is_dir() and (name.startswith(("/", "~", ".")) or name.count("/") > 1):
+        raise ConfigError(f"{whole}: no such folder, and no name of a repository")
+    if kind == "timm" and "/" in name and not (folder / "config.json").is_file():
+        raise ConfigError(f"{whole}: timm has no such model and it is no folder with a config.json")
+    for key, value in (("data.name", settings.data.name), ("data.test", settings.data.test)):
+        pattern = value.removeprefix("file:")
+        if data and pattern != value and not _names_something(pattern):
+            raise ConfigError(f"{key} = {pattern!r}: no such file or folder")
+
+
+def _names_something(pattern: str) -> bool:
+    path = Path(pattern).expanduser()
+    return path.exists() or next(glob.iglob(str(path), recursive=True), None) is not None
 
 
 def check_output(settings: Settings) -> None:

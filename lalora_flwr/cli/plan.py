@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lalora_flwr.cli.early import check_machine, without_hub
+from lalora_flwr.cli.early import check_machine, check_places, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.waiting import Waiting
@@ -35,7 +35,7 @@ def plan(
     plot: Annotated[Path | None, typer.Option(help="With --data: the picture; default partition.png in output-dir.")] = None,
 ) -> None:
     """Show noise, steps, predicted ε, parameters and bytes of a run; refuse impossible settings."""
-    settings = resolve(config, override)
+    settings = resolve(config, override, lambda asked: check_places(asked, data=data or _reads_data(asked)))
     if plot and not data:
         raise ConfigError("--plot: draws who holds what; add --data")
     without_hub(settings, weights=False)
@@ -48,6 +48,13 @@ def plan(
     print_plan(settings, made, console)
     smallest = _show_holdings(settings, plot or Path(settings.output_dir) / "partition.png", console) if data else None
     print_advice([*_not_here(settings), *advice(settings, made, smallest)], console)
+
+
+def _reads_data(settings: Settings) -> bool:
+    """Whether the settings leave out what a plan has to know of the records."""
+    data = settings.data
+    nameless = settings.task == "language" or data.problem_type == "regression"
+    return not data.records or not (nameless or data.labels or data.num_classes)
 
 
 def _not_here(settings: Settings) -> Iterator[str]:

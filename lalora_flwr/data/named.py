@@ -127,6 +127,9 @@ class NamedDataSet:
             raise ConfigError(f"data.labels = {settings.data.labels!r}: must be {own!r} or empty for data.name = {name!r}")
         if settings.data.num_classes not in (0, len(self.labels)):
             raise ConfigError(f"data.num-classes = {settings.data.num_classes}: {name} has {len(self.labels)} classes")
+        if settings.num_supernodes > self.records:
+            most = f"more sites than the {self.records} records; use at most {self.records}"
+            raise ConfigError(f"num-supernodes = {settings.num_supernodes}: {most}")
         if settings.data.test not in ("auto", "split:test"):
             raise ConfigError(f"data.test = {settings.data.test!r}: {name} has test records of its own; leave it auto")
 

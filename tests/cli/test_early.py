@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from lalora_flwr.cli.early import check_machine, check_output, without_hub
+from lalora_flwr.cli.early import check_machine, check_output, check_places, without_hub
+from lalora_flwr.cli.plan import _reads_data
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.server.folder import RunFolder
+from lalora_flwr.settings import settings_from
 from tests.cli.commands import pairs, without_waiting
 from tests.conftest import files_in, small
 
@@ -47,6 +49,11 @@ def imported(done: subprocess.CompletedProcess[str], name: str) -> bool:
         ("output-dir=taken/x", "lalora: output-dir = 'taken/x': "),
         ("train.optimizer=adamw train.momentum=0.5", "lalora: train.momentum = 0.5: "),
         ("run-name=there output-dir=out", "lalora: run-name = 'there': "),
+        ("model.name=hf/x data.name=file:gone.csv", "lalora: data.name = 'gone.csv': no such file or folder"),
+        ("model.name=hf/x data.name=file:taken data.test=file:go*.csv", "lalora: data.test = 'go*.csv': no such file or folder"),
+        ("model.name=hf/out data.name=file:taken", "lalora: model.name = 'hf/out': a folder needs config.json"),
+        ("model.name=hf/./gone data.name=file:taken", "lalora: model.name = 'hf/./gone': no such folder"),
+        ("model.name=timm/a/gone data.name=file:taken", "lalora: model.name = 'timm/a/gone': timm has no such model"),
     ],
 )
 def test_a_mistake_is_one_line_before_torch_is_imported(settings: str, reason: str, tmp_path: Path) -> None:
@@ -58,6 +65,19 @@ def test_a_mistake_is_one_line_before_torch_is_imported(settings: str, reason: s
     (line,) = said(done)
     assert done.returncode == 2 and line.startswith(reason) and not imported(done, "torch")
     assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("data", "refused"),
+    [({"data.labels": "a,b", "data.records": 100}, False), ({"data.labels": "a,b"}, True), ({"data.records": 100}, True)],
+    ids=str,
+)
+def test_a_plan_looks_for_the_files_that_it_has_to_read(data: dict[str, Any], refused: bool) -> None:
+    settings = settings_from({"model.name": "hf/x", "data.name": "file:gone.csv", **data})
+    assert _reads_data(settings) == refused
+    check_places(settings, data=False)
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        check_places(settings)
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,7 @@ def accepted(flat: dict[str, Any]) -> Settings:
             "merge.name",
             "lora.head",
             "data.num-classes",
+            "num-supernodes",
         )
         assume(not str(problem).startswith(entangled) and "for strategy = " not in str(problem))
         raise
