@@ -198,7 +198,8 @@ def _records(settings: Settings, caps: Caps, model: BaseModel | None) -> Iterato
         yield Finding(FAULT if several else WARNING, "left out", f"{count}: {reason}{advice}")
     if own.unknown_labels:
         commonest = ", ".join(f"{label[:40]!r} {count}" for label, count in own.unknown_labels.most_common(3))
-        yield Finding(WARNING, "labels", f"not among {', '.join(caps.labels)}: {commonest}")
+        why = f"not among {', '.join(caps.labels)}" if caps.labels else f"no number within {caps.label_range}"
+        yield Finding(WARNING, "labels", f"{own.unknown_labels.total()} {why}: {commonest}")
     yield from _classes(own, settings, caps, unreadable)
     close = 0.5 <= usable / caps.num_records <= 2
     declared = f"{caps.num_records} declared" + ("" if close else f", but there are {usable}")

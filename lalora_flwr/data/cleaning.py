@@ -122,9 +122,12 @@ def _check_labels(
         raise ConfigError(
             "data.test: its labels are hidden (missing, or -1); take data.test = 'split:validation' or 'hold-out:0.1'"
         )
-    wrong = in_order({text for text, target in zip(texts, targets, strict=True) if text is not None and target is None})
-    if wrong:
-        raise ConfigError(f"data.test: label {wrong[0][:100]!r} is {problem.why(wrong[0], number)}")
+    odd = [text for text, target in zip(texts, targets, strict=True) if text is not None and target is None]
+    if wrong := in_order(set(odd)):
+        more = (
+            f" ({len(odd)} records have such, among them {', '.join(repr(text[:40]) for text in wrong[:3])})" if odd[1:] else ""
+        )
+        raise ConfigError(f"data.test: label {wrong[0][:100]!r} is {problem.why(wrong[0], number)}{more}")
 
 
 def _say_left_out(left_out: Counter[str] | None, found: Counter[str], rows: int) -> None:

@@ -39,7 +39,7 @@ class OwnRecords:
         per_class: usable records of each class, in order; empty where there are none.
         broken_files: names of files that could not be read at all.
         columns: which column is what; None if no file could be read.
-        unknown_labels: labels that are no class, with how many records have them.
+        unknown_labels: labels that are no class, or no number within the range, with how many records have them.
     """
 
     records: RecordSet = field(default_factory=no_records)
@@ -105,6 +105,9 @@ def own_records(
         texts = label_texts(table, columns.label) if columns.label else indicated(table, columns.indicators)
         parts = (name for text in texts if text is not None for name in problem.parts(text, classes))
         own.unknown_labels.update(name for name in parts if name not in classes)
+    elif columns.label:
+        numbers = (text for text in label_texts(table, columns.label) if text is not None)
+        own.unknown_labels.update(text for text in numbers if problem.target(text, {}) is None)
     rows = usable_rows(table, columns, labels, problem, folder=folder_of(path), left_out=own.left_out)
     own.records, rows = _encoded(rows, encode, vocabulary, segments, own.left_out)
     if has_classes:

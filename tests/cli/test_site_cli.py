@@ -89,7 +89,7 @@ def test_records_left_out_are_counted_by_reason(config: dict[str, Any], tmp_path
     assert sorted(left) == ["1: it has more fields than there are columns", "1: its label is unknown", "1: its text is missing"]
     findings = found(config)
     assert findings["records"].detail == "20 of 23 can be used"
-    assert findings["labels"].detail == "not among good, bad: 'other' 1"
+    assert findings["labels"].detail == "1 not among good, bad: 'other' 1"
     assert findings["columns"].detail == "text 'text', label 'label'"
 
 

@@ -125,6 +125,14 @@ def test_an_odd_label_of_public_records_is_an_error(label: str, about: dict[str,
     assert says in str(refused.value) and str(refused.value).startswith("data.test: label ")
 
 
+def test_several_odd_numbers_are_counted_and_three_are_shown(tmp_path: Path) -> None:
+    name, test = table(tmp_path, ["3"] * 4), table(tmp_path, ["3", "9", "high", "9", "-1", "11"], "test.csv")
+    with pytest.raises(ConfigError) as refused:
+        data_set(settings(name=name, **{**NUMBERS, "test": test})).public(keep)
+    said = "'-1' is no number from 0 to 8; see data.label and data.label-range (5 records have such, among them '-1', '11', '9')"
+    assert str(refused.value) == f"data.test: label {said}"
+
+
 def test_hidden_numbers_of_a_test_split_are_missing_unless_they_lie_in_the_range(tmp_path: Path) -> None:
     name, test = table(tmp_path, ["3"] * 4), table(tmp_path, ["-1", "-1"], "test.csv")
     with pytest.raises(ConfigError, match="its labels are hidden"):
@@ -184,7 +192,8 @@ def test_a_data_set_of_tensors_has_the_labels_that_it_declares(
     name = f"scans-{kind}-{labels.shape}-{float(labels.sum())}"  # a name is taken once and for all
     DATASETS.register(name, scans(kind, labels))
     bounds = "0,8" if kind == "regression" else ""
-    about = {"data__name": name, "data__problem_type": kind, "data__label_range": bounds, "model__name": "timm/x"}
+    about: dict[str, Any] = {"data__name": name, "data__problem_type": kind, "data__label_range": bounds, "model__name": "timm/x"}
+    about["num_supernodes"] = 2
     wanted: Settings = small(tmp_path, **about)
     assert facts(wanted).outputs == (2 if kind == "multi-label" else 1)
     with pytest.raises(ConfigError, match=r"^data\.(problem-type|label-range) = "):

@@ -93,6 +93,7 @@ def test_numbers_within_the_owners_range(tmp_path: Path) -> None:
         found = own(path, text="text", label="label", **NUMBERS)
         assert rows_of(found.records).labels.tolist() == [-1.0, 1.0, -0.5, 0.0] and found.per_class == ()
         assert found.left_out == {"its label is missing": 1, "its number is none, or beyond the range": 5}
+        assert found.unknown_labels.total() == 5 and found.unknown_labels["11"] == 1
 
 
 @pytest.mark.parametrize("about", [SEVERAL, NUMBERS])
