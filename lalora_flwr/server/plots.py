@@ -13,6 +13,8 @@ from lalora_flwr.settings import Settings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LOWEST = -1.0  # that is shown of a metric without a lower bound, such as R²
+
 
 def score_figure(settings: Settings, frozen: Quality, metrics: Sequence[RoundMetrics], *, seeded: bool) -> Figure:
     """The headline metric on public test records and ε spent, by round; the frozen model as a dashed line.
@@ -35,7 +37,10 @@ def score_figure(settings: Settings, frozen: Quality, metrics: Sequence[RoundMet
     axes.plot([number for number, _ in seen], [s for _, s in seen], marker="o", color="tab:blue", label=HEADLINES[metric])
     if seen and not seen[0][0]:
         axes.axhline(seen[0][1], linestyle="--", color="grey", label="frozen model")
-    axes.set(xlabel="round", ylabel=f"test {HEADLINES[metric]}", ylim=(max(-1.0, min([0.0, *(s for _, s in seen)])), 1))
+    axes.set(xlabel="round", ylabel=f"test {HEADLINES[metric]}", ylim=(max(LOWEST, min([0.0, *(s for _, s in seen)])), 1))
+    if (below := sum(score < LOWEST for _, score in seen)) > 0:
+        note = f"below {LOWEST:g} and not shown: {below} of {len(seen)} values"
+        axes.text(0.5, 0.97, note, transform=axes.transAxes, fontsize=8, color="0.35", ha="center", va="top")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if settings.private:
         spent = axes.twinx()

@@ -258,7 +258,9 @@ class _Run:
         settings, counts = self._settings, self.strategy.counts
         if average := self.strategy.averaged():
             self._learner.adapter.load(average)
-        self._folder.save_plot("accuracy", score_figure(settings, self._frozen, self._metrics, seeded=not counts.real))
+        self._folder.save_plot(
+            headline(self._frozen), score_figure(settings, self._frozen, self._metrics, seeded=not counts.real)
+        )
         summary = summary_of(
             settings,
             self._learner.base,

@@ -19,3 +19,12 @@ def test_the_title_says_seeded_only_of_seeded_runs(seeded: bool, epsilon: float,
     figure = score_figure(small(tmp_path, privacy__epsilon=epsilon), {"accuracy": 0.2}, lines, seeded=seeded)
     title = figure.axes[0].get_title()
     assert said in title and title.endswith(", seeded") == seeded
+
+
+@pytest.mark.parametrize("worst", [-7.5, -0.5])
+def test_values_below_the_axis_are_said(worst: float, tmp_path: Path) -> None:
+    lines = [RoundMetrics(round=n, quality={"r2": value}, epsilon=1.0) for n, value in ((1, worst), (2, 0.3))]
+    axes = score_figure(small(tmp_path), {"r2": -0.1}, lines, seeded=True).axes[0]
+    said = [text.get_text() for text in axes.texts]
+    assert said == (["below -1 and not shown: 1 of 3 values"] if worst < -1 else [])
+    assert axes.get_ylim() == (max(-1.0, worst), 1.0) and axes.get_ylabel() == "test R²"

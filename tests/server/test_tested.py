@@ -50,6 +50,7 @@ def test_what_was_left_out_is_said(
     folder = run_inline(small(tmp_path, **{**few, **make(tmp_path)}))
     summary = strict_json((folder / "summary.json").read_text())
     assert (summary["test_records"], summary["test_left_out"]) == (count, left_out)
+    assert (folder / "plots" / "accuracy.png").exists()  # named by the metric
     report(folder, Console(file=(said := StringIO()), width=200))
     reasons = ", ".join(f"{number}: {reason}" for reason, number in left_out.items())
     assert (f"evaluated on {count} test records; left out {reasons}\n" in said.getvalue()) == bool(left_out)
