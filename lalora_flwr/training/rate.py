@@ -20,7 +20,7 @@ from lalora_flwr.methods.method import Method
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import Settings
 
-WALK_A = 0.12  # of lora_A, which the noise of B is multiplied with
+WALK_A = 0.1  # of lora_A, which the noise of B is multiplied with
 WALK = 0.3  # of all else
 WALK_AVERAGED = 0.42  # of all else where the adapters of the rounds are averaged
 MOST, MOST_WITH_A = 8.0, 4.0  # times C; beyond it steps overshoot even where there is little noise
