@@ -12,13 +12,13 @@ test: $(VENV)/installed lint  ## style, types and the fast tests
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not faults" --ignore=tests/probes
 
 test-slow: $(VENV)/installed  ## the tests that start real Flower simulations
-	$(BIN)/pytest -m "slow and not nightly"
+	$(BIN)/pytest --durations=12 -m "slow and not nightly"
 
 test-nightly: $(VENV)/installed  ## what test-slow only samples: every extension of tests/probes under Ray
 	$(BIN)/pytest -m nightly
 
 test-faults: $(VENV)/installed  ## kill -9 of sites, servers and simulations at random moments; about 15 minutes
-	$(BIN)/pytest -m faults
+	$(BIN)/pytest --durations=12 -m faults
 
 test-attacks: $(VENV)/installed  ## the attacks of a hostile server with ten times the drawn orders, other ones each time; about half an hour
 	LALORA_ATTACK_EXAMPLES=20000 $(BIN)/pytest tests/attacks

@@ -88,7 +88,8 @@ def make_cell(values: Mapping[str, object], runs: Path, early: Callable[[Setting
     kept = {name: value for name, value in values.items() if name not in RESERVED}
     settings = settings_from(kept, early)
     text = json.dumps(shaping(settings), sort_keys=True)  # an infinite ε is the word Infinity here, which a hash may hold
-    plain = f"{settings.strategy}-eps{settings.privacy.epsilon:g}-lr{settings.train.lr:g}-seed{settings.seed}"
+    rate = f"-lr{settings.train.lr:g}" if settings.train.lr else ""
+    plain = f"{settings.strategy}-eps{settings.privacy.epsilon:g}{rate}-seed{settings.seed}"
     name = re.sub(r"[^\w.+-]", "_", plain) + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
     return Cell(name, settings_from({**kept, "output-dir": str(runs), "run-name": name}))
 

@@ -19,7 +19,7 @@ BEST_LR = {"la-lora": 0.3, "dp-lora": 0.1, "ffa-lora": 1.0, "rolora": 0.3}
 
 def accuracy_for(values: Mapping[str, Any]) -> float:
     """Highest at the method's own learning rate, growing with ε, and a little different for each seed."""
-    distance = abs(math.log10(float(values["train.lr"]) / BEST_LR[str(values["strategy"])]))
+    distance = abs(math.log10(float(values["train.lr"] or 0.3) / BEST_LR[str(values["strategy"])]))
     epsilon = min(float(values["privacy.epsilon"]), 20.0)
     return round(0.9 - 0.2 * distance - 0.3 / (1 + epsilon) + 0.01 * (int(values["seed"]) % 3), 6)
 
