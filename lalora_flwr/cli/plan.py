@@ -15,6 +15,7 @@ from rich.table import Table
 from lalora_flwr.cli.early import check_machine, check_places, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.figures import readable
 from lalora_flwr.ground.waiting import Waiting
 from lalora_flwr.settings import Settings
 
@@ -76,6 +77,7 @@ def _show_holdings(settings: Settings, plot: Path, console: Console) -> int:
     figure = holdings_figure(held, f"{settings.data.name}, {split}, seed {settings.seed}")
     try:
         plot.parent.mkdir(parents=True, exist_ok=True)
+        readable(figure)
         figure.savefig(plot, dpi=120)
     except (OSError, ValueError) as error:  # ValueError: an ending that is no picture's
         raise ConfigError(f"--plot {plot}: {error}") from None

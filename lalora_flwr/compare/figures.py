@@ -12,35 +12,42 @@ from lalora_flwr.compare.results import Result, by_epsilon, by_method, metric_na
 from lalora_flwr.compare.table import spread
 from lalora_flwr.ground.figures import as_label
 from lalora_flwr.ground.words import epsilon_label
+from lalora_flwr.server.metrics import HEADLINES
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAMES = ("accuracy-by-round", "accuracy-by-epsilon", "accuracy-by-bytes", "accuracy-by-learning-rate")
+ROUND, PRIVACY, BYTES, RATE = "by-round", "by-epsilon", "by-bytes", "by-learning-rate"
+MIXED = "score"  # of runs whose tasks have different metrics
+NAMES = tuple(f"{metric}-{by}" for metric in (*HEADLINES, MIXED) for by in (ROUND, PRIVACY, BYTES, RATE))
 # Okabe and Ito's palette, told apart by colour-blind readers as well; yellow last, for it is faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FROZEN = "frozen model"
+LOWEST = -100.0  # per cent that are shown of a metric without a lower bound, such as R²
 LETTERS_PER_INCH, LINE = 15, 0.2  # of a legend: letters beside each other, and inches of a line
 Style = Mapping[str, Any]  # of matplotlib's plots
 
 
 def figures(results: Sequence[Result]) -> Iterator[tuple[str, Figure]]:
-    """Names and matplotlib figures of all plots that make sense for these runs."""
+    """Names and matplotlib figures of all plots that make sense for these runs; a name begins with the metric."""
+    metrics = {result.summary.metric for result in results if result.summary}
+    metric = metrics.pop() if len(metrics) == 1 else MIXED
     usable = [result for result in results if result.score is not None]
     final = [result for result in usable if result.is_final]
     styles = _styles([result.method for result in results])
     stems = _styles([result.stem for result in results])
     if final:
-        yield NAMES[0], by_round(final, styles)
+        yield f"{metric}-{ROUND}", by_round(final, styles)
         if len(by_epsilon(final)) > 1:
-            yield NAMES[1], by_privacy(final, styles)
-        yield NAMES[2], by_bytes(final, styles)
+            yield f"{metric}-{PRIVACY}", by_privacy(final, styles)
+        yield f"{metric}-{BYTES}", by_bytes(final, styles)
     tried = [result for result in usable if result.is_tuning] or final
+    tried = [result for result in tried if result.lr]  # a rate by rule has no place on the axis
     if any(len({r.lr for r in runs}) > 1 for _, runs in _stems(tried)):
-        yield NAMES[3], by_learning_rate(tried, final if tried is not final else [], stems)
+        yield f"{metric}-{RATE}", by_learning_rate(tried, final if tried is not final else [], stems)
 
 
 def _styles(names: Sequence[str]) -> dict[str, Style]:
@@ -109,6 +116,10 @@ def _legend(figure: Figure, axes: Sequence[Axes], note: str) -> None:
     figure.set_size_inches(width, height + LINE * max(0, lines - 1) + LINE)
     figure.legend(found.values(), labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
     figure.text(0.5, 0.005, note, ha="center", va="bottom", fontsize=8, color="0.35")
+    for panel in axes:
+        if panel.get_ylim()[0] < LOWEST:
+            panel.set_ylim(bottom=LOWEST)
+            panel.text(0.02, 0.02, f"below {LOWEST:g} not shown", transform=panel.transAxes, fontsize=7, color="0.35")
     below = LINE / figure.get_size_inches()[1]
     figure.set_layout_engine("constrained", rect=(0, below, 1, 1 - below))
 

@@ -122,6 +122,8 @@ def _options(name: str, values: object) -> tuple[Option, ...]:
 
 def label_of(value: Value) -> str:
     """A value as tables and file names show it."""
+    if value == "":
+        return "(empty)"
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 

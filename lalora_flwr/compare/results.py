@@ -167,7 +167,7 @@ def csv_text(results: Sequence[Result], out: Path) -> str:
 
 def _field(value: Value | None) -> str:
     """Floats in full, so that a reader gets back the same number."""
-    return "" if value is None else repr(value) if isinstance(value, float) else label_of(value)
+    return "" if value in (None, "") else repr(value) if isinstance(value, float) else label_of(value)
 
 
 def by_epsilon(results: Iterable[Result]) -> dict[float, list[Result]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,41 @@ def as_label(text: str, longest: int = 60) -> str:
     return (" " if short.startswith("_") else "") + short.replace("$", r"\$")
 
 
+# Fonts that matplotlib falls back on, where they are installed, for letters that its own has not
+FALLBACK = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "WenQuanYi Zen Hei", "Droid Sans Fallback", "IPAGothic")
+OWN = "DejaVu Sans"
+
+
+@functools.cache
+def _fonts() -> tuple[tuple[str, frozenset[int]], ...]:
+    """The families to draw with, and the letters of each."""
+    from matplotlib import font_manager
+
+    known = {font.name: font.fname for font in font_manager.fontManager.ttflist if font.name in (OWN, *FALLBACK)}
+    names = [name for name in (OWN, *FALLBACK) if name in known]
+    return tuple((name, frozenset(font_manager.get_font(known[name]).get_charmap())) for name in names)
+
+
+def readable(figure: Figure) -> None:
+    """Draw every text with fonts that have its letters; a letter that none has is shown by its number, ``\\u4e2d``."""
+    from matplotlib.text import Text
+
+    fonts = _fonts()
+    letters = frozenset[int]().union(*(own for _, own in fonts))
+    for text in figure.findobj(Text):
+        words = text.get_text() if isinstance(text, Text) else ""
+        if not isinstance(text, Text) or words.isascii():
+            continue
+        if any(ord(letter) not in fonts[0][1] for letter in words):
+            text.set_fontfamily([name for name, _ in fonts])
+        text.set_text("".join(c if ord(c) in letters or c == "\n" else f"\\u{ord(c):04x}" for c in words))
+
+
 def rendered(figure: Figure) -> dict[str, bytes]:
     """A figure's files by suffix, without dates: the same figure gives the same bytes."""
     import matplotlib
 
+    readable(figure)
     found = {}
     with matplotlib.rc_context({"svg.hashsalt": "lalora", "pdf.fonttype": 42}):
         for suffix in SUFFIXES:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from lalora_flwr.compare.figures import figures
+from lalora_flwr.compare.figures import NAMES, figures
 from lalora_flwr.compare.results import Result
 from lalora_flwr.ground.figures import rendered
 from tests.compare.made import BEST_LR, ROUNDS, failed, result
@@ -87,6 +87,33 @@ def test_a_method_has_one_colour_in_all_plots() -> None:
 def test_compared_learning_rates_are_a_plot_too() -> None:
     results = [result(train__lr=lr) for lr in (0.1, 0.3)]
     assert "accuracy-by-learning-rate" in drawn(results)
+
+
+def test_a_rate_by_rule_has_no_place_among_rates() -> None:
+    assert "accuracy-by-learning-rate" not in drawn([result(train__lr=lr) for lr in (0.0, 0.3)])
+    tried = drawn([result(train__lr=lr) for lr in (0.0, 0.1, 0.3)])["accuracy-by-learning-rate"].axes[0]
+    assert {float(x) for found in tried.get_lines() for x in found.get_xdata()} == {0.1, 0.3}
+
+
+def with_metric(metric: str, score: float, **changed: Any) -> Any:
+    made = result(**changed)
+    assert made.summary
+    quality = {metric: score, "loss": 1.0}
+    summary = dataclasses.replace(made.summary, quality=quality, frozen={metric: -9.0, "loss": 2.0})
+    lines = tuple(
+        dataclasses.replace(line, quality=quality if line.score is not None else {metric: None}) for line in made.metrics
+    )
+    return dataclasses.replace(made, summary=summary, metrics=lines)
+
+
+def test_a_picture_is_named_by_its_metric_and_shows_no_more_than_can_be_read() -> None:
+    made = drawn([with_metric("r2", score, seed=seed) for seed, score in enumerate((0.3, -7.0))])
+    assert list(made) == ["r2-by-round", "r2-by-bytes"] and set(made) <= set(NAMES)
+    (axes,) = made["r2-by-round"].axes
+    assert axes.get_ylabel() == "test R² (%)" and axes.get_ylim()[0] == -100
+    assert "below -100 not shown" in [text.get_text() for text in axes.texts]
+    mixed = drawn([with_metric("r2", 0.3), with_metric("auroc", 0.8, seed=1)])
+    assert list(mixed) == ["score-by-round", "score-by-bytes"]
 
 
 def test_failed_runs_are_left_out_and_nothing_else_draws_nothing() -> None:

@@ -172,7 +172,7 @@ class Federation:
     ) -> None:
         """Register and start sites, each with its own records and ledger.
 
-        ``node_config`` goes to all of them, and ``own`` holds what one of them has beside; ``start`` is the command that
+        ``node_config`` goes to all of them (None takes a key of `CAPS` away), and ``own`` holds what one of them has beside; ``start`` is the command that
         takes a SuperNode's arguments: `SITE_START` checks the site and holds to its approved code.
         """
         for name, data_path in data.items():
@@ -182,7 +182,7 @@ class Federation:
                 create_ledger(ledger)
             paths = {"data-path": str(data_path), "ledger-path": str(ledger)}
             keys = {**paths, **CAPS, **(node_config or {}), **(own or {}).get(name, {})}
-            config = " ".join(f"{key}={json.dumps(value)}" for key, value in keys.items())
+            config = " ".join(f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None)
             self._sites[name] = [*start, *self.supernode_command(name)[1:], "--node-config", config]
         for name in data:  # side by side: each takes seconds
             self.start(name, *self._sites[name])
