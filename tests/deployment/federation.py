@@ -172,8 +172,8 @@ class Federation:
     ) -> None:
         """Register and start sites, each with its own records and ledger.
 
-        ``node_config`` goes to all of them (None takes a key of `CAPS` away), and ``own`` holds what one of them has beside; ``start`` is the command that
-        takes a SuperNode's arguments: `SITE_START` checks the site and holds to its approved code.
+        ``node_config`` goes to all of them (None takes a key of `CAPS` away), and ``own`` holds what one of them has beside;
+        ``start`` is the command that takes a SuperNode's arguments: `SITE_START` checks the site and holds to its approved code.
         """
         for name, data_path in data.items():
             self.register(name)
