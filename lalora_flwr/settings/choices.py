@@ -33,6 +33,8 @@ METHODS = Registry(
         "rolora": f"{_METHODS}.rolora:METHOD",
         "ridge-head": f"{_METHODS}.ridge_head:METHOD",
         "steady-lora": f"{_METHODS}.steady_lora:METHOD",
+        "fedsvd": f"{_METHODS}.fedsvd:METHOD",
+        "fedask": f"{_METHODS}.fedsvd:FEDASK",
     },
 )
 FORMS = Registry(
