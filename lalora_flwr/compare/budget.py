@@ -39,7 +39,8 @@ def _equal(final: Sequence[Result], tuned: str | None) -> str:
     values = final[0].values
     lrs = sorted({result.lr for result in final})
     seeds = sorted({int(result.values["seed"]) for result in final})
-    lr = tuned or (f"learning rate {label_of(lrs[0])}" if len(lrs) == 1 else f"{LR} differs ({', '.join(map(label_of, lrs))})")
+    rates = [label_of(lr) if lr else "by rule" for lr in lrs]
+    lr = tuned or (f"learning rate {rates[0]}" if len(lrs) == 1 else f"{LR} differs ({', '.join(rates)})")
     return (
         f"same ε in a column and δ = {values['privacy.delta']:g}; same {values['num-rounds']} rounds, "
         f"{values['train.local-steps']} local steps and expected batch of {values['train.batch-size']} on "

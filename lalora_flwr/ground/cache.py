@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from lalora_flwr.ground.files import files_below
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -54,9 +55,7 @@ def stamp_below(pattern: str) -> Stamp:
 
     Equal before and after they were read, it says that all of what was read is of one state.
     """
-    path = Path(pattern).expanduser()
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    return stamp(*sorted(file for file in found if not file.is_dir()))
+    return stamp(*files_below(pattern))
 
 
 def _mark(path: Path) -> Mark:

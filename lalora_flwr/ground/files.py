@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import os
 from contextlib import suppress
@@ -77,3 +78,22 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_below(pattern: str) -> list[Path]:
+    """All files that a pattern names: a file, a glob, or a folder with all below it, also behind links to folders; sorted.
+
+    Links that lead to nothing are among them, and a folder that is linked into itself is walked once.
+    """
+    path = Path(pattern).expanduser()
+    if not path.is_dir():
+        return sorted(file for found in glob.glob(str(path), recursive=True) if not (file := Path(found)).is_dir())
+    found, walked = [], set()
+    for folder, inner, names in os.walk(path, followlinks=True):
+        at = os.stat(folder)
+        if (at.st_dev, at.st_ino) in walked:
+            inner.clear()
+            continue
+        walked.add((at.st_dev, at.st_ino))
+        found += [Path(folder, name) for name in names]
+    return sorted(found)

@@ -152,12 +152,12 @@ RANGED = {"clip_norm": "privacy.clip-norm", "alpha": "lora.alpha", "lr": "train.
 
 
 def _some_value(key: str, name: str) -> Callable[[Caps], bool]:
-    """Whether the owner's range meets what the settings allow, judged by its ends and by the default."""
+    """Whether the owner's range meets what the settings allow, judged by its ends, its middle and the default."""
 
     def holds(caps: Caps) -> bool:
         low, high = getattr(caps, f"{key}_range")
         default = KEYS[name].default
-        return KEYS[name].check(low) or KEYS[name].check(high) or low <= default <= high
+        return any(map(KEYS[name].check, (low, high, math.sqrt(low) * math.sqrt(high)))) or low <= default <= high
 
     return holds
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
-from lalora_flwr.ground.files import file_digest
+from lalora_flwr.ground.files import file_digest, files_below
 
 
 def fingerprint_of_files(pattern: str) -> str:
@@ -17,10 +15,8 @@ def fingerprint_of_files(pattern: str) -> str:
     Guarantee: the same contents give the same fingerprint, whatever the files are called and wherever they lie. A
     single changed byte gives another: this finds a mistake in a name, not records that were copied and edited.
     """
-    path = Path(pattern).expanduser()
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
     total = hashlib.sha256(b"files")
-    for digest in sorted(file_digest(file) for file in found if file.is_file()):
+    for digest in sorted(file_digest(file) for file in files_below(pattern) if file.is_file()):
         total.update(bytes.fromhex(digest))
     return total.hexdigest()
 

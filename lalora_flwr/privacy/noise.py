@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.privacy.accounting import noise_multiplier_for
 from lalora_flwr.privacy.events import SampledGaussian, Target
 from lalora_flwr.privacy.mechanism import Mechanism
@@ -24,7 +25,13 @@ def target_of(settings: Settings) -> Target:
 
 def head_event(settings: Settings) -> SampledGaussian:
     """The steps that release a run's ridge head: all of a site's records take part in each."""
-    sigma = noise_for(target_of(ridge_stage(settings)), 1.0)
+    try:
+        sigma = noise_for(target_of(ridge_stage(settings)), 1.0)
+    except ConfigError:
+        raise ConfigError(
+            f"privacy.ridge-share = {settings.privacy.ridge_share:g}: no noise level found for a ridge head of this share of "
+            f"privacy.epsilon = {settings.privacy.epsilon:g}; choose a larger share"
+        ) from None
     return SampledGaussian(sigma, 1.0, settings.ridge_rounds)
 
 

@@ -8,6 +8,7 @@ that q. So a site cannot name an ε: it follows from the rounds it was asked for
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.privacy.noise import noise_for, target_of
 from lalora_flwr.server.metrics import SiteReport
 from lalora_flwr.settings import Settings
-from lalora_flwr.settings.stages import ridge_stage
+from lalora_flwr.settings.stages import EVERY_RECORD, ridge_stage
 from lalora_flwr.wire.replies import MOST_RECORDS, Counters, SiteMetrics
 from lalora_flwr.wire.tensors import BadReply
 
@@ -158,15 +159,24 @@ class SiteCounts:
             return privacy.epsilon + epsilon_spent(evaluations, privacy.delta, privacy.accountant)
         return epsilon_spent([*training, *evaluations], privacy.delta, privacy.accountant) if training else 0.0
 
+    def _heard(self, site: int) -> bool:
+        """Whether it ever sent tensors, in this stage or before."""
+        return self.of(site).heard or (self.before is not None and self.before._heard(site))
+
     def _training(self, site: int) -> list[SampledGaussian] | None:
         """The training steps of a site that was heard of, of all stages; None if its noise in one of them is not known."""
-        count, steps = self.of(site), self.before._training(site) if self.before else []
-        if steps is None or not count.heard:
+        return self._steps(site) if self._heard(site) else []
+
+    def _steps(self, site: int) -> list[SampledGaussian] | None:
+        count, steps = self.of(site), self.before._steps(site) if self.before else []
+        if steps is None or not count.rounds:
             return steps
-        if count.noise_multiplier is None or count.sample_rate is None:
+        taken, sigma, q = count.rounds * self.settings.train.local_steps, count.noise_multiplier, count.sample_rate
+        if (sigma is None or q is None) and self.settings.train.batch_size == EVERY_RECORD:  # every honest site has the same
+            sigma, q = noise_for(target_of(self.settings), 1.0), 1.0
+        if sigma is None or q is None:
             return None
-        taken = count.rounds * self.settings.train.local_steps
-        return [*steps, SampledGaussian(count.noise_multiplier, count.sample_rate, taken)]
+        return [*steps, SampledGaussian(sigma, q, taken)]
 
     def _evaluations(self, count: SiteCount) -> list[SampledGaussian]:
         return [] if count.evaluation_noise is None else [SampledGaussian(count.evaluation_noise, 1.0, count.evaluations)]
@@ -182,9 +192,10 @@ class SiteCounts:
         return epsilon_spent([*training, *self._evaluations(self.of(site))], privacy.delta, privacy.accountant)
 
     def _training_alone(self, site: int) -> list[SampledGaussian]:
-        count, before = self.of(site), self.before._training_alone(site) if self.before else []
-        if not count.heard:
-            return before
+        return self._steps_alone(site) if self._heard(site) else []
+
+    def _steps_alone(self, site: int) -> list[SampledGaussian]:
+        count, before = self.of(site), self.before._steps_alone(site) if self.before else []
         q = count.sample_rate or 1.0
         return [*before, *(SampledGaussian(float(share), q, rounds) for share, rounds in sorted(count.shares.items()))]
 
@@ -197,10 +208,12 @@ class SiteCounts:
     def noise_of_mean(self, sites: Collection[int]) -> float:
         """Standard deviation of the noise on an entry of the mean gradient of sites that each add their own.
 
-        A site of fewer records than a batch is taken for one of a whole batch.
+        All are taken for the one in the middle, so that no single site decides by what it says of itself, and each for one of a
+        whole batch.
         """
-        std = self.settings.privacy.clip_norm / self.settings.train.batch_size
-        return math.sqrt(sum(((self.of(site).noise_multiplier or 0.0) * std) ** 2 for site in sites)) / max(1, len(sites))
+        privacy, batch = self.settings.privacy, self.settings.train.batch_size
+        middle = statistics.median([self.of(site).noise_multiplier or 0.0 for site in sites])
+        return middle * privacy.clip_norm / batch / math.sqrt(len(sites))
 
     def heard(self) -> list[int]:
         """Sites that ever sent tensors, in order of their numbers."""

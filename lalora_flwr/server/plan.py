@@ -104,6 +104,7 @@ def make_plan(settings: Settings) -> Plan:
     sites = settings.num_supernodes
     records = equal_share(private_records(settings), sites, sites - 1)
     if settings.ridge_first:
+        head_event(settings)  # refuses a share that no noise reaches, by its name
         make_plan(ridge_stage(settings))  # refuses what the first round cannot be
     base = load_base_model(settings.model, facts(settings), settings.data.max_tokens, weights=False)
     base.module.requires_grad_(False)

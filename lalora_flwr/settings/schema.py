@@ -202,12 +202,13 @@ class Settings:
     def _all_rounds_per_site(self) -> int:
         if self.privacy.max_rounds:
             return self.privacy.max_rounds
-        return self.num_rounds + (math.ceil(self.num_rounds / ROUNDS_A_REPEAT) if self.shares_noise else 0)
+        repeats = math.ceil(self.num_rounds / ROUNDS_A_REPEAT) + self.ridge_first if self.shares_noise else 0
+        return self.num_rounds + repeats
 
     @property
     def ridge_rounds(self) -> int:
-        """Most rounds any one site may serve for the ridge head: one, and another where there is room for a repeat."""
-        return (2 if self._all_rounds_per_site > self.num_rounds else 1) if self.ridge_first else 0
+        """Most rounds any one site may serve for the ridge head: one, and another where that leaves room for other repeats."""
+        return (2 if self._all_rounds_per_site > self.num_rounds + 1 else 1) if self.ridge_first else 0
 
     @property
     def rounds_per_site(self) -> int:

@@ -35,7 +35,7 @@ def ridge_stage(settings: Settings) -> Settings:
             augmentations=1,
             flips=False,
             optimizer="sgd",
-            lr=1.0,
+            lr=0.0,
             momentum=0.0,
             weight_decay=0.0,
             step_at="auto",

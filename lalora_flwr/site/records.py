@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.data.own_records import own_records
@@ -26,8 +27,9 @@ class RecordStore:
     """Encoded records of the last sites of a process. Files that have changed since are read again."""
 
     def __init__(self, size: int = 64) -> None:
-        """``size``: sites whose records are kept."""
+        """``size``: virtual sites whose records are kept; of a site's own files those of the last way to read them."""
         self._kept: Cache[Key, tuple[RecordSet, object]] = Cache(size)
+        self._own: Cache[Key, RecordSet] = Cache(min(1, size))  # a run chooses how long texts are, and may choose anew each time
 
     def __call__(self, settings: Settings, node_config: NodeConfig, base: BaseModel) -> RecordSet:
         """The site's records: those under its own ``data-path``, or its share of the run's data set; possibly none.
@@ -37,8 +39,9 @@ class RecordStore:
             ConfigError: if what it names does not exist, may not be opened or lacks a column.
         """
         if path := str(node_config.get("data-path", "")):
-            key: Key = (path, stamp_below(path), settings.data, base.name, base.provenance.digest)
-            return self._kept.get(key, lambda: (_own(settings, path, base), None))[0]
+            data_keys = settings.data if settings.task != "image" else replace(settings.data, max_tokens=2)  # of texts alone
+            key: Key = (path, stamp_below(path), data_keys, base.name, base.provenance.digest)
+            return self._own.get(key, lambda: _own(settings, path, base))
         if "partition-id" not in node_config or "num-partitions" not in node_config:
             raise SiteRefusal("data: the site's node-config names no data-path")
         site, sites = int(node_config["partition-id"]), int(node_config["num-partitions"])

@@ -16,7 +16,7 @@ from lalora_flwr.data.records import RecordSet
 from lalora_flwr.ground.errors import SiteRefusal
 from lalora_flwr.ground.processors import processors
 from lalora_flwr.ground.seeds import derive_seed
-from lalora_flwr.ledger.caps import Caps, at_once, caps_from, check_rate
+from lalora_flwr.ledger.caps import Caps, at_once, caps_from, check_rate, check_run
 from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.methods.filters import State
 from lalora_flwr.methods.method import Method, method_of
@@ -107,6 +107,8 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
         LedgerError: if the site's ledger cannot be used; its text is for the site only.
     """
     site, order = Site.of(host, context), TrainOrder.of(content)
+    if site.caps:  # the owner's word is about the whole run, whatever its first stage asks for
+        check_run(site.caps, site.settings)
     site = dataclasses.replace(site, settings=stage_of(site.settings, order.server_round))
     settings, caps = site.settings, site.caps
     torch.set_num_threads(min(settings.train.num_threads, processors()))
@@ -118,7 +120,8 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
     start = _start(site, settings, learner, order, content, secrets)
     if caps:
         start = start.at_rate(mechanism)
-        check_rate(caps, start.settings.train.lr)
+        if not start.method.server_steps and not start.method.own_rate:
+            check_rate(caps, start.settings.train.lr)
         records, known_by = counted_records(host.records, settings, context.node_config, learner.base)
         _warn_of_size(caps, records)
         ledger.identify(known_by)

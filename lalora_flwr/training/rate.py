@@ -7,7 +7,7 @@ on the embedded digits is best, whatever ε, the number of sites and who adds th
     η = min over the kinds that train of  WALK / (ν √T),  T being the steps in which the kind trains;
         at most MOST / C, since a clipped gradient is no longer than C;  without privacy PLAIN
 
-A momentum μ makes steps 1 / (1 - μ) times as long and a filter shorter; the rate makes up for both. `docs/results.md` has what
+A momentum makes steps longer and a filter shorter; the rate makes up for both. `docs/results.md` has what
 the rule loses against tuned rates on other tasks.
 """
 
@@ -24,6 +24,7 @@ WALK_A = 0.1  # of lora_A, which the noise of B is multiplied with
 WALK = 0.3  # of all else
 WALK_AVERAGED = 0.42  # of all else where the adapters of the rounds are averaged
 MOST, MOST_WITH_A = 8.0, 4.0  # times C; beyond it steps overshoot even where there is little noise
+LARGEST = 100.0  # at all; an owner's range of rates ends there if nothing else is said
 PLAIN = 0.3  # without privacy, where nothing bounds a gradient
 LOOKED_AT = 1000  # rounds of a schedule
 
@@ -55,7 +56,7 @@ def rate_for(settings: Settings, method: Method, layout: Layout, noise: float) -
     if method.own_rate:
         return method.own_rate
     with_a, others = _steps(settings, method, layout)
-    shorter = (1 - train.momentum) / math.sqrt(method.filter.keeps)
+    shorter = 1 / (_longer(settings, method) * math.sqrt(method.filter.keeps))
     if not noise:
         return PLAIN * shorter
     rate = (MOST_WITH_A if with_a else MOST) / settings.privacy.clip_norm
@@ -63,7 +64,13 @@ def rate_for(settings: Settings, method: Method, layout: Layout, noise: float) -
         rate = min(rate, WALK_A / (noise * math.sqrt(with_a)))
     if others:
         rate = min(rate, (WALK_AVERAGED if method.average else WALK) / (noise * math.sqrt(others)))
-    return rate * shorter
+    return min(rate * shorter, LARGEST)
+
+
+def _longer(settings: Settings, method: Method) -> float:
+    """How many times longer momentum makes a step, in the mean over those between which an optimizer remembers."""
+    mu, steps = settings.train.momentum, settings.num_rounds if method.server_steps else settings.train.local_steps
+    return (1 - mu * (1 - mu**steps) / ((1 - mu) * steps)) / (1 - mu)
 
 
 def _steps(settings: Settings, method: Method, layout: Layout) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lalora_flwr.ground.files import PUBLIC, is_locked, lock, replace_file
+from lalora_flwr.ground.files import PUBLIC, files_below, is_locked, lock, replace_file
 from tests.conftest import files_in
 
 
@@ -86,3 +86,17 @@ def test_another_process_finds_a_lock_until_it_is_closed(tmp_path: Path) -> None
         with pytest.raises(BlockingIOError):
             lock(path)
     assert asked() == "False"
+
+
+def test_files_behind_linked_folders_are_below_too_and_loops_end(tmp_path: Path) -> None:
+    elsewhere, data = tmp_path / "elsewhere", tmp_path / "data"
+    (elsewhere / "deep").mkdir(parents=True)
+    (data / "own").mkdir(parents=True)
+    for file in (elsewhere / "deep" / "a", elsewhere / "b", data / "own" / "c", data / ".hidden"):
+        file.write_text("x")
+    (data / "linked").symlink_to(elsewhere)
+    (data / "nothing").symlink_to(tmp_path / "gone")
+    (elsewhere / "back").symlink_to(data)
+    names = {str(file.relative_to(data)) for file in files_below(str(data))}
+    assert names == {".hidden", "nothing", "own/c", "linked/b", "linked/deep/a"}
+    assert files_below(str(data / "own" / "*")) == [data / "own" / "c"] and files_below(str(data / "none")) == []

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 
 from lalora_flwr.adapter.ridge import SPREAD
 from lalora_flwr.adapter.slots import HEAD, LORA_B
@@ -220,3 +220,68 @@ def test_what_was_asked_of_both_stages_is_kept_and_counted(tmp_path: Path) -> No
     assert SiteCounts.of_run(settings, real=True).steps_of(5) == 0
     again.restore(json.loads(json.dumps(counts.state())), {})
     assert again.asked() == counts.asked()
+
+
+def test_a_run_that_the_owner_refuses_gets_no_head_of_it_either(tmp_path: Path, real: MakeReal) -> None:
+    """The caps are about the run: its share of epsilon, its method and its steps are not those of the first round."""
+    for changed, caps in (
+        ({"privacy__epsilon": 16.0}, {"max-epsilon": 8.0}),
+        ({}, {"allowed-strategies": "ridge-head,dp-lora"}),
+        ({"train__local_steps": 7}, {"max-steps-per-round": 5}),
+        ({"lora__alpha": 64.0}, {"alpha-range": "0.1,8"}),
+        ({"train__lr": 2.0}, {"lr-range": "0.01,1"}),
+    ):
+        settings = small(tmp_path, **{**FIRST, **changed})
+        held = real(settings, **caps)
+        assert REAL(train_order(ridge_stage(settings), 1), held).error.reason.startswith("cap: ")
+        assert not _entries(held)
+
+
+@pytest.mark.parametrize("limits", ["0.4,0.6", "0.05,0.5", "1.5,50"])
+def test_a_range_of_rates_is_not_about_the_head(limits: str, tmp_path: Path, real: MakeReal) -> None:
+    low, high = map(float, limits.split(","))
+    settings = small(tmp_path, **{**FIRST, "train__lr": (low + high) / 2})
+    assert not REAL(train_order(ridge_stage(settings), 1), real(settings, **{"lr-range": limits})).has_error()
+
+
+def lost(site: int) -> Callable[[Message, Context, AppCall], Message]:
+    """A site serves the first round, and its reply is lost."""
+
+    def behave(message: Message, context: Context, app: AppCall) -> Message:
+        reply = app(message, context)
+        training = message.metadata.message_type == "train" and message.content["config"]["server-round"] == 1
+        if training and int(context.node_config["partition-id"]) == site:
+            return Message(Error(code=3, reason="node unavailable"), reply_to=message)
+        return reply
+
+    return behave
+
+
+def test_a_head_whose_reply_was_lost_was_released_all_the_same(tmp_path: Path) -> None:
+    settings = small(tmp_path, **{**FIRST, "max_failures": 1})
+    done = Finished(run_spied(settings, Spy(lost(1))), settings, Spy())
+    for site in done.summary["sites"].values():
+        assert site["epsilon"] == pytest.approx(site["claimed_epsilon"], rel=1e-6) and site["steps"] == site["claimed_steps"]
+
+
+def test_so_it_is_if_all_others_collude(tmp_path: Path) -> None:
+    settings = small(tmp_path, **{**SHARED, "max_failures": 1})
+    done = Finished(run_spied(settings, Spy(lost(1))), settings, Spy())
+    whole = done.summary["sites"]["0"]
+    assert done.metrics[0]["repeats"] == 1 and done.summary["sites"]["1"]["epsilon_alone"] > 0
+    assert done.summary["sites"]["1"]["steps"] < whole["steps"] and done.summary["sites"]["1"]["epsilon"] < whole["epsilon"]
+
+
+def test_a_repeat_of_another_round_has_its_room_beside_the_heads(tmp_path: Path) -> None:
+    settings = small(tmp_path, **{**SHARED, "num_rounds": 5, "max_failures": 1})
+    assert (settings.ridge_rounds, settings.rounds_per_site) == (2, 5)
+    done = Finished(run_spied(settings, Spy(failing(3, rounds=(3,)))), settings, Spy())
+    assert [line["repeats"] for line in done.metrics] == [0, 0, 1, 0, 0]
+    assert done.summary["epsilon"] <= settings.privacy.epsilon
+    named = small(tmp_path, **{**FIRST, "privacy__max_rounds": 4})
+    assert (named.ridge_rounds, named.rounds_per_site) == (1, 3)
+
+
+def test_a_share_that_no_noise_reaches_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^privacy.ridge-share = 1e-05"):
+        make_plan(small(tmp_path, **{**FIRST, "privacy__ridge_share": 1e-5, "privacy__accountant": "rdp"}))

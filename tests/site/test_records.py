@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import Context, Message
 from flwr.supercore.task_identity import TaskIdentity
+from PIL import Image
 
 from lalora_flwr.settings import Settings
 from lalora_flwr.site.model import MODEL_DIFFERS
-from lalora_flwr.site.records import RecordStore
+from lalora_flwr.site.records import RecordStore, counted_records
 from lalora_flwr.wire.replies import COUNTERS
 from tests.conftest import arrays_of, small
 from tests.data.files import write, write_csv
@@ -176,3 +179,48 @@ def test_files_that_have_changed_are_read_again_and_not_while_they_are_read(tmp_
     reply, held = ask(data, LONG, changing)
     assert reply.error.reason == "data: the site's records changed while they were read; ask again"
     assert steps_in(held) == 4  # of the two before
+
+
+@dataclass
+class Counted:
+    """Records of which only the number is known."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def counting_base() -> Any:
+    """A base that encodes nothing."""
+    encode = lambda rows, *_, **__: Counted(len(rows))  # noqa: E731
+    return SimpleNamespace(name="base", provenance=SimpleNamespace(digest="d"), vocabulary=0, segments=0, encode=encode)
+
+
+OF_TEXTS = {"data__name": "sites", "data__labels": "bad,good", "data__test": "file:x.csv", "model__name": "hf/x"}
+
+
+def test_images_behind_a_linked_folder_are_read_again_when_they_go(tmp_path: Path) -> None:
+    """What an owner deletes is not trained on any more, wherever it lies."""
+    elsewhere, data = tmp_path / "elsewhere", tmp_path / "data"
+    for folder in (elsewhere, data / "dog"):
+        folder.mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (8, 8), 40 * number).save(folder / f"{number}.png")
+    (data / "cat").symlink_to(elsewhere)
+    settings = small(tmp_path, **{**OF_TEXTS, "data__labels": "cat,dog", "model__name": "timm/x"})
+    store, base, where = RecordStore(), counting_base(), {"data-path": str(data)}
+    records, known = counted_records(store, settings, where, base)
+    assert len(records) == 8
+    for image in list(elsewhere.iterdir())[:3]:
+        image.unlink()
+    records, now = counted_records(store, settings, where, base)
+    assert len(records) == 5 and now != known
+
+
+def test_a_store_keeps_a_sites_own_records_once_whatever_a_run_asks_for(tmp_path: Path) -> None:
+    data, store, base = write_csv(tmp_path / "t.csv", GOOD), RecordStore(), counting_base()
+    for tokens in range(2, 20):
+        settings = small(tmp_path, **OF_TEXTS, data__max_tokens=tokens)
+        assert len(store(settings, {"data-path": str(data)}, base)) == len(GOOD)
+    assert len(store._own) == 1 and not len(store._kept)

@@ -17,9 +17,10 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.filters import GAUSS5
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.privacy.noise import mechanism_for
+from lalora_flwr.server.counts import SiteCounts
 from lalora_flwr.server.plan import make_plan
 from lalora_flwr.settings import Settings, settings_from
-from lalora_flwr.training.rate import MOST, PLAIN, WALK, WALK_A, WALK_AVERAGED, noise_at_all, rate_for
+from lalora_flwr.training.rate import LARGEST, MOST, PLAIN, WALK, WALK_A, WALK_AVERAGED, noise_at_all, rate_for
 from tests.conftest import MODELS, Finished, arrays_of, small
 from tests.ledger.site_ledgers import owned
 from tests.sites import REAL, train_order
@@ -45,8 +46,13 @@ def test_the_walk_of_each_kind_has_its_length() -> None:
 
 
 def test_a_filter_and_a_momentum_are_made_up_for() -> None:
-    plain = rate(0.1)
-    assert rate(0.1, train__momentum=0.9) == pytest.approx(plain / 10)
+    plain, mu = rate(0.1), 0.9
+    site = sum((1 - mu**k) / (1 - mu) for k in range(1, 6)) / 5  # an optimizer of five steps
+    assert rate(0.1, train__momentum=mu) == pytest.approx(plain / site)
+    once: dict[str, Any] = {"train__local_steps": 1, "num_rounds": 50}
+    assert rate(0.1, **once, train__momentum=mu) == pytest.approx(rate(0.1, **once))  # forgotten after each step
+    server = sum((1 - mu**k) / (1 - mu) for k in range(1, 51)) / 50
+    assert rate(0.1, **once, train__momentum=mu, train__step_at="server") == pytest.approx(rate(0.1, **once) / server)
     assert GAUSS5.keeps == pytest.approx(70 / 256)
     assert rate(0.1, filter__name="gauss5") == pytest.approx(plain / math.sqrt(70 / 256))
 
@@ -54,6 +60,7 @@ def test_a_filter_and_a_momentum_are_made_up_for() -> None:
 def test_little_noise_does_not_make_it_large() -> None:
     assert rate(1e-9, strategy="ffa-lora", privacy__clip_norm=2.0) == MOST / 2
     assert rate(0.0, privacy__epsilon=math.inf) == PLAIN
+    assert rate(1e-9, strategy="ffa-lora", privacy__clip_norm=0.01) == LARGEST  # where owners' ranges end
 
 
 def test_a_rate_that_is_named_stands() -> None:
@@ -103,6 +110,25 @@ def test_a_real_site_takes_it_of_its_declared_records_and_its_owners_range_holds
     refused = serve(settings, **{"lr-range": f"{rate * 1.01},10"})
     assert "lr-range" in refused.error.reason
     assert not serve(settings, **{"lr-range": f"{rate * 0.99},{rate * 1.01}"}).has_error()
+
+
+def test_a_site_that_takes_no_step_is_asked_for_no_rate(context: Callable[..., Context], tmp_path: Path) -> None:
+    settings = small(tmp_path, train__lr=0.0, train__local_steps=1, train__step_at="server")
+    far = own_rate(settings, 300) * 10
+    assert not REAL(train_order(settings), owned(context(settings), tmp_path, **{"lr-range": f"{far},{2 * far}"})).has_error()
+
+
+def test_a_wide_range_holds_a_rate(context: Callable[..., Context], tmp_path: Path) -> None:
+    settings = small(tmp_path, train__lr=0.0)
+    for limits in ("1e-12,1e6", "1e-9,1e5"):
+        assert not REAL(train_order(settings), owned(context(settings), tmp_path, **{"lr-range": limits})).has_error()
+
+
+def test_one_site_that_lies_about_its_noise_does_not_decide() -> None:
+    counts = SiteCounts(small(Path("x")))
+    for site, sigma in enumerate((1.0, 1.1, 50.0)):
+        counts.of(site).noise_multiplier = sigma
+    assert counts.noise_of_mean([0, 1, 2]) == pytest.approx(1.1 * counts.settings.privacy.clip_norm / 40 / math.sqrt(3))
 
 
 def test_ridge_heads_have_their_own(tmp_path: Path) -> None:

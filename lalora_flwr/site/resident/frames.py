@@ -59,13 +59,40 @@ def send(connection: socket.socket, kind: Kind, payload: bytes, seconds: float) 
         raise BadFrame(f"{kind.name} cannot be sent: {error}") from None
 
 
-def receive(connection: socket.socket, due: Collection[Kind], seconds: float) -> tuple[Kind, bytes]:
+class _Deadline:
+    """So many seconds from now, and as many more each time it is put off."""
+
+    def __init__(self, seconds: float, times: int) -> None:
+        self._seconds, self._times, self._end = seconds, times, time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds.
+
+        Raises:
+            BadFrame: it is over, and cannot be put off any more.
+        """
+        if (left := self._end - time.monotonic()) > 0:
+            return left
+        if not self._times:
+            raise BadFrame("the peer is silent")
+        self._times, self._end = self._times - 1, time.monotonic() + self._seconds
+        return self._seconds
+
+
+def receive(connection: socket.socket, due: Collection[Kind], seconds: float, *, again: int = 0) -> tuple[Kind, bytes]:
     """The next frame, which has to be whole in so many seconds.
+
+    Args:
+        connection: to the peer.
+        due: what may come.
+        seconds: to wait.
+        again: how many times more. A machine that was stopped for a while wakes up with the deadline behind it, and the peer
+            has yet to speak.
 
     Raises:
         BadFrame: there is none, or it is not one of those that are due.
     """
-    end = time.monotonic() + seconds
+    end = _Deadline(seconds, again)
     number, length = _HEAD.unpack(_bytes(connection, _HEAD.size, end))
     kind = next((kind for kind in due if kind == number), None)
     if kind is None:
@@ -75,16 +102,14 @@ def receive(connection: socket.socket, due: Collection[Kind], seconds: float) ->
     return kind, _bytes(connection, length, end)
 
 
-def _bytes(connection: socket.socket, count: int, end: float) -> bytes:
+def _bytes(connection: socket.socket, count: int, end: _Deadline) -> bytes:
     found = bytearray()
     while len(found) < count:
-        if (left := end - time.monotonic()) <= 0:
-            raise BadFrame("the peer is silent")
         try:
-            connection.settimeout(left)
+            connection.settimeout(end.left())
             chunk = connection.recv(min(_CHUNK, count - len(found)))
         except TimeoutError:
-            raise BadFrame("the peer is silent") from None
+            continue
         except OSError as error:
             raise BadFrame(f"the peer is gone: {error}") from None
         if not chunk:

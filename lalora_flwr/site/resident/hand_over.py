@@ -184,7 +184,7 @@ class Resident:
         """The answer, or the fixed failure with the state as it was."""
         try:
             while True:
-                kind, payload = receive(line.connection, [Kind.WORKING, Kind.ANSWER], self.patience.silence)
+                kind, payload = receive(line.connection, [Kind.WORKING, Kind.ANSWER], self.patience.silence, again=1)
                 if kind == Kind.ANSWER:
                     return answer_of(payload, order.nonce)
         except BadFrame as fault:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -106,3 +107,23 @@ def test_nothing_but_protobuf_is_read(payload: bytes) -> None:
         for read in (Order.of, lambda text: answer_of(text, b"n" * NONCE)):
             with suppress(BadFrame):
                 read(text)
+
+
+def test_a_machine_that_was_stopped_past_a_deadline_gets_what_was_said_before_it_gives_up() -> None:
+    """As after a frozen container: the time is over, and half of a frame has come."""
+    one, other = socket.socketpair()
+    whole = b"\x06" + (4).to_bytes(8, "big") + b"done"
+
+    def later() -> None:
+        one.sendall(whole[:5])
+        time.sleep(1.5 * NOW)
+        one.sendall(whole[5:])
+
+    with one, other, ThreadPoolExecutor(1) as pool:
+        done = pool.submit(later)
+        assert receive(other, [Kind.ANSWER], NOW, again=1) == (Kind.ANSWER, b"done")
+        done.result()
+        begun = time.monotonic()
+        with pytest.raises(BadFrame, match="silent"):
+            receive(other, [Kind.ANSWER], NOW, again=1)
+        assert 2 * NOW <= time.monotonic() - begun < 2 * NOW + 1
