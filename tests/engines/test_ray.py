@@ -85,7 +85,8 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Marked]:
 @pytest.mark.slow
 def test_one_ray_worker_gives_the_inline_engines_bytes(tmp_path: Path, marked: Marked, finished: Callable[..., Finished]) -> None:
     """Of a run whose sites share one noise; the next test has one whose sites do not."""
-    shared: dict[str, Any] = {"num_supernodes": 3, "trust": "secure-sum", "train__local_steps": 1}
+    shared: dict[str, Any] = {"num_supernodes": 3, "trust": "secure-sum", "train__local_steps": 1, "lora__head": "ridge"}
+    shared |= {"train__lr": 0.0, "strategy": "steady-lora"}
     code, out, err = real_lalora(tmp_path, "run", "--num-actors", "1", "-c", pairs(output_dir="out", run_name="run", **shared))
     assert (code, err) == (0, "")
     assert same_result(tmp_path / "out" / "run", finished(**shared).path)
