@@ -46,6 +46,7 @@ WEIGHT = 0.5  # w: of the features' own products
 LENGTH = 100.0  # of a record's gradient before it is clipped, of all records the same; C may be as large
 PUBLIC_AT_ONCE = 128  # records
 SPREAD = 1.25  # root mean square of logits about their mean: of two classes at 0.92, or of ten at 0.87
+MOST = 1000.0  # an entry of a head to start from; beyond 10,000 an adapter is not sane
 TINY = 1e-12  # spread of a head that says nothing
 CONSTANT = 0.25  # the constant feature, of the usual norm of the others; a larger one leaves less of x to them (docs/log.md)
 LEAST = 1e-9  # of the largest eigenvalue: a floor where there is no noise
@@ -170,15 +171,17 @@ class RidgeAdapter(Adapter):
         """As `as_linear`, for a cross-entropy to go on from.
 
         The head's outputs estimate targets of norm 1, which as logits would call every class about as likely. They are scaled
-        until those of the public records, whose labels are not looked at, deviate from a record's mean by `SPREAD`.
+        until those of the public records, whose labels are not looked at, deviate from a record's mean by `SPREAD`, or an entry
+        is `MOST`: features that are nearly the same for every record would ask for any size.
         """
         total, count = 0.0, 0
         for logits in self._logits(base, public):
             logits = logits.double()
             total += float((logits - logits.mean(1, keepdim=True)).square().sum())
             count += logits.numel()
-        scale = SPREAD / max((total / max(1, count)) ** 0.5, TINY)
-        return {name: value * scale for name, value in self.as_linear().items()}
+        scale, head = SPREAD / max((total / max(1, count)) ** 0.5, TINY), self.as_linear()
+        scale = min(scale, MOST / max(TINY, *(float(value.abs().max()) for value in head.values())))
+        return {name: value * scale for name, value in head.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         super().load(state)

@@ -285,3 +285,21 @@ def test_a_repeat_of_another_round_has_its_room_beside_the_heads(tmp_path: Path)
 def test_a_share_that_no_noise_reaches_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^privacy.ridge-share = 1e-05"):
         make_plan(small(tmp_path, **{**FIRST, "privacy__ridge_share": 1e-5, "privacy__accountant": "rdp"}))
+
+
+def test_a_head_on_features_that_hardly_differ_stays_sane(tmp_path: Path) -> None:
+    """As of a model that was never trained: what it says has to be scaled by anything, and is not."""
+    settings = small(tmp_path, **FIRST)
+    main = MODELS.learner(settings)
+    stage = RidgeStage(settings, MODELS, data_set(settings).public(main.base.encode))
+    state = stage.prepared()
+    cross = next(name for name in state if name.endswith("cross"))
+    gram = next(name for name in state if name.endswith("gram"))
+    for size in (1e-9, 1.0, 1e9):
+        state[gram] = torch.eye(len(state[gram]))
+        state[cross] = torch.zeros_like(state[cross])
+        state[cross][:, -1] = size * torch.arange(len(state[cross]))  # an intercept alone, the same for every record
+        state[cross][0, 0] = 1e-7 * size
+        stage.quality(state)
+        start = stage.start(main.adapter)
+        assert all(torch.isfinite(value).all() and float(value.abs().max()) <= 1000 for value in start.values())
