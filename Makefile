@@ -17,7 +17,7 @@ test-slow: $(VENV)/installed  ## the tests that start real Flower simulations
 test-nightly: $(VENV)/installed  ## what test-slow only samples: every extension of tests/probes under Ray
 	$(BIN)/pytest -m nightly
 
-test-faults: $(VENV)/installed  ## kill -9 of sites, servers and simulations at random moments; about 15 minutes
+test-faults: $(VENV)/installed  ## kill -9 of sites, servers and simulations at random moments; about 25 minutes
 	$(BIN)/pytest --durations=12 -m faults
 
 test-attacks: $(VENV)/installed  ## the attacks of a hostile server with ten times the drawn orders, other ones each time; about half an hour
