@@ -52,5 +52,6 @@ class PrivacySettings:
         0,
         0,
         "rounds any one site may serve; the noise is calibrated for them; 0: all rounds, and with trust = secure-sum one more "
-        "per 20 and one for a ridge head; more than all leaves room for rounds that real sites serve twice because the server or another site died",
+        "per 20 and one for a ridge head; more than all leaves room for rounds that real sites serve twice because the server "
+        "or another site died",
     )
