@@ -23,25 +23,29 @@ import time
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from lalora_flwr.engines import with_parent
+from lalora_flwr.engines.receiving import Calls, Connect, eager
 from lalora_flwr.ground.errors import ConfigError, LaloraError
 from lalora_flwr.site.bundle import APPROVED_CODE, ENFORCED, digest, digests, parse
+from lalora_flwr.wire.pulling import pull_soon
 
 if TYPE_CHECKING:
     from flwr.supercore.fab import Fab
     from flwr.supercore.run import Run
 
-Calls = tuple[Any, ...]  # a SuperNode's own address, and the functions by which it calls the SuperLink
-Connect = Callable[..., AbstractContextManager[Calls]]
 FLOWER = "1.41."  # the versions whose SuperNode was read for this
 OWNER = "lalora-site"  # the name under which Flower knows the process's own key
+TASK_POLL, SOON = (
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL",
+    "0.2",
+)  # Flower's variable: seconds between two looks for a message that came
 GET_RUN, GET_FAB = 3, 4  # places in the tuple of functions by which a SuperNode calls the SuperLink
 log = logging.getLogger("flwr")
 
@@ -193,6 +197,10 @@ def main(arguments: list[str]) -> None:
         raise LaloraError(f"the site's helper commands cannot be made under {own}: {error}") from None
     os.environ["PATH"] = os.pathsep.join([str(own / "bin"), *os.get_exec_path()])
     os.environ.pop(ENFORCED, None)
+    os.environ.setdefault(TASK_POLL, SOON)
+    pull_soon()
+    if hasattr(supernode, "http_request_response"):
+        supernode.http_request_response = eager(supernode.http_request_response)
     if approved := approved_digests(parse_arguments(arguments)):
         if not __version__.startswith(FLOWER) or not hasattr(supernode, "http_request_response"):
             raise LaloraError(_UNKNOWN_FLOWER)

@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from lalora_flwr.ground.errors import ConfigError, LedgerError, SiteRefusal
 from lalora_flwr.site.bundle import check_enforced
 from lalora_flwr.site.resident.words import EVALUATE, FAILURE, TRAIN, Told
+from lalora_flwr.wire.packed import BadPack, is_packed, packed, unpacked
 from lalora_flwr.wire.replies import IDENTITY, LONGEST_WORDS, PROFILE, SHARING
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ log = logging.getLogger("lalora_flwr.site")
 APP_ERROR = 2  # Flower's code for an exception in a ClientApp
 
 Work = Callable[[RecordDict, Context], RecordDict]
+SiteWork = Callable[["Host", RecordDict, Context], RecordDict]
 Elsewhere = Callable[[str, RecordDict, Context], Told | None]  # serves a message in another process, or leaves it alone
 
 
@@ -152,15 +154,30 @@ def _work(kind: str, host: Callable[[], Host]) -> Work:
         from lalora_flwr.site.round import train
 
         _begin(host(), context)
-        return train(host(), content, context)
+        return _as_asked(train, host(), content, context)
 
     def evaluate(content: RecordDict, context: Context) -> RecordDict:
         from lalora_flwr.site.evaluation import evaluate_on_site
 
         _begin(host(), context)
-        return evaluate_on_site(host(), content, context)
+        return _as_asked(evaluate_on_site, host(), content, context)
 
     return {TRAIN: train, EVALUATE: evaluate}[kind]
+
+
+def _as_asked(work: SiteWork, host: Host, content: RecordDict, context: Context) -> RecordDict:
+    """The work on a message whose arrays may travel as one; the reply's then do so, too.
+
+    Raises:
+        SiteRefusal: the order's cannot be read.
+    """
+    if not is_packed(content):
+        return work(host, content, context)
+    try:
+        order = unpacked(content)
+    except BadPack:
+        raise SiteRefusal("order: its tensors cannot be read") from None
+    return packed(work(host, order, context))
 
 
 def _identity(context: Context) -> RecordDict:

@@ -32,6 +32,7 @@ from lalora_flwr.ledger.file import LedgerFile, create
 from lalora_flwr.privacy.mechanism import PrivateSum
 from lalora_flwr.privacy.randomness import SystemRandom
 from lalora_flwr.wire.orders import ARRAYS
+from lalora_flwr.wire.packed import is_packed, packed, unpacked
 from lalora_flwr.wire.replies import COUNTERS
 from tests.models.folders import save_hf
 from tests.reference import OpenLedger
@@ -252,8 +253,18 @@ class Site:
                 create(ledger := Path(scratch) / "ledger")
             before = len(_counted(ledger))
             context = Context(run_id, 7, self.owner(ledger), RecordDict(), dict(run))
-            reply = real_app(**{**handed, **self.handed})(message, context)
+            reply = real_app(**{**handed, **self.handed})(_as_it_travels(message), context)
+            if reply.has_content():
+                reply.content = unpacked(reply.content)
             return Served(reply, _counted(ledger)[before:], steps, draws)
+
+
+def _as_it_travels(message: Message) -> Message:
+    """The message as a server of real sites sends it: its arrays as one."""
+    if is_packed(message.content):
+        return message
+    said = message.metadata
+    return Message(packed(message.content), dst_node_id=said.dst_node_id, message_type=said.message_type)
 
 
 def reserved_in(ledger: Path) -> list[Reserve]:

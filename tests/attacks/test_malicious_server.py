@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from lalora_flwr.settings import KEYS
+from lalora_flwr.wire.packed import WHOLE
 from tests.adapters import factor_of
 from tests.attacks.attacker import RECORDS, RUN, Draws, Site, table, text_model
 from tests.attacks.orders import order
@@ -151,6 +154,14 @@ def test_an_honest_run_is_answered(target: Target) -> None:
         asked = {**RUN, **run}
         served = target.whole.serve(order(asked, target.model), asked)
         assert not served.reason and len(served.steps) == served.reserved[0].steps
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xff" * 64, b"\x08" + bytes(7) + b"{broken}", bytes(64)])
+def test_tensors_that_cannot_be_read_are_refused_before_anything_is_counted(junk: bytes, target: Target) -> None:
+    message = order(RUN, target.model)
+    message.content["arrays"] = ArrayRecord({WHOLE: Array(np.frombuffer(junk, dtype=np.uint8))})
+    served = target.whole.serve(message, RUN)
+    assert served.reason == "order: its tensors cannot be read" and not served.reserved and not served.steps
 
 
 def reply_against_the_raw_gradient(run: dict[str, Any], target: Target) -> float:

@@ -13,8 +13,10 @@ import pytest
 from flwr.app import ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.proto import fleet_pb2, message_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from safetensors.numpy import load, save
 
 from lalora_flwr.wire.orders import ARRAYS
+from lalora_flwr.wire.packed import WHOLE
 from lalora_flwr.wire.replies import COUNTERS, IDENTITY
 from tests.conftest import strict_json
 from tests.deployment.recorder import Recorded, Recorder, Sent
@@ -119,12 +121,14 @@ def test_nothing_but_the_declared_records_leaves_a_site(tmp_path: Path) -> None:
         assert set(reply.content) == {ARRAYS, COUNTERS}
         arrays, counters = reply.content[ARRAYS], reply.content[COUNTERS]
         assert isinstance(arrays, ArrayRecord) and isinstance(counters, MetricRecord)
-        assert set(arrays) <= set(names) and arrays
-        for name, array in arrays.items():
-            assert (tuple(array.shape), array.dtype, array.stype) == (names[name], "float32", "numpy.ndarray")
-            written = io.BytesIO()
-            np.save(written, array.numpy())
-            assert written.getvalue() == array.data  # no byte beside the values
+        ((whole, array),) = arrays.items()
+        assert (whole, array.dtype, array.stype) == (WHOLE, "uint8", "numpy.ndarray")
+        values = load(array.numpy().tobytes())
+        assert set(values) <= set(names) and values
+        assert all((value.shape, value.dtype) == (names[name], np.float32) for name, value in values.items())
+        written = io.BytesIO()
+        np.save(written, np.frombuffer(save(values), dtype=np.uint8))
+        assert written.getvalue() == array.data  # no byte beside the values
         assert set(counters) == {"steps", "epsilon", "noise-multiplier", "sample-rate", "seeded"}
         assert counters["steps"] in (2, 4) and counters["seeded"] == 0
         assert counters["sample-rate"] == 30 / 30000  # from what the site declares, not from what it has

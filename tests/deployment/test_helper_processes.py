@@ -30,7 +30,7 @@ def test_helper_processes_end_with_a_parent_that_was_killed_even_if_they_cannot_
     path = os.pathsep.join([str(programs), os.environ["PATH"]])
     code = (
         "import os, subprocess, sys, pathlib; from lalora_flwr.engines.with_parent import make_scripts\n"
-        f"make_scripts(pathlib.Path({str(scripts)!r}))\n"
+        f"make_scripts(pathlib.Path({str(scripts)!r}), shorter={{}})\n"
         f"os.environ['PATH'] = {str(scripts)!r} + os.pathsep + os.environ['PATH']\n"
         "subprocess.run(['flower-superexec'])"
     )
@@ -66,3 +66,30 @@ def test_scripts_take_the_place_of_commands_that_a_supernode_starts_by_name() ->
     from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 
     assert with_parent.PROGRAMS[1] == TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP]
+
+
+def test_the_shorter_command_is_flowers_own_without_the_supernode_and_without_this_package() -> None:
+    real = Path(sys.executable).parent / "flwr-clientapp"
+    shorter = [sys.executable, "-P", str(with_parent.SHORTER["flwr-clientapp"]), str(real)]
+    for arguments, code in (["--help"], 0), (["--nonsense"], 2):
+        own, flowers = (subprocess.run([*c, *arguments], capture_output=True, text=True) for c in (shorter, [str(real)]))
+        assert (own.returncode, own.stdout, own.stderr) == (code, flowers.stdout, flowers.stderr)
+    code_run = (
+        f"import runpy, sys; sys.argv = {[shorter[2], str(real), '--help']!r}\n"
+        f"try: runpy.run_path({shorter[2]!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & {'flwr', 'lalora_flwr', 'sqlalchemy', 'alembic'}))"
+    )
+    said = subprocess.run([sys.executable, "-P", "-c", code_run], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "['flwr']"
+
+
+def test_without_flowers_command_under_this_name_the_real_one_runs(tmp_path: Path) -> None:
+    real = tmp_path / "flwr-clientapp"
+    real.write_text('#!/bin/sh\necho "real $@"\n')
+    real.chmod(0o755)
+    (tmp_path / "flwr").mkdir()
+    (tmp_path / "flwr" / "__init__.py").write_text("")
+    command = [sys.executable, "-P", str(with_parent.SHORTER["flwr-clientapp"]), str(real), "--token", "x"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert said.stdout == "real --token x\n"
