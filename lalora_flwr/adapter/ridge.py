@@ -15,6 +15,9 @@ as many records as it is not. The constant is public, `CONSTANT` of the root of 
 centred features. It is there before x is scaled to norm 1, so a record's products are a vector of norm 1 with it as without it,
 and the sensitivity is C.
 
+A head without an intercept, as those of GPT-2 and Llama are, has no place for what centre and constant would come to: then
+both are 0. Such a head is applied to every token, and the model takes the outputs of one; that token's features are the record's.
+
 From the released sums G = sym(gram) / √w and R = cross / √(1 - w) the head is R V diag(1 / max(e, λ)) Vᵀ with the eigenvalues e
 and eigenvectors V of G, and λ = s √(d / w) for d features, s being the standard deviation of the noise on an entry. It is
 read off the released tensors: without noise gram is symmetric, so what is antisymmetric in it is noise alone. All of this
@@ -54,7 +57,8 @@ GRAM, CROSS, CENTRE = "gram", "cross", "centre"
 
 
 class RidgeLayer(nn.Module):
-    """Takes the place of the network's last linear layer. Features (n, in) to outputs (n, out).
+    """Takes the place of the network's last linear layer. Features (n, in) to outputs (n, out), or (n, tokens, in) to
+    (n, tokens, out), of which the network then takes one token's.
 
     Below, ``in`` is one more than the network's features: the last feature is 0, and that of the centre minus the constant.
 
@@ -64,6 +68,8 @@ class RidgeLayer(nn.Module):
         centre: mean features of public records, (in,); it does not train.
         head: the solution, (out, in).
         seen: the features that the last call got.
+        marks: whether the first output is not the head's but the number of the token.
+        intercept: whether the network's layer has one.
     """
 
     gram: nn.Parameter
@@ -71,6 +77,7 @@ class RidgeLayer(nn.Module):
     centre: nn.Parameter
     head: Tensor
     seen: Tensor
+    marks = False
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -79,14 +86,33 @@ class RidgeLayer(nn.Module):
         self.cross = nn.Parameter(torch.zeros(linear.out_features, width, device=place))
         self.centre = nn.Parameter(torch.zeros(width, device=place), requires_grad=False)
         self.register_buffer("head", torch.zeros(linear.out_features, width, device=place), persistent=False)
-        self.seen = torch.empty(0)
+        self.seen, self.intercept = torch.empty(0), linear.bias is not None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 2:
-            raise RuntimeError(f"its head takes {x.dim()}-dimensional features, and a ridge head one vector per record")
+        if x.dim() not in (2, 3):
+            raise RuntimeError(
+                f"its head takes {x.dim()}-dimensional features, and a ridge head those of records or of their tokens"
+            )
         self.seen = nn.functional.pad(x.to(self.gram.dtype), (0, 1))
         outputs: Tensor = (self.seen - self.centre) @ self.head.T
+        if self.marks and x.dim() == 3:
+            outputs = torch.cat([self._numbers(x).expand(len(x), -1, 1), outputs[..., 1:]], dim=2)
         return outputs
+
+    def _numbers(self, x: Tensor) -> Tensor:
+        return torch.arange(x.shape[1], device=x.device, dtype=self.gram.dtype)[None, :, None]
+
+    def choose(self, marks: Tensor) -> None:
+        """Keep of each record's tokens the one whose outputs the network took; it is ``marks``, (n,), of a call with `marks`.
+
+        Raises:
+            RuntimeError: the network took no single token's.
+        """
+        if self.seen.dim() == 3:
+            chosen = marks.long()
+            if not torch.equal(chosen.to(marks.dtype), marks) or not bool(((chosen >= 0) & (chosen < self.seen.shape[1])).all()):
+                raise RuntimeError("its outputs are not those of one token, and a ridge head takes one vector per record")
+            self.seen = self.seen[torch.arange(len(chosen), device=chosen.device), chosen]
 
     def trained(self) -> tuple[Tensor, Tensor]:
         """``gram`` and ``cross``, with a first axis of records or of length 1."""
@@ -110,9 +136,10 @@ class RidgeLayer(nn.Module):
     @torch.no_grad()
     def as_linear(self) -> nn.Linear:
         """The same outputs from the network's own features."""
-        linear = nn.Linear(self.head.shape[1] - 1, len(self.head))
+        linear = nn.Linear(self.head.shape[1] - 1, len(self.head), bias=self.intercept)
         linear.weight.copy_(self.head[:, :-1])
-        linear.bias.copy_(-self.head @ self.centre)
+        if self.intercept:
+            linear.bias.copy_(-self.head @ self.centre)
         return linear
 
 
@@ -142,11 +169,14 @@ class RidgeAdapter(Adapter):
     def trainable(self) -> Mask:
         return self.layout.of(GRAM, CROSS)
 
+    @torch.inference_mode()
     def prepared(self, base: BaseModel, public: RecordSet) -> dict[str, Tensor]:
         """Sums of zero around the mean features of the public records, whose labels are not looked at."""
+        if not self._layer.intercept:
+            return self.state()
         total, squares, count = torch.zeros_like(self._layer.centre, dtype=torch.float64), 0.0, 0
-        for _ in self._logits(base, public):
-            seen = self._layer.seen.double()
+        for inputs in self._inputs(public):
+            seen = self._look(base, inputs).double()
             total += seen.sum(0)
             squares += float(seen.square().sum())
             count += len(seen)
@@ -154,19 +184,28 @@ class RidgeAdapter(Adapter):
         centre[-1] = -CONSTANT * max(0.0, squares / max(1, count) - float(centre.square().sum())) ** 0.5
         return {**self.state(), f"{self._path}.{CENTRE}": centre.float().cpu()}
 
-    @torch.inference_mode()
-    def _logits(self, base: BaseModel, public: RecordSet) -> Iterator[Tensor]:
+    def _look(self, base: BaseModel, inputs: Inputs) -> Tensor:
+        """The features of each record, (n, in)."""
+        self._layer.marks = True
+        try:
+            self._layer.choose(base.logits(self.model, inputs)[:, 0])
+        finally:
+            self._layer.marks = False
+        return self._layer.seen
+
+    def _inputs(self, public: RecordSet) -> Iterator[Inputs]:
         """Of public records, some at once."""
         self.model.eval()
         for part in public.parts(torch.arange(len(public)), PUBLIC_AT_ONCE):
             inputs, labels = public.batch(part)
             if len(labels):
-                yield base.logits(self.model, to_device(inputs, self.device))
+                yield to_device(inputs, self.device)
 
     def as_linear(self) -> dict[str, Tensor]:
         """The loaded head as the tensors of the linear layer that it stands for, by their names in the base model."""
         return {f"{self._path}.{name}": value for name, value in self._layer.as_linear().state_dict().items()}
 
+    @torch.inference_mode()
     def as_start(self, base: BaseModel, public: RecordSet) -> dict[str, Tensor]:
         """As `as_linear`, for a cross-entropy to go on from.
 
@@ -175,8 +214,8 @@ class RidgeAdapter(Adapter):
         is `MOST`: features that are nearly the same for every record would ask for any size.
         """
         total, count = 0.0, 0
-        for logits in self._logits(base, public):
-            logits = logits.double()
+        for inputs in self._inputs(public):
+            logits = base.logits(self.model, inputs).double()
             total += float((logits - logits.mean(1, keepdim=True)).square().sum())
             count += logits.numel()
         scale, head = SPREAD / max((total / max(1, count)) ** 0.5, TINY), self.as_linear()
@@ -188,7 +227,7 @@ class RidgeAdapter(Adapter):
         self._layer.solve()
 
     def losses(self, base: BaseModel, inputs: Inputs, labels: Tensor) -> Tensor:
-        base.logits(self.model, inputs)
+        self._look(base, inputs)
         return self._layer.losses(base.problem.directions(labels, base.num_classes).to(self._layer.gram.dtype))
 
     @torch.no_grad()

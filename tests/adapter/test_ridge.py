@@ -52,7 +52,20 @@ def several(folder: Path) -> dict[str, Any]:
     return {"model__name": f"timm/{folder / 'model'}", **data, "data__problem_type": "multi-label"}
 
 
-KINDS = {"digits": digits, "text": text, "mean": lambda f: text(f, model__pooling="mean"), "several classes": several}
+def tokens(folder: Path) -> dict[str, Any]:
+    """A head without an intercept that is applied to every token."""
+    save_hf(folder / "model", "gpt2", "base")
+    data = {"data__name": save_rows(folder / "train.jsonl", texts(80)), "data__test": "hold-out:0.3"}
+    return {"model__name": f"hf/{folder / 'model'}", **data}
+
+
+KINDS = {
+    "digits": digits,
+    "text": text,
+    "mean": lambda f: text(f, model__pooling="mean"),
+    "several classes": several,
+    "tokens": tokens,
+}
 
 
 def learner_of(folder: Path, kind: str = "digits") -> Learner:
@@ -226,15 +239,48 @@ def test_what_it_cannot_be_is_refused(more: dict[str, Any], says: str, tmp_path:
         small(tmp_path, **{**ONCE, **more})
 
 
-def test_numbers_and_heads_of_tokens_are_refused(tmp_path: Path) -> None:
-    numbers, tokens = tmp_path / "numbers", tmp_path / "tokens"
-    for folder, family in ((numbers, "distilbert"), (tokens, "gpt2")):
-        folder.mkdir()
-        save_hf(folder / "model", family, "base")
-    data = {"data__name": save_rows(numbers / "train.jsonl", scored(20)), "data__label": "score", "data__label_range": "0,10"}
-    settings = small(numbers, **{**ONCE, **data, "model__name": f"hf/{numbers / 'model'}", "data__problem_type": "regression"})
+def test_numbers_are_refused(tmp_path: Path) -> None:
+    save_hf(tmp_path / "model", "distilbert", "base")
+    data = {"data__name": save_rows(tmp_path / "train.jsonl", scored(20)), "data__label": "score", "data__label_range": "0,10"}
+    settings = small(tmp_path, **{**ONCE, **data, "model__name": f"hf/{tmp_path / 'model'}", "data__problem_type": "regression"})
     with pytest.raises(ConfigError, match="predicts classes"):
         ModelStore().learner(settings)
-    data = {"data__name": save_rows(tokens / "train.jsonl", texts(20)), "data__test": "hold-out:0.3"}
-    with pytest.raises(ConfigError, match="its head takes 3-dimensional features, and a ridge head one vector per record"):
-        ModelStore().learner(small(tokens, **{**ONCE, **data, "model__name": f"hf/{tokens / 'model'}"}))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_of_a_head_on_every_token_the_records_features_are_those_of_the_token_that_counts(family: str, tmp_path: Path) -> None:
+    save_hf(tmp_path / "model", family, "base")
+    data = {"data__name": save_rows(tmp_path / "train.jsonl", texts(80)), "data__test": "hold-out:0.3"}
+    settings = small(tmp_path, **{**ONCE, **data, "model__name": f"hf/{tmp_path / 'model'}"})
+    learner = ModelStore().learner(settings)
+    base, adapter = learner.base, learner.adapter
+    assert isinstance(adapter, RidgeAdapter)
+    state = adapter.prepared(base, public := data_set(settings).public(base.encode))
+    assert not state[f"{adapter._path}.centre"].any()
+    draw = generator(4)
+    adapter.load(
+        {name: torch.randn(value.shape, generator=draw) if "centre" not in name else value for name, value in state.items()}
+    )
+    inputs, labels = public.batch(torch.arange(9))
+    assert len(set(inputs["attention_mask"].sum(1).tolist())) > 1
+    with torch.no_grad():
+        logits = base.logits(adapter.model.eval(), inputs)
+        adapter.losses(base, inputs, labels)
+    last = inputs["attention_mask"].cumsum(1).argmax(1)
+    assert adapter._layer.seen.shape == (9, len(adapter._layer.gram))
+    torch.testing.assert_close(adapter._layer.seen @ adapter._layer.head.T, logits)
+    with torch.no_grad():
+        hidden = adapter.model.base_model(**inputs).last_hidden_state
+    torch.testing.assert_close(adapter._layer.seen[:, :-1], hidden[torch.arange(9), last])
+
+
+def test_a_head_of_which_no_single_token_counts_is_refused() -> None:
+    layer = RidgeLayer(nn.Linear(4, 3))
+    layer.marks = True
+    outputs = layer(torch.randn(2, 5, 4, generator=generator(1)))
+    with pytest.raises(RuntimeError, match="not those of one token"):
+        layer.choose(outputs.mean(1)[:, 0] + 0.5)
+    layer.choose(outputs[:, 3, 0])
+    assert layer.seen.shape == (2, 5)
+    with pytest.raises(RuntimeError, match="4-dimensional features"):
+        layer(torch.zeros(2, 3, 5, 4))
