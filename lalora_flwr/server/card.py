@@ -78,10 +78,12 @@ def _front(summary: Summary, base: BaseModel) -> str:
 def _method(summary: Summary, settings: Settings) -> str:
     train, lora = settings.train, settings.lora
     sites, rounds = _count(settings.num_supernodes, "site"), _count(summary.rounds, "round")
+    steps = f"{_count(train.local_steps, 'local step')} with an expected batch of {train.batch_size}, rank {lora.rank}"
+    if settings.ridge_first:
+        rounds = f"one round that released a ridge head from all records, then {_count(summary.rounds - 1, 'round')}"
     return (
         f"An adapter of `{summary.model}`, trained across {sites} with the method `{summary.strategy}` on `{summary.data}`: "
-        f"{rounds} of {_count(train.local_steps, 'local step')} with an expected batch of {train.batch_size}, rank {lora.rank}, "
-        f"seed {summary.seed}."
+        f"{rounds} of {steps}, seed {summary.seed}."
     )
 
 
@@ -92,7 +94,8 @@ def _privacy(summary: Summary) -> str:
     parts = [
         f"(ε, δ) = ({summary.epsilon:.4g}, {summary.delta:g}) for one record added to or removed from any site, against the "
         "server, the other sites and whoever has this adapter. Each local step clipped every record's gradient to the norm "
-        f"{summary.clip_norm:g} and added Gaussian noise; ε is composed over all steps by the accountant `{summary.accountant}`.",
+        f"{summary.clip_norm:g} and added Gaussian noise; ε is composed over all steps by the accountant `{summary.accountant}`"
+        f"{_head(summary)}.",
         *_shared(summary),
         "It covers this run alone: other runs on the same records add to it.",
     ]
@@ -101,6 +104,13 @@ def _privacy(summary: Summary) -> str:
     if summary.leaks:
         parts.append(f"Not covered: {summary.leaks}.")
     return " ".join(parts)
+
+
+def _head(summary: Summary) -> str:
+    if summary.head_noise_multiplier is None:
+        return ""
+    sigmas = f"{summary.head_noise_multiplier:.4g}, in place of {summary.noise_multiplier:.4g}"
+    return f", the ridge head's release among them, whose noise multiplier is {sigmas}"
 
 
 def _shared(summary: Summary) -> list[str]:

@@ -44,6 +44,13 @@ def test_its_first_round_is_a_ridge_head_of_its_share_of_epsilon(finished: MakeF
     assert both.summary["head_noise_multiplier"] == pytest.approx(alone.summary["noise_multiplier"], rel=1e-9)
 
 
+def test_the_model_card_tells_the_two_stages_apart(finished: MakeFinished) -> None:
+    card = (finished(**FIRST).path / "adapter" / "README.md").read_text(encoding="utf-8")
+    sigma = finished(**FIRST).summary["head_noise_multiplier"]
+    assert "one round that released a ridge head from all records, then 2 rounds of 2 local steps" in card
+    assert f"the ridge head's release among them, whose noise multiplier is {sigma:.4g}, in place of" in card
+
+
 def test_the_other_rounds_start_from_the_released_head(finished: MakeFinished) -> None:
     """Argmax of the network with the head, and B at zero, is that of the ridge head; logits deviate as a cross-entropy likes."""
     done, learner = finished(**FIRST), MODELS.learner(finished(**FIRST).settings)
