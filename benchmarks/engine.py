@@ -27,8 +27,8 @@ from lalora_flwr.data.inputs import Inputs, to_device
 from lalora_flwr.data.records import Records
 from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.gradients.engine import PerSampleGradients
-from lalora_flwr.methods.filters import GAUSS5
 from lalora_flwr.methods.schedules import schedule_of
+from lalora_flwr.methods.smoothing import GAUSS5
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.counting import RunLedger
 from lalora_flwr.privacy.events import Target

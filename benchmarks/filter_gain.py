@@ -20,10 +20,9 @@ from torch import Tensor
 from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout
 from lalora_flwr.cli.options import resolve
 from lalora_flwr.data.records import RecordSet
-from lalora_flwr.methods.filters import Filter
+from lalora_flwr.methods.filters import Around, filter_of
 from lalora_flwr.privacy.mechanism import clip
 from lalora_flwr.settings import Settings
-from lalora_flwr.settings.choices import FILTERS
 from lalora_flwr.site.records import RecordStore
 from lalora_flwr.training.learner import Learner, ModelStore
 
@@ -60,8 +59,8 @@ def warm_up(settings: Settings, learner: Learner, records: RecordSet, steps: int
 def kept(name: str, total: dict[str, Tensor], layout: Layout, part: str) -> float:
     """Share of the factor's power that the filter keeps, over all its tensors."""
     chosen = {key: value for key, value in total.items() if layout[key].part == part}
-    smooth = FILTERS.get(name, Filter)
-    after = sum(float(smooth(layout[key], value, {}).square().sum()) for key, value in chosen.items())
+    smooth = filter_of(name)
+    after = sum(float(smooth(layout[key], value, {}, Around()).square().sum()) for key, value in chosen.items())
     return after / sum(float(value.square().sum()) for value in chosen.values())
 
 

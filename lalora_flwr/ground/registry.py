@@ -26,13 +26,13 @@ class Registry:
     which of them a run would get depended on the order of installation.
     """
 
-    def __init__(self, key: str, group: str, shipped: Mapping[str, str], *, arguments: bool = False) -> None:
+    def __init__(self, key: str, group: str, shipped: Mapping[str, str], *, arguments: str = "") -> None:
         """
         Args:
             key: the run-config key that takes the names, for messages.
             group: of entry points.
             shipped: ``module:attribute`` of this package's own.
-            arguments: whether a name may carry an argument behind a colon, as ``step:BA``.
+            arguments: how names that carry an argument behind a colon are written, in words; empty if none does.
         """
         self.key, self.group, self.arguments = key, group, arguments
         self._shipped = dict(shipped)
@@ -91,11 +91,15 @@ class Registry:
         except Exception as error:  # whatever happens in a package that nobody here knows
             raise ConfigError(f"{self.key} = {name!r}: {point.value} cannot be loaded: {error}") from None
 
+    def listed(self, *more: str) -> str:
+        """All names, ``more`` among them, and how arguments are written."""
+        return ", ".join([*more, *self.names(), *filter(None, [self.arguments])])
+
     def suggest(self, name: str, *more: str) -> str:
         """All names, ``more`` among them, and the one that is nearest to a wrong one."""
         names = [*more, *self.names()]
         near = difflib.get_close_matches(name, names, n=1)
-        return ", ".join(names) + (f"; did you mean {near[0]}?" if near else "")
+        return self.listed(*more) + (f"; did you mean {near[0]}?" if near else "")
 
 
 @lru_cache(maxsize=32)

@@ -1,35 +1,74 @@
-"""Maps applied to a gradient after the noise. Post-processing: free under differential privacy."""
+"""Maps applied to a gradient after the noise. Post-processing: free under differential privacy.
+
+Values of the run-config key ``filter.name``:
+
+    none                 the gradient as it is
+    gauss5  gauss:W      low-pass filter along the features, of W taps (`smoothing`); …-permuted: its control
+    gauss-adaptive       the same of a width that follows the noise (`adaptive`)
+    wiener               each rank component shrunk by how much of it is noise (`wiener`)
+    doppler  doppler:β   low-pass filter over the steps; disk, disk:κ: an average over them (`over_time`)
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 from lalora_flwr.adapter.slots import Slot
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.settings.choices import FILTERS
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the names of filters are checked before torch is needed
     from torch import Tensor
 
-TAPS = (1.0, 4.0, 6.0, 4.0, 1.0)  # over 16: 5-tap approximation of a Gaussian, arXiv 2602.19926
-
 State = dict[str, "Tensor"]
+
+
+@dataclass(frozen=True)
+class Around:
+    """What is public about the step that a gradient is of.
+
+    Attributes:
+        noise: standard deviation of the noise on each entry of the gradient, independent of all others; 0 without privacy.
+    """
+
+    noise: float = 0.0
 
 
 class Filter:
     """What happens to the noised gradient of one slot before the optimizer's step.
 
-    Guarantee: post-processing. A filter gets released gradients and its own memory of them, nothing else of a site.
+    Guarantee: post-processing. A filter gets released gradients, its own memory of them and public constants, nothing else of
+    a site.
 
     Attributes:
-        name: as ``filter.name`` and summaries write it.
+        name: with its argument, as ``filter.name`` and summaries write it.
         remembers: whether it keeps state; sites then carry it from round to round.
-        keeps: share of the variance of white noise that is left, as far as it is known.
+        keeps: share that is left of the variance of a walk whose steps are white noise, as far as it is known: of any one entry,
+            over many more steps than the filter remembers. 1 where it depends on the gradients; the learning rate by rule is
+            then no longer than without the filter.
     """
 
     name: str = ""
     remembers: bool = False
     keeps: float = 1.0
 
-    def __call__(self, slot: Slot, gradient: Tensor, state: State) -> Tensor:
+    def parse(self, argument: str) -> Filter:
+        """The filter of this kind with an argument, the text behind the colon.
+
+        Raises:
+            ValueError: the argument is not one of its own; with what the key "must be".
+        """
+        if argument:
+            raise ValueError(f"{self.name}, with nothing behind a colon")
+        return self
+
+    def kept(self, slot: Slot) -> float:
+        """`keeps` of one slot; more of one that the filter leaves alone."""
+        return self.keeps
+
+    def __call__(self, slot: Slot, gradient: Tensor, state: State, around: Around) -> Tensor:
         """The gradient to step along.
 
         Args:
@@ -37,7 +76,11 @@ class Filter:
             gradient: float32, of the slot's shape; must not be changed.
             state: the site's memory for this slot, empty at first. What the filter puts there (tensors by name) it finds
                 there at the slot's next step, also in a later round or after the run was resumed. A real site that was
-                started again begins with an empty one.
+                started again begins with an empty one. A site may hold the slot in another shape by then.
+            around: of the step.
+
+        Returns:
+            Of the gradient's shape. Not zero where the gradient is not: a slot that trains is expected to move.
         """
         raise NotImplementedError
 
@@ -47,62 +90,51 @@ class Nothing(Filter):
 
     name = "none"
 
-    def __call__(self, slot: Slot, gradient: Tensor, state: State) -> Tensor:
+    def __call__(self, slot: Slot, gradient: Tensor, state: State, around: Around) -> Tensor:
         return gradient
 
 
-class Gauss5(Filter):
-    """LA-LoRA's low-pass filter (arXiv 2602.19926): replaces the noised gradient by its smoothed copy.
+class Share(Filter):
+    """A filter with one number between 0 and 1, which has a usual value."""
 
-    Along the feature axis: the input features for A (r, n), the output features for B (m, r); rank components never mix. A
-    trained head has no filter in the paper and keeps its gradient. White noise keeps 27 % of its variance; so does a signal
-    without correlation between neighbouring features.
+    def __init__(self, kind: str, usual: float, text: str = "") -> None:
+        """
+        Args:
+            kind: its name without the number.
+            usual: the number where none is named.
+            text: the number as it is written.
+        """
+        self.name, self._kind, self._usual = f"{kind}:{text}" if text else kind, kind, usual
+        self.share = float(text) if text else usual
+
+    def parse(self, argument: str) -> Self:
+        if argument and not (re.fullmatch(r"0\.\d{1,6}", argument) and float(argument)):
+            raise ValueError(f"{self._kind}, or with a number between 0 and 1, both excluded, as {self._kind}:{self._usual}")
+        return type(self)(self._kind, self._usual, argument)
+
+
+def remembered(state: State, name: str, like: Tensor) -> Tensor:
+    """What a filter put there, where ``like`` is; zeros at first, and where the slot has another shape than then."""
+    kept = state.get(name)
+    return like.new_zeros(like.shape) if kept is None or kept.shape != like.shape else kept.to(like)
+
+
+def filter_of(text: str) -> Filter:
+    """The filter that a value of ``filter.name`` names.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
     """
-
-    name = "gauss5"
-    keeps = sum(tap**2 for tap in TAPS) / sum(TAPS) ** 2
-
-    def __call__(self, slot: Slot, gradient: Tensor, state: State) -> Tensor:
-        if slot.feature_axis is None:
-            return gradient
-        rows = gradient.movedim(slot.feature_axis, -1)  # (…, features)
-        smoothed = self._rows(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
-        return smoothed.movedim(-1, slot.feature_axis).contiguous()
-
-    def _rows(self, x: Tensor) -> Tensor:
-        return smooth_rows(x)
-
-
-class Gauss5Permuted(Gauss5):
-    """`Gauss5` along the features in a fixed random order: the control that tells what their own order contributes.
-
-    It treats white noise exactly as `Gauss5` does. What `Gauss5` gains over it, it gains from neighbouring features that
-    are alike; what both gain over no filter is a smaller step.
-    """
-
-    name = "gauss5-permuted"
-
-    def _rows(self, x: Tensor) -> Tensor:
-        import torch
-
-        order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(x.shape[1])).to(x.device)
-        smoothed = torch.empty_like(x)
-        smoothed[:, order] = smooth_rows(x[:, order])
-        return smoothed
-
-
-def smooth_rows(x: Tensor) -> Tensor:
-    """Convolve each row of x (rows, features) with the binomial; symmetric padding repeats the edge: … b a | a b c …"""
-    import torch  # here and above only: the names of filters are checked before torch is needed
-    import torch.nn.functional as F
-
-    indices = torch.arange(-2, x.shape[1] + 2, device=x.device)
-    period = 2 * x.shape[1]
-    mirrored = indices % period  # also right for fewer than two features
-    padded = x[:, torch.where(mirrored < x.shape[1], mirrored, period - 1 - mirrored)]
-    return F.conv1d(padded.unsqueeze(1), (torch.tensor(TAPS) / 16).to(x).view(1, 1, 5)).squeeze(1)
+    name, _, argument = text.partition(":")
+    wanted = f"one of {FILTERS.suggest(name, 'auto')}"
+    if name in FILTERS:
+        try:
+            found = FILTERS.get(name, Filter).parse(argument)
+            if found.name == text:
+                return found
+        except ValueError as problem:
+            wanted = str(problem)
+    raise ConfigError(f"filter.name = {text!r}: must be {wanted}")
 
 
 NONE = Nothing()
-GAUSS5 = Gauss5()
-GAUSS5_PERMUTED = Gauss5Permuted()

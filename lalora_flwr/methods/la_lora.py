@@ -15,8 +15,8 @@ B goes first because at B = 0 the gradient of A is exactly zero: an A-first step
 is a switch (``lora.schedule = "step:AB"``), and the filter another (``filter.name = "none"``).
 """
 
-from lalora_flwr.methods.filters import GAUSS5
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.schedules import schedule_of
+from lalora_flwr.methods.smoothing import GAUSS5
 
 METHOD = Method(schedule=schedule_of("step:BA"), filter=GAUSS5)

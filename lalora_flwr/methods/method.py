@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from lalora_flwr.adapter.form import AdapterForm
 from lalora_flwr.adapter.slots import Layout
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.methods.filters import NONE, Filter
+from lalora_flwr.methods.filters import NONE, Filter, filter_of
 from lalora_flwr.methods.merges import MEAN, Merge
 from lalora_flwr.methods.schedules import Later, Schedule, schedule_of
 from lalora_flwr.methods.secure_sum import SECURE_SUM
 from lalora_flwr.methods.transport import PLAIN, Transport
 from lalora_flwr.methods.travel import EVERYTHING, GradientsUp, Travel, Turn
 from lalora_flwr.settings import Settings
-from lalora_flwr.settings.choices import FILTERS, FORMS, MERGES, METHODS
+from lalora_flwr.settings.choices import FORMS, MERGES, METHODS
 from lalora_flwr.wire.public import Public
 
 MOST_LOOKED_AT = 1000  # rounds of a schedule
@@ -60,7 +60,7 @@ class Method:
         return replace(
             self,
             schedule=Later(chosen, 1) if settings.ridge_first else chosen,
-            filter=self.filter if filter == "auto" else FILTERS.get(filter, Filter),
+            filter=self.filter if filter == "auto" else filter_of(filter),
             merge=self.merge if merge == "auto" else MERGES.get(merge, Merge),
             average=self.average if settings.merge.average == "auto" else settings.merge.average == "ema",
             travel=GradientsUp(self.travel) if settings.server_steps else self.travel,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lalora_flwr.adapter.slots import Layout
-from lalora_flwr.methods.filters import State
+from lalora_flwr.methods.filters import Around, State
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.updates import Tensors
 from lalora_flwr.settings import Settings
@@ -62,7 +62,7 @@ class ServerStep:
                 parameter.grad = None
                 if name in gradients:
                     gradient = torch.from_numpy(np.array(gradients[name], dtype=np.float32))
-                    parameter.grad = self._filter(self._layout[name], gradient, self._memory.setdefault(name, {}))
+                    parameter.grad = self._filter(self._layout[name], gradient, self._memory.setdefault(name, {}), Around(noise))
         self._optimizer.step()
         return {name: self._parameters[name].detach().numpy().copy() for name in gradients}
 

@@ -50,16 +50,19 @@ SCHEDULES = Registry(
         "step": f"{_METHODS}.schedules:BY_STEP",
         "round": f"{_METHODS}.schedules:BY_ROUND",
     },
-    arguments=True,
+    arguments="step and round as step:<pattern>",
 )
 FILTERS = Registry(
     "filter.name",
     "lalora.filters",
     {
         "none": f"{_METHODS}.filters:NONE",
-        "gauss5": f"{_METHODS}.filters:GAUSS5",
-        "gauss5-permuted": f"{_METHODS}.filters:GAUSS5_PERMUTED",
+        "gauss5": f"{_METHODS}.smoothing:GAUSS5",
+        "gauss5-permuted": f"{_METHODS}.smoothing:GAUSS5_PERMUTED",
+        "gauss": f"{_METHODS}.smoothing:GAUSS",
+        "gauss-permuted": f"{_METHODS}.smoothing:GAUSS_PERMUTED",
     },
+    arguments="gauss and gauss-permuted as gauss:<width>",
 )
 MERGES = Registry(
     "merge.name",

@@ -50,15 +50,15 @@ class Key:
     @property
     def allowed(self) -> str:
         """What it takes in words, with the names of the registry as it is now; empty if any value of its type."""
-        return self.takes if self.registry is None else "one of " + ", ".join((*self.words, *self.registry.names()))
+        return self.takes if self.registry is None else "one of " + self.registry.listed(*self.words)
 
     def refusal(self, value: Value) -> str:
         """What a value of the right type must be instead; empty if it is allowed."""
         if self.registry is None:  # NaN fails every comparison, and so every check
             return "" if self.check(value) else self.takes
-        if self.registry.arguments:
-            return ""  # a name with an argument is judged by what it names, in `lalora_flwr.settings.rules`
         name = str(value)
+        if self.registry.arguments and name.partition(":")[0] in self.registry:
+            return ""  # the argument is judged by what the name stands for, in `lalora_flwr.settings.rules`
         if any(_is_word(name, word) for word in self.words) or name in self.registry:
             return ""
         return "one of " + self.registry.suggest(name, *self.words)

@@ -77,8 +77,10 @@ class FilterSettings:
 
     name: str = named(
         "auto",
-        "auto (the strategy's own); none; gauss5 (5-tap binomial along the features); gauss5-permuted (its control: the same "
-        "along the features in a fixed random order)",
+        "auto (the strategy's own); none; gauss5 (5-tap binomial along the features), gauss:W (W taps), gauss5-permuted and "
+        "gauss-permuted:W (their control: along the features in a fixed random order), gauss-adaptive (a width that follows the "
+        "noise); wiener (rank components shrunk by their share of noise); doppler, disk (low-pass over the steps: doppler:0.9, "
+        "disk:0.7)",
         FILTERS,
         "auto",
     )

@@ -7,15 +7,16 @@ on the embedded digits is best, whatever ε, the number of sites and who adds th
     η = min over the kinds that train of  WALK / (ν √T),  T being the steps in which the kind trains;
         at most MOST / C, since a clipped gradient is no longer than C;  without privacy PLAIN
 
-A momentum makes steps longer and a filter shorter; the rate makes up for both. `docs/results.md` has what
-the rule loses against tuned rates on other tasks.
+A momentum makes steps longer and a filter shorter; the rate makes up for both, of each kind by the slot that the filter smooths
+least. A filter over time spreads noise over steps and leaves the walk as long; one whose gain depends on the gradients is not
+made up for (`Filter.keeps`). `docs/results.md` has what the rule loses against tuned rates on other tasks.
 """
 
 from __future__ import annotations
 
 import math
 
-from lalora_flwr.adapter.slots import LORA_A, Layout
+from lalora_flwr.adapter.slots import LORA_A, Layout, Mask
 from lalora_flwr.methods.method import Method
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import Settings
@@ -56,15 +57,23 @@ def rate_for(settings: Settings, method: Method, layout: Layout, noise: float) -
     if method.own_rate:
         return method.own_rate
     with_a, others = _steps(settings, method, layout)
-    shorter = 1 / (_longer(settings, method) * math.sqrt(method.filter.keeps))
+    of_a, ever = layout.of(LORA_A), method.schedule.ever(layout)
+    shorter_a, shorter = _made_up(settings, method, layout, ever & of_a), _made_up(settings, method, layout, ever - of_a)
+    least = min(shorter_a if with_a else math.inf, shorter if others else math.inf)
     if not noise:
-        return PLAIN * shorter
-    rate = (MOST_WITH_A if with_a else MOST) / settings.privacy.clip_norm
+        return PLAIN * least
+    rate = min((MOST_WITH_A if with_a else MOST) / settings.privacy.clip_norm * least, LARGEST)
     if with_a:
-        rate = min(rate, WALK_A / (noise * math.sqrt(with_a)))
+        rate = min(rate, WALK_A / (noise * math.sqrt(with_a)) * shorter_a)
     if others:
-        rate = min(rate, (WALK_AVERAGED if method.average else WALK) / (noise * math.sqrt(others)))
-    return min(rate * shorter, LARGEST)
+        rate = min(rate, (WALK_AVERAGED if method.average else WALK) / (noise * math.sqrt(others)) * shorter)
+    return rate
+
+
+def _made_up(settings: Settings, method: Method, layout: Layout, slots: Mask) -> float:
+    """What the rate of some slots is multiplied with, for the momentum and for the filter of the one that it smooths least."""
+    kept = max((method.filter.kept(layout[name]) for name in slots), default=1.0)
+    return 1 / (_longer(settings, method) * math.sqrt(kept))
 
 
 def _longer(settings: Settings, method: Method) -> float:

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lalora_flwr.adapter.slots import HEAD, LORA_A, LORA_B, Slot
-from lalora_flwr.methods.filters import GAUSS5, GAUSS5_PERMUTED, NONE, Filter
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.methods.adaptive import WIDTHS
+from lalora_flwr.methods.filters import NONE, Around, Filter, filter_of
+from lalora_flwr.methods.smoothing import GAUSS5, GAUSS5_PERMUTED, own_share, smooth_rows
+from lalora_flwr.settings import settings_from
 from lalora_flwr.settings.choices import FILTERS
 from tests.algorithm1 import smooth
 from tests.reference import generator
@@ -20,11 +24,11 @@ HEADS = [Slot("weight", "head", HEAD, ()), Slot("bias", "head", HEAD, ())]
 
 
 def gauss5(slot: Slot, gradient: Tensor) -> Tensor:
-    return GAUSS5(slot, gradient, {})
+    return GAUSS5(slot, gradient, {}, Around())
 
 
 def gauss5_permuted(slot: Slot, gradient: Tensor) -> Tensor:
-    return GAUSS5_PERMUTED(slot, gradient, {})
+    return GAUSS5_PERMUTED(slot, gradient, {}, Around())
 
 
 def padded_convolution(x: np.ndarray) -> np.ndarray:
@@ -117,9 +121,71 @@ def test_shape_type_and_input_are_kept(name: Slot) -> None:
     assert torch.equal(x, before)
 
 
-def test_filter_none_changes_nothing_and_gauss5_is_registered() -> None:
+def test_filter_none_changes_nothing_and_every_filter_has_its_name() -> None:
     x = random(3, 5)
-    assert all(torch.equal(NONE(slot, x, {}), x) for slot in (A, B, *HEADS))
-    found = {name: FILTERS.get(name, Filter) for name in FILTERS.names()}
-    assert found == {"none": NONE, "gauss5": GAUSS5, "gauss5-permuted": GAUSS5_PERMUTED}
-    assert all(own.name == name and not own.remembers for name, own in found.items())
+    assert all(torch.equal(NONE(slot, x, {}, Around()), x) for slot in (A, B, *HEADS))
+    assert all(FILTERS.get(name, Filter).name == name for name in FILTERS.names())
+    assert (filter_of("none"), filter_of("gauss5"), filter_of("gauss5-permuted")) == (NONE, GAUSS5, GAUSS5_PERMUTED)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 20), st.integers(1, 40), st.integers(0, 2**31), st.booleans())
+def test_any_width_is_a_convolution_with_its_binomial(half: int, features: int, seed: int, permuted: bool) -> None:
+    width, x = 2 * half + 1, random(2, features, seed=seed)
+    filter = filter_of(f"gauss-permuted:{width}" if permuted else f"gauss:{width}")
+    order = torch.randperm(features, generator=generator(features)) if permuted else torch.arange(features)
+    rows = x[:, order].numpy()
+    taps = np.poly1d([0.5, 0.5]) ** (width - 1)  # ((1 + z) / 2)^(W - 1)
+    want = torch.empty_like(x)
+    padded = [np.pad(row, half, mode="symmetric") for row in rows]
+    want[:, order] = torch.from_numpy(np.stack([np.convolve(row, taps.coeffs, mode="valid") for row in padded]))
+    torch.testing.assert_close(filter(A, x, {}, Around()), want, rtol=0, atol=1e-12)
+    torch.testing.assert_close(filter(B, x.T.contiguous(), {}, Around()).T, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [3, 5, 17, 255])
+def test_any_width_keeps_constants_and_its_share_of_white_noise(width: int) -> None:
+    for kind in ("gauss", "gauss-permuted"):
+        filter = filter_of(f"{kind}:{width}")
+        for features in (1, 2, 4, 300):
+            x = torch.full((2, features), 2.5, dtype=torch.float64)
+            torch.testing.assert_close(filter(A, x, {}, Around()), x, rtol=1e-12, atol=0)
+        noise = random(40, 6_000)
+        left = filter(A, noise, {}, Around()).var() / noise.var()
+        assert float(left) == pytest.approx(filter.keeps, rel=0.03)
+        assert filter.kept(A) == filter.kept(B) == filter.keeps and filter.kept(HEADS[0]) == 1.0
+
+
+def test_five_taps_are_the_papers_filter() -> None:
+    x = torch.randn(4, 30, generator=generator())
+    for name in ("gauss", "gauss-permuted"):
+        one, other = filter_of(f"{name}:5"), filter_of(f"{name.replace('gauss', 'gauss5')}")
+        assert torch.equal(one(A, x, {}, Around()), other(A, x, {}, Around())) and one.keeps == other.keeps
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 50), st.sampled_from(WIDTHS))
+def test_the_trace_is_that_of_the_smoothing_matrix(features: int, width: int) -> None:
+    matrix = smooth_rows(torch.eye(features, dtype=torch.float64), width) if width > 1 else torch.eye(features)
+    assert own_share(features, width) == pytest.approx(float(matrix.trace()), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gauss", "gauss:<width> with an odd width from 3 to 255"),
+        ("gauss:4", "gauss:<width> with an odd width"),
+        ("gauss:05", "gauss:<width>"),
+        ("gauss:257", "gauss:<width>"),
+        ("gauss-permuted:-5", "gauss-permuted:<width>"),
+        ("gauss5:7", "gauss5, with nothing behind a colon"),
+        ("wiener:1", "wiener, with nothing behind a colon"),
+        ("doppler:1.0", "doppler, or with a number between 0 and 1, both excluded, as doppler:0.9"),
+        ("disk:0.0", "disk, or with a number between 0 and 1"),
+        ("disk:nan", "disk, or with a number between 0 and 1"),
+        ("gaus5", "one of auto, none, gauss5, .*; did you mean gauss5?"),
+    ],
+)
+def test_a_wrong_name_says_what_is_allowed(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=rf"filter\.name = '{name}': must be {reason}"):
+        settings_from({"filter.name": name})

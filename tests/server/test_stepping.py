@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout, Slot
 from lalora_flwr.engines.inline import run_inline
-from lalora_flwr.methods.filters import Filter, Nothing, State
+from lalora_flwr.methods.filters import Around, Filter, Nothing, State
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.server.stepping import ServerStep
 from tests.adapters import factor_of
@@ -59,7 +59,7 @@ class Twice(Filter):
     name = "twice"
     remembers = True
 
-    def __call__(self, slot: Slot, gradient: Tensor, state: State) -> Tensor:
+    def __call__(self, slot: Slot, gradient: Tensor, state: State, around: Around) -> Tensor:
         state["seen"] = state.get("seen", torch.zeros_like(gradient)) + gradient
         return state["seen"]
 

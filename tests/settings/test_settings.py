@@ -131,7 +131,7 @@ def test_a_whole_number_will_do_for_a_number() -> None:
         ("lora.head", "open"),
         ("data.partition", "shard"),
         ("data.beta", 0.0),
-        ("filter.name", "gauss"),
+        ("filter.name", "gaus"),
         # what only an attack on the arithmetic of a site could use
         ("lora.alpha", 4e-24),
         ("lora.alpha", 1e30),

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from lalora_flwr.methods.filters import Filter
+from lalora_flwr.methods.filters import filter_of
 from lalora_flwr.methods.schedules import schedule_of
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import TrainSettings
-from lalora_flwr.settings.choices import FILTERS
 from lalora_flwr.training.local import LocalRound, train_round
 from tests.reference import (
     Bench,
@@ -34,7 +33,7 @@ def serve(b: Bench, mechanism: Mechanism = PRIVATE, train: TrainSettings = STEPS
     """One round of LA-LoRA with fixed draws, unless told otherwise."""
     layout, server_round = b.learner.adapter.layout, choices.get("server_round", 1)
     masks = schedule_of(choices.get("schedule", "step:BA")).masks(layout, server_round, train.local_steps, {})
-    gradient_filter = FILTERS.get(choices.get("filter_name", "gauss5"), Filter)
+    gradient_filter = filter_of(choices.get("filter_name", "gauss5"))
     return train_round(
         b.learner,
         choices.get("records", b.records),

@@ -13,9 +13,10 @@ from flwr.app import Context
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lalora_flwr.adapter.slots import LORA_A, LORA_B
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.methods.filters import GAUSS5
 from lalora_flwr.methods.method import method_of
+from lalora_flwr.methods.smoothing import GAUSS5
 from lalora_flwr.privacy.noise import mechanism_for
 from lalora_flwr.server.counts import SiteCounts
 from lalora_flwr.server.plan import make_plan
@@ -54,7 +55,19 @@ def test_a_filter_and_a_momentum_are_made_up_for() -> None:
     server = sum((1 - mu**k) / (1 - mu) for k in range(1, 51)) / 50
     assert rate(0.1, **once, train__momentum=mu, train__step_at="server") == pytest.approx(rate(0.1, **once) / server)
     assert GAUSS5.keeps == pytest.approx(70 / 256)
-    assert rate(0.1, filter__name="gauss5") == pytest.approx(plain / math.sqrt(70 / 256))
+    of_head = WALK / (0.1 * math.sqrt(20))  # which the filter does not smooth, and which trains at every step
+    assert rate(0.1, filter__name="gauss5") == pytest.approx(of_head)
+    assert of_head < plain / math.sqrt(70 / 256)
+    for name in ("doppler", "disk", "wiener", "gauss-adaptive"):
+        assert rate(0.1, filter__name=name) == plain
+
+
+def test_a_filter_is_made_up_for_where_all_is_smoothed() -> None:
+    own = LAYOUT.only(LAYOUT.of(LORA_A, LORA_B))
+    for name, keeps in (("gauss5", 70 / 256), ("gauss:3", 6 / 16), ("gauss-permuted:3", 6 / 16)):
+        plain, smoothed = (small(Path("x"), **{**BASE, "filter__name": one}) for one in ("none", name))
+        rates = [rate_for(keys, method_of(keys), own, noise) for keys in (plain, smoothed) for noise in (0.1, 0.0, 1e-9)]
+        assert rates[3:] == pytest.approx([one / math.sqrt(keeps) for one in rates[:3]])
 
 
 def test_little_noise_does_not_make_it_large() -> None:

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from lalora_flwr.adapter.slots import Slot
-from lalora_flwr.methods.filters import Filter, State
+from lalora_flwr.methods.filters import Around, Filter, State
 
 
 class Momentum(Filter):
     name = "probe-momentum"
     remembers = True
 
-    def __call__(self, slot: Slot, gradient: Tensor, state: State) -> Tensor:
+    def __call__(self, slot: Slot, gradient: Tensor, state: State, around: Around) -> Tensor:
         state["velocity"] = 0.8 * state.get("velocity", torch.zeros_like(gradient)) + gradient
         return state["velocity"]
 
