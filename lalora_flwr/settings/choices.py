@@ -61,6 +61,8 @@ FILTERS = Registry(
         "gauss5-permuted": f"{_METHODS}.smoothing:GAUSS5_PERMUTED",
         "gauss": f"{_METHODS}.smoothing:GAUSS",
         "gauss-permuted": f"{_METHODS}.smoothing:GAUSS_PERMUTED",
+        "gauss-adaptive": f"{_METHODS}.adaptive:ADAPTIVE",
+        "wiener": f"{_METHODS}.wiener:WIENER",
     },
     arguments="gauss and gauss-permuted as gauss:<width>",
 )
