@@ -63,6 +63,8 @@ FILTERS = Registry(
         "gauss-permuted": f"{_METHODS}.smoothing:GAUSS_PERMUTED",
         "gauss-adaptive": f"{_METHODS}.adaptive:ADAPTIVE",
         "wiener": f"{_METHODS}.wiener:WIENER",
+        "doppler": f"{_METHODS}.over_time:DOPPLER",
+        "disk": f"{_METHODS}.over_time:DISK",
     },
     arguments="gauss and gauss-permuted as gauss:<width>",
 )
