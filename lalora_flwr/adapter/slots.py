@@ -89,13 +89,19 @@ class Layout(Mapping[str, Slot]):
             raise KeyError(f"not part of this adapter: {', '.join(unknown[:8])}")
         return Layout(slot for name, slot in self.items() if name in wanted)
 
-    def resized(self, part: str, *, axis: int, size: int) -> Layout:
-        """With another size along an axis of every slot of a part: ``resized(LORA_A, axis=0, size=2)`` keeps two rows."""
+    def resized(self, part: str, *, axis: int, size: int, layer: str | None = None) -> Layout:
+        """With another size along an axis of every slot of a part, of one layer if it is named.
+
+        ``resized(LORA_A, axis=0, size=2)`` keeps two rows.
+        """
 
         def shape(slot: Slot) -> tuple[int, ...]:
             return (*slot.shape[:axis], size, *slot.shape[axis + 1 :])
 
-        return Layout(replace(slot, shape=shape(slot)) if slot.part == part else slot for slot in self.values())
+        return Layout(
+            replace(slot, shape=shape(slot)) if slot.part == part and layer in (None, slot.layer) else slot
+            for slot in self.values()
+        )
 
 
 def corner(tensor: Tensor, slot: Slot) -> Tensor:

@@ -27,7 +27,7 @@ from lalora_flwr.methods.updates import Tensors, Updates
 class Turned(Mean):
     """The mean, expressed in other factors of the same product."""
 
-    takes_gradients = False
+    takes_gradients, rewrites = False, True
 
     def __init__(self, name: str, *, split: bool) -> None:
         """

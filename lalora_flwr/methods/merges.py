@@ -74,12 +74,14 @@ class Merge:
     Attributes:
         name: as ``merge.name`` and summaries write it.
         takes_gradients: whether it makes as good sense of gradients as of adapters, as what works on each coordinate does.
+        rewrites: whether it expresses the adapter in other factors (`Merged.rewritten`), whose gradients are not those of before.
         needs_each: whether it looks at single updates; if not, their sum is all that it uses, and a transport may hide the rest.
     """
 
     name: str = ""
     needs_each: bool = True
     takes_gradients: bool = False
+    rewrites: bool = False
 
     def least_updates(self, settings: MergeSettings) -> int:
         """With fewer updates in a round the run stops."""

@@ -114,6 +114,11 @@ class Method:
             raise ConfigError(f"merge.name = {name!r}: needs {needed} sites a round, but {settings.sites_per_round} are drawn")
         if settings.server_steps and not own.merge.takes_gradients:
             raise ConfigError(f"merge.name = {name!r}: combines adapters, and no gradients as where the server takes the step")
+        if own.merge.rewrites and own.filter.remembers:
+            raise ConfigError(
+                f"filter.name = {settings.filter.name!r}: {own.filter.name} remembers gradients, of factors that {name!r} turns "
+                "after each round; choose a filter without a memory, such as none"
+            )
         if own.transport.hides_updates and own.merge.needs_each:
             raise ConfigError(f"merge.name = {name!r}: needs every site's update, but {own.transport.name} shows their sum only")
         if own.transport.hides_updates and settings.merge.max_update_norm:

@@ -61,6 +61,14 @@ class Schedule:
         """The slots that train in some round of a long enough run; the others stay as the seed draws them."""
         return layout.names
 
+    def within(self, layout: Layout, directive: Public) -> Layout:
+        """The slots that a round works with under a directive: all of them, each whole or a leading corner of it.
+
+        What is left out of a corner must not matter to the model, as components beyond the rank whose B is zero: a site neither
+        runs, clips nor noises it.
+        """
+        return layout
+
     def by_round(self) -> Schedule:
         """The same where a round is one local step, so that what advances by step advances by round."""
         return self
@@ -131,6 +139,9 @@ class Later(Schedule):
 
     def ever(self, layout: Layout) -> Mask:
         return self._schedule.ever(layout)
+
+    def within(self, layout: Layout, directive: Public) -> Layout:
+        return self._schedule.within(layout, directive)
 
     def accepts(self, layout: Layout, directive: Public) -> bool:
         return self._schedule.accepts(layout, directive)

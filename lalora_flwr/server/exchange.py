@@ -102,7 +102,7 @@ class Conversation:
         self._views: dict[Layout, _View] = {}
 
     def _view(self, profile: Profile) -> _View:
-        held = self._method.travel.held(self._layout, profile)
+        held = self._method.schedule.within(self._method.travel.held(self._layout, profile), self.directive)
         if held not in self._views:
             steps = self._settings.train.local_steps
             turn = self._method.turn(held, self.exchange.server_round, steps, self.directive)

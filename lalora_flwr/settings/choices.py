@@ -35,6 +35,7 @@ METHODS = Registry(
         "steady-lora": f"{_METHODS}.steady_lora:METHOD",
         "fedsvd": f"{_METHODS}.fedsvd:METHOD",
         "fedask": f"{_METHODS}.fedsvd:FEDASK",
+        "dynamic-rank": f"{_METHODS}.dynamic_rank:METHOD",
     },
 )
 FORMS = Registry(

@@ -180,6 +180,7 @@ def _start(
     layout = method.travel.held(learner.adapter.layout, site.profile)
     if not method.schedule.accepts(layout, order.directive) or not method.transport.accepts(order.exchange):
         raise SiteRefusal("order: its directive or its exchange is not one of the run's method")
+    layout = method.schedule.within(layout, order.directive)
     steps = settings.train.local_steps
     masks = method.schedule.masks(layout, order.server_round, steps, order.directive)
     if any(not mask or mask - layout.names for mask in masks):

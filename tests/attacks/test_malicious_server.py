@@ -210,7 +210,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     """A run-config: a core that is mostly sane, with one or two wild values anywhere."""
     alpha, clip_norm = draw(mostly((4.0, 1.0), st.one_of(st.tuples(within(-1, 3), within(-2, 2)), SCALES), 2))
     run: dict[str, Any] = {
-        "strategy": draw(st.sampled_from(["la-lora", "dp-lora", "ffa-lora", "rolora"])),
+        "strategy": draw(st.sampled_from(["la-lora", "dp-lora", "ffa-lora", "rolora", "dynamic-rank"])),
         "lora.alpha": alpha,
         "lora.head": draw(st.sampled_from(["auto", "frozen", "trained", "ridge"])),
         "lora.schedule": draw(
@@ -270,7 +270,9 @@ def wild(name: str) -> st.SearchStrategy[Any]:
 def attacks(draw: st.DrawFn) -> Attack:
     fields = {
         "server_round": st.sampled_from([1, 2, 0, -1, 10**18]),
-        "directive": st.sampled_from([{}, {"mask": []}, {"schedule": "A"}, {"lr": 1e30}, {"": None}]),
+        "directive": st.sampled_from(
+            [{}, {"mask": []}, {"ranks": {}}, {"ranks": {"x": 1}}, {"schedule": "A"}, {"lr": 1e30}, {"": None}]
+        ),
         "exchange": st.sampled_from([{}, {"sites": []}, {"share": 0.0}, {"": {}}]),
         "counted_steps": st.sampled_from([0, 1, -1, -(10**18), 10**18]),
         "counted_before": st.sampled_from([0, 1, -1, 10**18]),
