@@ -97,6 +97,7 @@ class Server:
         keep = min(int((np.sqrt(self.walked) * (np.sqrt(M) + np.sqrt(k)) < S).sum()) + 1, RANK)
         rank = RANK if server_round % 5 == 0 else keep
         assert merged.directive == {RANKS: {"x": rank}} and merged.rewritten
+        assert float(merged.memory.tensors["b"]) == pytest.approx(self.walked, rel=1e-4)
         product = merged.tensors["b"].astype(np.float64) @ merged.tensors["a"]
         shown = min(keep, k)
         np.testing.assert_allclose(product, (U[:, :shown] * S[:shown]) @ W[:shown], atol=1e-5)
