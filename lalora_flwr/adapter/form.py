@@ -21,7 +21,9 @@ from lalora_flwr.settings import LoraSettings
 
 
 class Adapter:
-    """A frozen model with what is trained on top of it. Whoever made it owns it; nobody else holds the model.
+    """A frozen model with what is trained on top of it, and what the server alone changes there.
+
+    Whoever made it owns it; nobody else holds the model.
 
     Attributes:
         model: runs the base model with the adapter in it.
@@ -91,7 +93,7 @@ class Adapter:
     @property
     def trainable(self) -> Mask:
         """The slots that may train; the others are public facts that travel with them."""
-        return self.layout.names
+        return self.layout.trainable
 
     def prepared(self, base: BaseModel, public: RecordSet) -> dict[str, Tensor]:
         """The adapter that a run starts from: as it was drawn, unless the server makes it of public records."""

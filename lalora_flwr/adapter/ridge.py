@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from lalora_flwr.adapter.form import Adapter, AdapterForm
 from lalora_flwr.adapter.lora import refuse_batch_norm
 from lalora_flwr.adapter.peft_folder import HEAD_FILE, head_tensors
-from lalora_flwr.adapter.slots import Mask, Slot
+from lalora_flwr.adapter.slots import Slot
 from lalora_flwr.data.inputs import Inputs, to_device
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.ground.errors import ConfigError
@@ -163,11 +163,8 @@ class RidgeAdapter(Adapter):
     def __init__(self, base: BaseModel, layer: RidgeLayer, path: str) -> None:
         self._base, self._layer, self._path = base, layer, path
         parts = {GRAM: layer.gram, CROSS: layer.cross, CENTRE: layer.centre}
-        super().__init__(base.module, {Slot(f"{path}.{part}", path, part, tuple(p.shape)): p for part, p in parts.items()})
-
-    @property
-    def trainable(self) -> Mask:
-        return self.layout.of(GRAM, CROSS)
+        slots = {Slot(f"{path}.{part}", path, part, tuple(p.shape), frozen=part == CENTRE): p for part, p in parts.items()}
+        super().__init__(base.module, slots)
 
     @torch.inference_mode()
     def prepared(self, base: BaseModel, public: RecordSet) -> dict[str, Tensor]:

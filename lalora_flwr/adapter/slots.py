@@ -15,7 +15,7 @@ LORA_A, LORA_B, HEAD = "lora_A", "lora_B", "head"  # parts that this package kno
 
 @dataclass(frozen=True)
 class Slot:
-    """One trained tensor.
+    """One tensor of an adapter.
 
     Attributes:
         name: its name in messages, checkpoints and adapter folders; PEFT's own where PEFT knows the form.
@@ -23,6 +23,7 @@ class Slot:
         part: its role in the layer: ``lora_A``, ``lora_B``, ``head``, ``bias``, …
         shape: of the tensor.
         feature_axis: the axis along which neighbours are features of one kind, for filters; None if there is none.
+        frozen: it never trains: no site has a gradient of it, and only the server may change it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Slot:
     part: str
     shape: tuple[int, ...]
     feature_axis: int | None = None
+    frozen: bool = False
 
 
 Mask = frozenset[str]  # names of slots
@@ -70,6 +72,11 @@ class Layout(Mapping[str, Slot]):
         return frozenset(self._slots)
 
     @property
+    def trainable(self) -> Mask:
+        """The slots that may train."""
+        return frozenset(name for name, slot in self.items() if not slot.frozen)
+
+    @property
     def parts(self) -> frozenset[str]:
         """The roles that there are."""
         return frozenset(slot.part for slot in self.values())
@@ -102,6 +109,16 @@ class Layout(Mapping[str, Slot]):
             replace(slot, shape=shape(slot)) if slot.part == part and layer in (None, slot.layer) else slot
             for slot in self.values()
         )
+
+
+def factors_of(layout: Layout) -> Iterator[tuple[str, str]]:
+    """The names of the slots of A and B of each layer that has both, in the order of the layers."""
+    parts: dict[str, dict[str, str]] = {}
+    for name, slot in layout.items():
+        parts.setdefault(slot.layer, {})[slot.part] = name
+    for own in parts.values():
+        if LORA_A in own and LORA_B in own:
+            yield own[LORA_A], own[LORA_B]
 
 
 def corner(tensor: Tensor, slot: Slot) -> Tensor:

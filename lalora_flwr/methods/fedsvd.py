@@ -11,12 +11,10 @@ as published. Left out: FedSVD's choice of how seldom to turn (the paper turns e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
-from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout
+from lalora_flwr.adapter.slots import factors_of
 from lalora_flwr.methods.merges import Mean, Memory, Merged, Now
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.schedules import ONLY_B
@@ -69,16 +67,6 @@ def _padded(value: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.fl
     whole = np.zeros(shape)
     whole[: value.shape[0], : value.shape[1]] = value
     return whole
-
-
-def factors_of(layout: Layout) -> Iterator[tuple[str, str]]:
-    """The names of the slots of A and B of each layer that has both."""
-    parts: dict[str, dict[str, str]] = {}
-    for name, slot in layout.items():
-        parts.setdefault(slot.layer, {})[slot.part] = name
-    for own in parts.values():
-        if LORA_A in own and LORA_B in own:
-            yield own[LORA_A], own[LORA_B]
 
 
 METHOD = Method(schedule=ONLY_B, travel=EVERYTHING_DOWN, merge=Turned("svd", split=False))

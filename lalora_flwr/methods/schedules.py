@@ -59,7 +59,7 @@ class Schedule:
 
     def ever(self, layout: Layout) -> Mask:
         """The slots that train in some round of a long enough run; the others stay as the seed draws them."""
-        return layout.names
+        return layout.trainable
 
     def within(self, layout: Layout, directive: Public) -> Layout:
         """The slots that a round works with under a directive: all of them, each whole or a leading corner of it.
@@ -107,8 +107,9 @@ class Pattern(Schedule):
     def fits(self, layout: Layout) -> None:
         if self.pattern == ("AB",):
             return
+        trained = layout.only(layout.trainable).parts
         for letter in sorted(set("".join(self.pattern))):
-            if FACTORS[letter] not in layout.parts:
+            if FACTORS[letter] not in trained:
                 raise ConfigError(f"lora.schedule = {self.text!r}: the form trains no {FACTORS[letter]}; take 'both'")
 
     def mask(self, layout: Layout, server_round: int, step: int, directive: Public) -> Mask:
@@ -121,7 +122,7 @@ class Pattern(Schedule):
 
 def _with(layout: Layout, letters: str) -> Mask:
     still = [part for letter, part in FACTORS.items() if letter not in letters]
-    return layout.names - layout.of(*still)
+    return layout.trainable - layout.of(*still)
 
 
 class Later(Schedule):

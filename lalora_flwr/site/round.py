@@ -183,7 +183,7 @@ def _start(
     layout = method.schedule.within(layout, order.directive)
     steps = settings.train.local_steps
     masks = method.schedule.masks(layout, order.server_round, steps, order.directive)
-    if any(not mask or mask - layout.names for mask in masks):
+    if any(not mask or mask - layout.trainable for mask in masks):
         raise SiteRefusal("order: a step would train nothing, or what the adapter does not have")
     turn = method.turn(layout, order.server_round, steps, order.directive)
     arrays = content.get(ARRAYS)
