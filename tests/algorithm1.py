@@ -43,6 +43,7 @@ class Algorithm1:
     decay: float = 0.0
     adamw: bool = False
     head: bool = False
+    damping: float = 0.0  # δ of Theorem 2's step; 0: it is not taken
     gamma: float = 0.0  # AUTO-S (arXiv 2206.07136, Algorithm 1): divide by the norm plus this
 
 
@@ -100,6 +101,7 @@ def algorithm_1(w: dict[str, Tensor], scale: float, data: Records, run: Algorith
             if run.gamma and run.sigma:
                 shrink = (joint_norm(g) + run.gamma) / run.clip_norm
             total = {n: total[n] + g[n] / shrink for n in active}
+        found = {n: w[n].clone() for n in w}
         for n in active:
             noise = run.sigma * run.clip_norm * source.normal(w[n].shape).double()
             g_hat = (total[n] + noise) / (run.q * len(data))
@@ -107,5 +109,9 @@ def algorithm_1(w: dict[str, Tensor], scale: float, data: Records, run: Algorith
                 g_hat = torch.tensor(np.stack([smooth(row) for row in g_hat.numpy()]))
             elif run.filtered and n.endswith(".B"):  # each column, along the output features
                 g_hat = torch.tensor(np.stack([smooth(column) for column in g_hat.numpy().T]).T)
+            if run.damping and n[-2:] in (".A", ".B"):  # g_B (A Aᵀ + δ I)⁻¹ and (Bᵀ B + δ I)⁻¹ g_A
+                A, B = found[n[:-1] + "A"], found[n[:-1] + "B"]
+                square = (A @ A.T if n.endswith(".B") else B.T @ B) + run.damping * torch.eye(len(A), dtype=torch.float64)
+                g_hat = g_hat @ torch.inverse(square) if n.endswith(".B") else torch.inverse(square) @ g_hat
             w[n] = descend(w[n], g_hat, memory[n], run)
         yield

@@ -6,6 +6,7 @@ Values of the run-config key ``filter.name``:
     gauss5  gauss:W      low-pass filter along the features, of W taps (`smoothing`); …-permuted: its control
     gauss-adaptive       the same of a width that follows the noise (`adaptive`)
     wiener               each rank component shrunk by how much of it is noise (`wiener`)
+    precondition         the step of LA-LoRA's Theorem 2 (`precondition`)
     doppler  doppler:β   low-pass filter over the steps; disk, disk:κ: an average over them (`over_time`)
 """
 
@@ -15,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from lalora_flwr.adapter.slots import Slot
+from lalora_flwr.adapter.slots import Layout, Slot, factors_of
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings.choices import FILTERS
 
@@ -31,28 +32,37 @@ class Around:
 
     Attributes:
         noise: standard deviation of the noise on each entry of the gradient, independent of all others; 0 without privacy.
+        other: the layer's other factor as the step finds it, float32; None if the slot is no factor. Must not be changed.
     """
 
     noise: float = 0.0
+    other: Tensor | None = None
 
 
 class Filter:
     """What happens to the noised gradient of one slot before the optimizer's step.
 
-    Guarantee: post-processing. A filter gets released gradients, its own memory of them and public constants, nothing else of
-    a site.
+    Guarantee: post-processing. A filter gets released gradients, its own memory of them, what they made of
+    the layer's other factor, and public constants, nothing else of a site.
 
     Attributes:
         name: with its argument, as ``filter.name`` and summaries write it.
         remembers: whether it keeps state; sites then carry it from round to round.
         keeps: share that is left of the variance of a walk whose steps are white noise, as far as it is known: of any one entry,
             over many more steps than the filter remembers. 1 where it depends on the gradients; the learning rate by rule is
-            then no longer than without the filter.
+            then no longer than without the filter. 0 where it may be above 1: a run then has to name its rate.
     """
 
     name: str = ""
     remembers: bool = False
     keeps: float = 1.0
+
+    def fits(self, layout: Layout) -> None:
+        """Check that there is something for it to do.
+
+        Raises:
+            ConfigError: if there is not.
+        """
 
     def parse(self, argument: str) -> Filter:
         """The filter of this kind with an argument, the text behind the colon.
@@ -111,6 +121,11 @@ class Share(Filter):
         if argument and not (re.fullmatch(r"0\.\d{1,6}", argument) and float(argument)):
             raise ValueError(f"{self._kind}, or with a number between 0 and 1, both excluded, as {self._kind}:{self._usual}")
         return type(self)(self._kind, self._usual, argument)
+
+
+def others_of(layout: Layout) -> dict[str, str]:
+    """The other factor of each factor, by name."""
+    return {one: other for pair in factors_of(layout) for one, other in (pair, pair[::-1])}
 
 
 def remembered(state: State, name: str, like: Tensor) -> Tensor:

@@ -87,9 +87,10 @@ class Method:
         """Refuse a run whose steps would spend budget and move nothing, since none of them trains what starts at zero.
 
         Raises:
-            ConfigError: the schedule does not fit the form, or never trains the form's gate.
+            ConfigError: the schedule or the filter does not fit the form, or never trains the form's gate.
         """
         self.schedule.fits(layout)
+        self.filter.fits(layout)
         gate, directive = layout.of(FORMS.get(self.form, AdapterForm).gate), self.merge.start(layout)
         trained = self.schedule.ever(layout)
         if not directive:  # else later rounds may train other slots than the first
@@ -118,6 +119,10 @@ class Method:
             raise ConfigError(
                 f"filter.name = {settings.filter.name!r}: {own.filter.name} remembers gradients, of factors that {name!r} turns "
                 "after each round; choose a filter without a memory, such as none"
+            )
+        if not (own.filter.keeps or own.own_rate or settings.train.lr):
+            raise ConfigError(
+                f"train.lr = 0: the rule does not know what filter.name = {own.filter.name!r} leaves of the noise; choose a rate"
             )
         if own.transport.hides_updates and own.merge.needs_each:
             raise ConfigError(f"merge.name = {name!r}: needs every site's update, but {own.transport.name} shows their sum only")

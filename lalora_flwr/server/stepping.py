@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lalora_flwr.adapter.slots import Layout
-from lalora_flwr.methods.filters import Around, State
+from lalora_flwr.methods.filters import Around, State, others_of
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.updates import Tensors
 from lalora_flwr.settings import Settings
@@ -38,6 +38,7 @@ class ServerStep:
         self._parameters = {name: nn.Parameter(torch.zeros(slot.shape)) for name, slot in layout.items()}
         self._optimizer = make_optimizer(self._parameters.values(), settings.train)
         self._memory: dict[str, State] = {}
+        self._others = others_of(layout)
 
     def rate(self, server_round: int, noise: float) -> float:
         """The learning rate of a round, from 1, whose mean gradient has this noise."""
@@ -60,9 +61,11 @@ class ServerStep:
             for name, parameter in self._parameters.items():
                 parameter.copy_(torch.from_numpy(np.array(current[name], dtype=np.float32)))
                 parameter.grad = None
-                if name in gradients:
-                    gradient = torch.from_numpy(np.array(gradients[name], dtype=np.float32))
-                    parameter.grad = self._filter(self._layout[name], gradient, self._memory.setdefault(name, {}), Around(noise))
+            for name in (name for name in self._parameters if name in gradients):
+                gradient = torch.from_numpy(np.array(gradients[name], dtype=np.float32))
+                around = Around(noise, self._parameters[self._others[name]].detach() if name in self._others else None)
+                filtered = self._filter(self._layout[name], gradient, self._memory.setdefault(name, {}), around)
+                self._parameters[name].grad = filtered
         self._optimizer.step()
         return {name: self._parameters[name].detach().numpy().copy() for name in gradients}
 

@@ -64,6 +64,7 @@ FILTERS = Registry(
         "gauss-permuted": f"{_METHODS}.smoothing:GAUSS_PERMUTED",
         "gauss-adaptive": f"{_METHODS}.adaptive:ADAPTIVE",
         "wiener": f"{_METHODS}.wiener:WIENER",
+        "precondition": f"{_METHODS}.precondition:PRECONDITION",
         "doppler": f"{_METHODS}.over_time:DOPPLER",
         "disk": f"{_METHODS}.over_time:DISK",
     },

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lalora_flwr.adapter.slots import Layout, Mask
 from lalora_flwr.data.inputs import Inputs, to_device
 from lalora_flwr.data.records import RecordSet
-from lalora_flwr.methods.filters import Around, Filter, State
+from lalora_flwr.methods.filters import Around, Filter, State, others_of
 from lalora_flwr.privacy.counting import Ledger
 from lalora_flwr.privacy.mechanism import Mechanism, PrivateSum
 from lalora_flwr.privacy.randomness import RandomSource, poisson_sample
@@ -133,12 +133,13 @@ def train_round(
     train, adapter = what.train, learner.adapter
     ledger.reserve(mechanism.noise_multiplier, mechanism.sample_rate, train.local_steps)
     optimizer = make_optimizer(adapter.parameters.values(), train)
-    steps = _Steps(learner, records, what, mechanism, source, make_sum)
-    around = Around(mechanism.noise_std / mechanism.expected_batch)
+    steps, others = _Steps(learner, records, what, mechanism, source, make_sum), others_of(what.layout)
+    noise = mechanism.noise_std / mechanism.expected_batch
     for step in range(train.local_steps):
         total, active = steps.collected(step)
         gradient = total.release(ledger, source)
         for name, parameter in active.items():
+            around = Around(noise, adapter.parameters[others[name]].detach() if name in others else None)
             parameter.grad = what.filter(what.layout[name], gradient[name], memory.setdefault(name, {}), around)
         optimizer.step()
         steps.not_finite += total.not_finite

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lalora_flwr.methods.precondition import DAMPING
 from lalora_flwr.methods.schedules import schedule_of
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import TrainSettings
@@ -85,6 +86,19 @@ def test_other_schedules_and_filters(
 ) -> None:
     run = replace(for_mechanism(LA_LORA, mechanism), order=order, filtered=filter_name == "gauss5")
     follows(bench(), run, mechanism, STEPS, schedule=schedule, filter_name=filter_name, server_round=server_round)
+
+
+@SIGMAS
+@pytest.mark.parametrize(("schedule", "order"), [("step:BA", "BA"), ("step:AB", "AB"), ("both", "*"), ("B", "B")])
+@pytest.mark.parametrize("head", ["frozen", "trained"])
+def test_the_step_of_theorem_2_uses_the_other_factor_as_it_is_then(
+    mechanism: Mechanism, schedule: str, order: str, head: str
+) -> None:
+    run = replace(for_mechanism(LA_LORA, mechanism), order=order, filtered=False, damping=DAMPING, eta=0.05)
+    train = replace(STEPS, lr=0.05)
+    follows(
+        bench(head=head), replace(run, head=head == "trained"), mechanism, train, schedule=schedule, filter_name="precondition"
+    )
 
 
 @SIGMAS
