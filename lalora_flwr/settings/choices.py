@@ -22,7 +22,7 @@ class ChecksSettings(Protocol):
         """
 
 
-_METHODS = "lalora_flwr.methods"
+_ADAPTER, _METHODS = "lalora_flwr.adapter", "lalora_flwr.methods"
 METHODS = Registry(
     "strategy",
     "lalora.methods",
@@ -35,11 +35,17 @@ METHODS = Registry(
         "steady-lora": f"{_METHODS}.steady_lora:METHOD",
         "fedsvd": f"{_METHODS}.fedsvd:METHOD",
         "fedask": f"{_METHODS}.fedsvd:FEDASK",
+        "fedrot-lora": f"{_METHODS}.fedrot:METHOD",
         "dynamic-rank": f"{_METHODS}.dynamic_rank:METHOD",
     },
 )
 FORMS = Registry(
-    "form", "lalora.forms", {"lora": "lalora_flwr.adapter.lora:LORA", "ridge-head": "lalora_flwr.adapter.ridge:RIDGE_HEAD"}
+    "form",
+    "lalora.forms",
+    {
+        "lora": f"{_ADAPTER}.lora:LORA",
+        "ridge-head": f"{_ADAPTER}.ridge:RIDGE_HEAD",
+    },
 )
 SCHEDULES = Registry(
     "lora.schedule",
