@@ -150,8 +150,9 @@ def report(folder: Path, console: Console) -> None:
     """The result in three lines."""
     summary = Summary.from_json(json.loads((folder / SUMMARY).read_text()))
     name = HEADLINES[summary.metric]
+    over = "one site held all records" if summary.centralised else "largest over sites"
     guarantee = (
-        f"ε = {summary.epsilon:.3f} at δ = {summary.delta:g} (largest over sites"
+        f"ε = {summary.epsilon:.3f} at δ = {summary.delta:g} ({over}"
         + (", seeded: describes the mechanism, not this run's secrecy)" if summary.seeded else ")")
         if summary.private
         else "NON-PRIVATE"

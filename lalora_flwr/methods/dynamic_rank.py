@@ -25,9 +25,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout, Mask
+from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout, Mask, factors_of
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.methods.fedsvd import factors_of
 from lalora_flwr.methods.merges import Memory, Merge, Merged, Now
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.schedules import Schedule

@@ -77,12 +77,13 @@ def _front(summary: Summary, base: BaseModel) -> str:
 
 def _method(summary: Summary, settings: Settings) -> str:
     train, lora = settings.train, settings.lora
-    sites, rounds = _count(settings.num_supernodes, "site"), _count(summary.rounds, "round")
+    sites = "on one site that held all records," if summary.centralised else f"across {settings.num_supernodes} sites"
+    rounds = _count(summary.rounds, "round")
     steps = f"{_count(train.local_steps, 'local step')} with an expected batch of {train.batch_size}, rank {lora.rank}"
     if settings.ridge_first:
         rounds = f"one round that released a ridge head from all records, then {_count(summary.rounds - 1, 'round')}"
     return (
-        f"An adapter of `{summary.model}`, trained across {sites} with the method `{summary.strategy}` on `{summary.data}`: "
+        f"An adapter of `{summary.model}`, trained {sites} with the method `{summary.strategy}` on `{summary.data}`: "
         f"{rounds} of {steps}, seed {summary.seed}."
     )
 

@@ -119,6 +119,7 @@ class Summary:
             server, ``epsilon_alone`` if all others do; attempts that were thrown away.
         leaks: which numbers of this summary ε does not cover.
         site_accuracy_is: what makes ``site_accuracy`` private.
+        centralised: whether the run had one site, which held all records.
         failures: of sites, over all rounds.
         peak_memory_mb: of the server's process.
         sites: by number.
@@ -157,6 +158,7 @@ class Summary:
     seeded: bool = False
     leaks: str = field(default="", metadata=IF_SET)
     site_accuracy_is: str = field(default="", metadata=IF_SET)
+    centralised: bool | None = field(default=None, metadata=IF_SET)
     failures: int = 0
     bytes_up: int = 0
     bytes_down: int = 0

@@ -72,6 +72,7 @@ def summary_of(
         seeded=not counts.real,
         leaks=SITE_ACCURACY_LEAK if settings.evaluate_sites and exact else "",
         site_accuracy_is=SITE_ACCURACY_NOISED if settings.evaluate_sites and not exact else "",
+        centralised=True if settings.num_supernodes == 1 else None,
         failures=sum(line.failures for line in rounds),
         bytes_up=sum(line.bytes_up for line in rounds),
         bytes_down=sum(line.bytes_down for line in rounds),

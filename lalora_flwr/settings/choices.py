@@ -36,6 +36,7 @@ METHODS = Registry(
         "fedsvd": f"{_METHODS}.fedsvd:METHOD",
         "fedask": f"{_METHODS}.fedsvd:FEDASK",
         "fedrot-lora": f"{_METHODS}.fedrot:METHOD",
+        "central-dp-lora": f"{_METHODS}.central:METHOD",
         "dynamic-rank": f"{_METHODS}.dynamic_rank:METHOD",
     },
 )

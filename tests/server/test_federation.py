@@ -17,11 +17,12 @@ from tests.conftest import (
 from tests.server.federations import assert_equal, changed, mean_of
 from tests.sites import servers_learner
 
+NEEDED = {"steady-lora": {"train__local_steps": 1}, "central-dp-lora": {"num_supernodes": 1}}
+
 
 @pytest.mark.parametrize("strategy", [name for name in METHODS.names() if METHODS.get(name, Method).merge is MEAN])
 def test_the_next_rounds_adapter_is_the_mean_of_the_replies(strategy: str, finished: Callable[..., Finished]) -> None:
-    steps = {"train__local_steps": 1} if strategy == "steady-lora" else {}
-    run = finished(strategy=strategy, **steps)
+    run = finished(strategy=strategy, **NEEDED.get(strategy, {}))
     first, second = run.spy.training(1), run.spy.training(2)
     for order, _ in second:
         received = arrays_of(order)
