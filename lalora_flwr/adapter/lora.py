@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.pytorch_utils import Conv1D
 
 from lalora_flwr.adapter.form import Adapter, AdapterForm
+from lalora_flwr.adapter.lora_export import Factors, write_factors
 from lalora_flwr.adapter.peft_folder import WRAPPED, finish_folder
 from lalora_flwr.adapter.slots import HEAD, LORA_A, LORA_B, Slot
 from lalora_flwr.ground.errors import ConfigError
@@ -113,11 +114,23 @@ class LoraAdapter(Adapter):
         self._base, self._trained = base, trains_head(base, lora)
         self._scale = lora.rank / lora.alpha
         slots, self.of_base = {}, {}
-        for slot, parameter, own in _slots(model):
+        for slot, parameter, own in _slots(model, self.roles):
             slots[slot] = parameter
             if own:
                 self.of_base[own] = slot.name
         super().__init__(model, slots)
+
+    def roles(self, name: str, layer: str, module: LoraLayer) -> Iterator[tuple[Slot, nn.Parameter]]:
+        """The slots of an adapted layer and their parameters.
+
+        Args:
+            name: of the layer in the model with its adapter.
+            layer: in the base model.
+            module: PEFT's layer.
+        """
+        for part, axis in ((LORA_A, 1), (LORA_B, 0)):
+            weight = getattr(module, part)[DEFAULT].weight
+            yield Slot(f"{name}.{part}.weight", layer, part, tuple(weight.shape), axis), weight
 
     @torch.no_grad()
     def stir(self, generator: torch.Generator) -> None:
@@ -129,7 +142,13 @@ class LoraAdapter(Adapter):
 
     def save(self, folder: Path) -> None:
         """A folder that ``PeftModel.from_pretrained`` loads; see `finish_folder`."""
+        self.save_as_lora(folder)
+
+    def save_as_lora(self, folder: Path, factors: Mapping[str, Factors] | None = None) -> None:
+        """The folder, of a form of LoRA's with the factors that say the same as it, by layer; none: PEFT's own."""
         self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        if factors is not None:
+            write_factors(folder, factors, 1 / self._scale, self._base.published.inside)
         finish_folder(folder, self._base, trained=self._trained)
 
 
@@ -137,9 +156,22 @@ class Lora(AdapterForm):
     """LoRA (arXiv 2106.09685) through PEFT: A Kaiming-uniform from the seed, B zero.
 
     A trained head belongs to the adapter (`trains_head`); the seed also draws it if the published weights have none.
+
+    Attributes:
+        adapter_type: of what is attached.
     """
 
     gate = LORA_B
+    adapter_type: type[LoraAdapter] = LoraAdapter
+
+    def extend(self, module: LoraLayer) -> None:
+        """Change a layer of PEFT's before its slots are named; for forms derived from this one."""
+
+    def start(self, module: LoraLayer) -> None:
+        """Give a layer its first values, drawn from the global generator in float32 on the CPU."""
+        A = module.lora_A[DEFAULT]
+        assert isinstance(A, nn.Linear)
+        A.weight.copy_(nn.Linear(A.in_features, A.out_features, bias=False).weight)
 
     def attach(self, base: BaseModel, settings: LoraSettings, seed: int) -> LoraAdapter:
         """As `AdapterForm.attach`.
@@ -166,11 +198,13 @@ class Lora(AdapterForm):
         with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own, which are replaced below
             model = get_peft_model(base.module, config)
         assert isinstance(model, PeftModel)
-        adapter = LoraAdapter(model, base, settings)
+        for module in [module for module in model.modules() if isinstance(module, LoraLayer)]:
+            self.extend(module)
+        adapter = self.adapter_type(model, base, settings)
         for parameter in adapter.parameters.values():  # PEFT leaves a trained head in the base's precision
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         if not any(parameter.is_meta for parameter in model.parameters()):
-            _start(model, base, seed)
+            _start(model, base, seed, self.start)
         return adapter
 
 
@@ -178,7 +212,10 @@ LORA = Lora()
 DEFAULT = "default"  # the name under which PEFT keeps a model's only adapter
 
 
-def _slots(model: PeftModel) -> Iterator[tuple[Slot, nn.Parameter, str]]:
+Roles = Callable[[str, str, LoraLayer], Iterable[tuple[Slot, nn.Parameter]]]
+
+
+def _slots(model: PeftModel, of_layer: Roles) -> Iterator[tuple[Slot, nn.Parameter, str]]:
     """What PEFT trains, in the order of the model, under the names of PEFT's own adapter folders.
 
     With each, its name in the base model if it takes the place of a tensor there.
@@ -187,9 +224,7 @@ def _slots(model: PeftModel) -> Iterator[tuple[Slot, nn.Parameter, str]]:
     for name, module in model.named_modules():
         layer = name.removeprefix(WRAPPED)
         if isinstance(module, LoraLayer):
-            for part, axis in ((LORA_A, 1), (LORA_B, 0)):
-                weight = getattr(module, part)[DEFAULT].weight
-                roles[id(weight)] = Slot(f"{name}.{part}.weight", layer, part, tuple(weight.shape), axis), ""
+            roles.update({id(weight): (slot, "") for slot, weight in of_layer(name, layer, module)})
         elif isinstance(module, ModulesToSaveWrapper):
             for own, weight in module.modules_to_save[DEFAULT].named_parameters():
                 roles[id(weight)] = Slot(f"{name}.{own}", layer, HEAD, tuple(weight.shape)), f"{layer}.{own}"
@@ -200,15 +235,13 @@ def _slots(model: PeftModel) -> Iterator[tuple[Slot, nn.Parameter, str]]:
 
 
 @torch.no_grad()
-def _start(model: PeftModel, base: BaseModel, seed: int) -> None:
+def _start(model: PeftModel, base: BaseModel, seed: int, start: Callable[[LoraLayer], None]) -> None:
     """Give the adapter its first values, drawn in float32 on the CPU: no site's precision or device may show in them."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
-                A = module.lora_A[DEFAULT]
-                assert isinstance(A, nn.Linear)
-                A.weight.copy_(nn.Linear(A.in_features, A.out_features, bias=False).weight)
+                start(module)
             elif isinstance(module, ModulesToSaveWrapper):
                 head = module.modules_to_save[DEFAULT]
                 head.load_state_dict(base.head_weights.get(name.removeprefix(WRAPPED), head.state_dict()))

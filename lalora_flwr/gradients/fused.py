@@ -103,5 +103,5 @@ def can_fuse(layer: nn.Module) -> bool:
         and len(layer.lora_A) == 1
         and not layer.lora_variant
         and not layer.fan_in_fan_out
-        and not any(linear.bias is not None for linear in layer.lora_B.values())
+        and all(isinstance(linear, nn.Linear) and linear.bias is None for linear in layer.lora_B.values())
     )

@@ -35,6 +35,7 @@ METHODS = Registry(
         "steady-lora": f"{_METHODS}.steady_lora:METHOD",
         "fedsvd": f"{_METHODS}.fedsvd:METHOD",
         "fedask": f"{_METHODS}.fedsvd:FEDASK",
+        "fed-sb": f"{_METHODS}.fed_sb:METHOD",
         "fedrot-lora": f"{_METHODS}.fedrot:METHOD",
         "central-dp-lora": f"{_METHODS}.central:METHOD",
         "dynamic-rank": f"{_METHODS}.dynamic_rank:METHOD",
@@ -45,6 +46,7 @@ FORMS = Registry(
     "lalora.forms",
     {
         "lora": f"{_ADAPTER}.lora:LORA",
+        "lora-sb": f"{_ADAPTER}.lora_sb:LORA_SB",
         "ridge-head": f"{_ADAPTER}.ridge:RIDGE_HEAD",
     },
 )
