@@ -35,6 +35,8 @@ METHODS = Registry(
         "steady-lora": f"{_METHODS}.steady_lora:METHOD",
         "fedsvd": f"{_METHODS}.fedsvd:METHOD",
         "fedask": f"{_METHODS}.fedsvd:FEDASK",
+        "fedex-lora": f"{_METHODS}.fedex:METHOD",
+        "flora": f"{_METHODS}.flora:METHOD",
         "fed-sb": f"{_METHODS}.fed_sb:METHOD",
         "fedrot-lora": f"{_METHODS}.fedrot:METHOD",
         "central-dp-lora": f"{_METHODS}.central:METHOD",
@@ -46,6 +48,7 @@ FORMS = Registry(
     "lalora.forms",
     {
         "lora": f"{_ADAPTER}.lora:LORA",
+        "lora-residual": f"{_ADAPTER}.lora_residual:LORA_RESIDUAL",
         "lora-sb": f"{_ADAPTER}.lora_sb:LORA_SB",
         "ridge-head": f"{_ADAPTER}.ridge:RIDGE_HEAD",
     },

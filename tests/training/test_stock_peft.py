@@ -119,6 +119,17 @@ CASES |= {  # weights rounded as on the run; what is computed with them is float
     f"{name}, bfloat16": lambda folder, prepare=CASES[name]: {**prepare(folder), "model__dtype": "bfloat16"}
     for name in ("swin, new head", "distilbert, new head", "mean, new head left frozen", "gpt2")
 }
+CASES |= {  # other forms of LoRA, saved as LoRA
+    f"{kind}, {strategy}{head}": lambda folder, prepare=CASES[kind + head], strategy=strategy: {
+        **prepare(folder),
+        "strategy": strategy,
+    }
+    for kind, strategy, head in (
+        ("swin", "fedex-lora", ", new head"),
+        ("mean", "flora", ", new head"),
+        ("gpt2", "fedex-lora", ""),
+    )
+}
 
 
 def plain(case: str) -> str:
@@ -186,7 +197,8 @@ def test_it_is_the_runs_model(case: str, runs: dict[str, Finished], elsewhere: d
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_adapter_has_moved_so_that_it_matters(case: str, runs: dict[str, Finished]) -> None:
-    assert any(bool(value.any()) for name, value in runs[case].checkpoint.items() if "lora_B" in name)
+    moved = "lora_D.weight" if runs[case].settings.strategy == "flora" else "lora_B.weight"
+    assert any(bool(value.any()) for name, value in runs[case].checkpoint.items() if name.endswith(moved))
 
 
 @pytest.mark.parametrize("case", CASES)
