@@ -43,12 +43,21 @@ class Now:
         layout: the slots as the server holds them.
         settings: the ``merge.*`` keys.
         directive: the one under which the round was trained.
+        rounds: of the run, all of them.
+        seed: the run's, for what a merge draws.
+        gradients: whether the updates are gradients, as where the server takes the step, or adapters after the sites' steps.
+        noise: standard deviation of the noise on an entry of the mean of the updates, by slot that trained; None where it is not
+            known (`lalora_flwr.methods.method.unknown_noise`).
     """
 
     server_round: int
     layout: Layout
     settings: MergeSettings
     directive: Public
+    rounds: int = 1
+    seed: int = 0
+    gradients: bool = False
+    noise: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,11 @@ class Method:
         self.schedule.fits(layout)
         self.filter.fits(layout)
         gate, directive = layout.of(FORMS.get(self.form, AdapterForm).gate), self.merge.start(layout)
+        if not self.schedule.accepts(layout, directive):
+            raise ConfigError(
+                f"lora.schedule = {self.schedule.text!r}: does not take the directives of merge.name = {self.merge.name!r}; "
+                "change one of them"
+            )
         trained = self.schedule.ever(layout)
         if not directive:  # else later rounds may train other slots than the first
             steps, rounds = settings.train.local_steps, range(1, min(settings.num_rounds, MOST_LOOKED_AT) + 1)
@@ -129,6 +134,19 @@ class Method:
         if own.transport.hides_updates and settings.merge.max_update_norm:
             bound = settings.merge.max_update_norm
             raise ConfigError(f"merge.max-update-norm = {bound:g}: {own.transport.name} hides single updates; leave it 0")
+
+
+def unknown_noise(method: Method, settings: Settings) -> str:
+    """Which key makes a site's steps more than a sum of noised gradients times the rate; empty if none does.
+
+    Only of such a sum is it known how much of an update is noise. Where the server steps it gets the gradients themselves.
+    """
+    train = settings.train
+    if train.optimizer != "sgd":
+        return f"train.optimizer = {train.optimizer!r}"
+    if train.momentum or train.weight_decay:
+        return f"train.momentum = {train.momentum:g}" if train.momentum else f"train.weight-decay = {train.weight_decay:g}"
+    return "" if method.filter is NONE else f"filter.name = {method.filter.name!r}"
 
 
 def method_of(settings: Settings) -> Method:

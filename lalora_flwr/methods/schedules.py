@@ -77,6 +77,10 @@ class Schedule:
         """Whether a directive is one that this schedule understands. A site refuses any other."""
         return not directive
 
+    def foreseen(self, layout: Layout, server_round: int, directive: Public) -> Public:
+        """The directive of a round as far as it can be told before the run, from that of the first: for rates and plans."""
+        return directive
+
     def masks(self, layout: Layout, server_round: int, local_steps: int, directive: Public) -> list[Mask]:
         """The masks of a round's first steps, up to where they repeat."""
         return [self.mask(layout, server_round, k, directive) for k in range(min(local_steps, self.period or local_steps))]
@@ -146,6 +150,9 @@ class Later(Schedule):
 
     def accepts(self, layout: Layout, directive: Public) -> bool:
         return self._schedule.accepts(layout, directive)
+
+    def foreseen(self, layout: Layout, server_round: int, directive: Public) -> Public:
+        return self._schedule.foreseen(layout, max(1, server_round - self._rounds), directive)
 
 
 class Patterns(Schedule):

@@ -120,7 +120,10 @@ def make_plan(settings: Settings) -> Plan:
         return sum(itemsize * math.prod(slot.shape) + ARRAY_HEADER for slot in layout.only(names).values())
 
     first = 2 if settings.ridge_first else 1
-    turns = [method.turn(layout, first + more, settings.train.local_steps, directive) for more in (0, 1)]
+    turns = [
+        method.turn(layout, first + more, settings.train.local_steps, method.schedule.foreseen(layout, first + more, directive))
+        for more in (0, 1)
+    ]
     trainable = sum(math.prod(slot.shape) for slot in layout.only(method.schedule.ever(layout)).values())
     total = sum(p.numel() for p in adapter.model.parameters())
     mechanism, sharing = mechanism_for(settings, records), settings.sites_per_round if settings.shares_noise else 0

@@ -23,6 +23,7 @@ from lalora_flwr.methods.updates import Update, Updates, together
 from lalora_flwr.server.asking import Asking
 from lalora_flwr.server.counts import Asked, SiteCounts
 from lalora_flwr.server.exchange import RoundReport, content_of, evaluation
+from lalora_flwr.server.released import noise_by_slot
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.stepping import ServerStep
 from lalora_flwr.server.stopping import check_merged
@@ -155,15 +156,25 @@ class FederatedStrategy(Strategy):
 
     def _merge(self, server_round: int, updates: Updates, nodes: Mapping[int, int]) -> Merged:
         """The updates combined, each within the bound if the run sets one, and the server's step along them if it takes one."""
-        settings, directive = self._settings.merge, self._asking.conversation.directive
-        if settings.max_update_norm:
+        settings, conversation = self._settings, self._asking.conversation
+        if settings.merge.max_update_norm:
             updates = self._bounded(server_round, updates, nodes)
         current = {name: array.numpy() for name, array in self._arrays.items()}
-        merged = self._method.merge(current, updates, self._memory, Now(server_round, self._layout, settings, directive))
+        noise = self._method.transport.noise(conversation.exchange) or self.counts.noise_of_mean(nodes)
+        now = Now(
+            server_round,
+            self._layout,
+            settings.merge,
+            conversation.directive,
+            rounds=settings.num_rounds,
+            seed=settings.seed,
+            gradients=self._step is not None,
+            noise=noise_by_slot(settings, self._method, self._layout, server_round, conversation.directive, noise, len(nodes)),
+        )
+        merged = self._method.merge(current, updates, self._memory, now)
         if self._step is None:
             return merged
         check_merged(server_round, self._method.merge.name, self._layout, merged)
-        noise = self._method.transport.noise(self._asking.conversation.exchange) or self.counts.noise_of_mean(nodes)
         stepped = self._step(server_round, current, merged.tensors, noise)
         if not all((np.abs(value) <= LARGEST).all() for value in stepped.values()):  # NaN is not <= either
             raise RunFailed(f"round {server_round}: the adapter holds values above {LARGEST:g}; choose a smaller train.lr")

@@ -38,6 +38,7 @@ METHODS = Registry(
         "fedex-lora": f"{_METHODS}.fedex:METHOD",
         "flora": f"{_METHODS}.flora:METHOD",
         "fed-sb": f"{_METHODS}.fed_sb:METHOD",
+        "as-lora": f"{_METHODS}.as_lora:METHOD",
         "fedrot-lora": f"{_METHODS}.fedrot:METHOD",
         "central-dp-lora": f"{_METHODS}.central:METHOD",
         "dynamic-rank": f"{_METHODS}.dynamic_rank:METHOD",

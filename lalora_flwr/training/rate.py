@@ -88,7 +88,8 @@ def _steps(settings: Settings, method: Method, layout: Layout) -> tuple[float, f
     steps, rounds = settings.train.local_steps, settings.num_rounds - settings.ridge_first
     with_a, others, seen = 0, 0, min(rounds, LOOKED_AT)
     for server_round in range(1 + settings.ridge_first, 1 + settings.ridge_first + seen):
-        masks = method.schedule.masks(layout, server_round, steps, directive)
+        foreseen = method.schedule.foreseen(layout, server_round, directive)
+        masks = method.schedule.masks(layout, server_round, steps, foreseen)
         for step in range(steps):
             mask = masks[step % len(masks)]
             with_a += bool(mask & own)
