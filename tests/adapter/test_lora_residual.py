@@ -102,6 +102,13 @@ def test_factors_of_a_matrix_are_exact_and_no_more_than_it_needs(m: int, n: int,
     torch.testing.assert_close(B.double() @ A.double(), matrix, rtol=0, atol=3e-6 * float(matrix.abs().max()) + 1e-30)
 
 
+def test_small_parts_of_a_matrix_are_kept_and_rounding_is_not() -> None:
+    left, right = (torch.linalg.qr(torch.randn(40, 40, generator=generator(n)).double()).Q for n in (1, 2))
+    matrix = left[:, :4] @ torch.diag(torch.tensor([1.0, 1e-2, 1e-4, 1e-6], dtype=torch.float64)) @ right[:4]
+    assert len(factored(matrix)[0]) == 4
+    assert len(factored(matrix + 1e-9 * torch.randn(40, 40, generator=generator(3)).double())[0]) == 4
+
+
 def test_the_folder_is_that_of_a_lora_of_sufficient_ranks(tmp_path: Path) -> None:
     """Of layers with different sides, each has a rank of its own."""
     on_it = stirred("mlp")

