@@ -32,6 +32,7 @@ class Stacked(Mean):
     name = "stack"
     needs_each = True
     takes_gradients = False
+    rewrites = True
 
     def __call__(self, current: Tensors, updates: Updates, memory: Memory, now: Now) -> Merged:
         tensors = dict(super().__call__(current, updates, memory, now).tensors)

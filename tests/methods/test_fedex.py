@@ -139,3 +139,9 @@ def test_a_site_that_does_not_get_the_residual_refuses(tmp_path: Path, context: 
 def test_what_leaves_no_residual_is_refused(keys: dict[str, Any], refusal: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=refusal):
         make_plan(small(tmp_path, strategy="fedex-lora", **keys))
+
+
+def test_a_filter_that_remembers_gradients_is_refused_where_factors_begin_anew(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="disk remembers gradients, of factors that 'stack'"):
+        small(tmp_path, strategy="flora", filter__name="disk")
+    small(tmp_path, strategy="fedex-lora", filter__name="disk")
