@@ -14,6 +14,7 @@ from torch import Tensor
 from lalora_flwr.adapter.slots import Layout, Mask, corner, digest
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.transport import Exchange, Packed
+from lalora_flwr.server.metrics import Signals
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.orders import ARRAYS, CONFIG, MEMORY, EvaluateOrder, TrainOrder
 from lalora_flwr.wire.profile import Profile
@@ -36,6 +37,7 @@ class RoundReport:
     evaluated: dict[int, float] = field(default_factory=dict)  # site -> accuracy on its records (evaluate-sites)
     bytes_up: int = 0
     bytes_down: int = 0
+    signals: Signals = field(default_factory=Signals)  # of the updates
     repeats: int = 0  # attempts after the first, of a transport that shows no sum if a site is missing
 
 

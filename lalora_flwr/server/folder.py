@@ -152,18 +152,7 @@ class RunFolder:
         Raises:
             RunFailed: if it is damaged.
         """
-        path = self.path / CHECKPOINT
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata()
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-            adapter = {name: value for name, value in found.items() if not name.startswith(MORE)}
-            more = {name.removeprefix(MORE): value for name, value in found.items() if name.startswith(MORE)}
-            return Checkpoint(int(about["round"]), adapter, json.loads(about["state"]), more)
-        except Exception as error:  # safetensors and JSON raise their own
-            raise RunFailed(f"{path} is damaged ({type(error).__name__}); the run cannot go on from it") from None
+        return read_checkpoint(self.path)
 
     def save_adapter(self, save: Callable[[Path], None], card: str) -> None:
         """The adapter's folder: ``save`` writes it, and the model card joins it."""
@@ -187,6 +176,26 @@ class RunFolder:
     def fail(self, reason: str, kind: str = "") -> None:
         """Why the run stopped, in one line; ``kind`` names what a caller may mend."""
         _write(self.path / FAILURE, to_json({"error": reason, **({"kind": kind} if kind else {})}) + "\n")
+
+
+def read_checkpoint(folder: Path) -> Checkpoint | None:
+    """The last checkpoint of a run's folder; None if the run had none yet.
+
+    Raises:
+        RunFailed: if it is damaged.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        adapter = {name: value for name, value in found.items() if not name.startswith(MORE)}
+        more = {name.removeprefix(MORE): value for name, value in found.items() if name.startswith(MORE)}
+        return Checkpoint(int(about["round"]), adapter, json.loads(about["state"]), more)
+    except Exception as error:  # safetensors and JSON raise their own
+        raise RunFailed(f"{path} is damaged ({type(error).__name__}); the run cannot go on from it") from None
 
 
 def _nested(flat: Mapping[str, Value]) -> dict[str, object]:

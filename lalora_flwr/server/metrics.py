@@ -18,11 +18,34 @@ QUALITIES = {
     "last": "last_",
 }  # fields that are several numbers, and what stands before their names
 IF_SET = {"if-set": True}  # the field is in the file only if it says something
+SIGNAL = {"if-set": True, "signal": True}  # likewise, and stands behind the others
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundMetrics:
-    """One line of ``metrics.jsonl``.
+class Signals:
+    """What a round's released updates say; `lalora_flwr.server.signals` has the formulas. None: there is no such thing.
+
+    Attributes:
+        snr, snr_A, snr_B: signal over noise of the mean update, without the energy that its noise is expected to have, so that it
+            is 0 in the mean of pure noise and now and then below.
+        cosine_A, cosine_B: how alike the sites' updates are.
+        coupling, cross_term: how what A's move does to the product meets what B's does, and what comes of both.
+        aggregation_bias: how far the mean of the products is from the product of the means.
+    """
+
+    snr: float | None = field(default=None, metadata=SIGNAL)
+    snr_A: float | None = field(default=None, metadata=SIGNAL)
+    snr_B: float | None = field(default=None, metadata=SIGNAL)
+    cosine_A: float | None = field(default=None, metadata=SIGNAL)
+    cosine_B: float | None = field(default=None, metadata=SIGNAL)
+    coupling: float | None = field(default=None, metadata=SIGNAL)
+    cross_term: float | None = field(default=None, metadata=SIGNAL)
+    aggregation_bias: float | None = field(default=None, metadata=SIGNAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundMetrics(Signals):
+    """One line of ``metrics.jsonl``, the signals of the round's updates among it.
 
     Attributes:
         round: from 1.
@@ -37,6 +60,7 @@ class RoundMetrics:
         seeded: whether all draws follow from the run's seed, as only in a simulation.
         epsilon_alone: as ``epsilon``, if all other sites of a secure sum side with the server.
         repeats: attempts of the round after the first, since a secure sum that misses a site is thrown away.
+        peak_memory_mb: of the server's process so far; in the inline engine it is the sites' too.
     """
 
     round: int
@@ -53,6 +77,7 @@ class RoundMetrics:
     seeded: bool = True
     epsilon_alone: float | None = field(default=None, metadata=IF_SET)
     repeats: int | None = field(default=None, metadata=IF_SET)
+    peak_memory_mb: float | None = field(default=None, metadata=IF_SET)
 
     @property
     def score(self) -> float | None:
@@ -206,7 +231,7 @@ class Summary:
 def _flat(record: RoundMetrics | SiteReport | Summary) -> dict[str, object]:
     """As JSON holds it: the names of the quality stand among the others."""
     found: dict[str, object] = {}
-    for f in fields(record):
+    for f in sorted(fields(record), key=lambda f: "signal" in f.metadata):
         value = getattr(record, f.name)
         if f.name in QUALITIES:
             found.update((f"{QUALITIES[f.name]}{name}", number) for name, number in value.items())

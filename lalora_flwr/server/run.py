@@ -29,7 +29,7 @@ from lalora_flwr.server.resuming import check_same_run, choices
 from lalora_flwr.server.ridge_stage import RidgeStage
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.strategy import FederatedStrategy
-from lalora_flwr.server.summing_up import summary_of
+from lalora_flwr.server.summing_up import peak_memory_mb, summary_of
 from lalora_flwr.server.tested import check_measurable, tested
 from lalora_flwr.server.watched import WatchedGrid, watched
 from lalora_flwr.settings import Settings
@@ -213,6 +213,8 @@ class _Run:
             seeded=not counts.real,
             epsilon_alone=counts.epsilon_alone(),
             repeats=report.repeats if method_of(self._settings).transport.hides_updates else None,
+            peak_memory_mb=peak_memory_mb(),
+            **dataclasses.asdict(report.signals),
         )
         self._metrics.append(line)
         self._folder.save_checkpoint(self._checkpoint(line.round, state))

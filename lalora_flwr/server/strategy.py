@@ -23,8 +23,10 @@ from lalora_flwr.methods.updates import Update, Updates, together
 from lalora_flwr.server.asking import Asking
 from lalora_flwr.server.counts import Asked, SiteCounts
 from lalora_flwr.server.exchange import RoundReport, content_of, evaluation
+from lalora_flwr.server.metrics import Signals
 from lalora_flwr.server.released import noise_by_slot
 from lalora_flwr.server.roster import Roster
+from lalora_flwr.server.signals import Round, signals_of
 from lalora_flwr.server.stepping import ServerStep
 from lalora_flwr.server.stopping import check_merged
 from lalora_flwr.settings import Settings
@@ -142,7 +144,9 @@ class FederatedStrategy(Strategy):
         """
         updates, nodes = self._asking.heard(replies)
         report = self._asking.report
-        merged = self._merge(report.server_round, updates, nodes)
+        noise = self._method.transport.noise(self._asking.conversation.exchange) or self.counts.noise_of_mean(nodes)
+        report.signals = self._signals(report.server_round, updates, noise)
+        merged = self._merge(report.server_round, updates, nodes, noise)
         check_merged(report.server_round, self._method.merge.name, self._layout, merged)
         changed = to_arrays({name: torch.from_numpy(np.asarray(value)) for name, value in merged.tensors.items()})
         self._arrays = ArrayRecord({**self._arrays, **changed})
@@ -154,13 +158,21 @@ class FederatedStrategy(Strategy):
         self._on_round(report)
         return self._arrays, MetricRecord({"sites": len(report.served), "failures": len(report.failed)})
 
-    def _merge(self, server_round: int, updates: Updates, nodes: Mapping[int, int]) -> Merged:
+    def _signals(self, server_round: int, updates: Updates, noise: float) -> Signals:
+        """Of the updates as they came; a stage that releases a ridge head has none, since its sums are no steps."""
+        if self._method.full_batch:
+            return Signals()
+        start = {name: array.numpy() for name, array in self._arrays.items()}
+        directive = self._asking.conversation.directive
+        now = Round(self._settings, self._method, self._layout, server_round, directive, noise, updates.count)
+        return signals_of(now, start, updates)
+
+    def _merge(self, server_round: int, updates: Updates, nodes: Mapping[int, int], noise: float) -> Merged:
         """The updates combined, each within the bound if the run sets one, and the server's step along them if it takes one."""
         settings, conversation = self._settings, self._asking.conversation
         if settings.merge.max_update_norm:
             updates = self._bounded(server_round, updates, nodes)
         current = {name: array.numpy() for name, array in self._arrays.items()}
-        noise = self._method.transport.noise(conversation.exchange) or self.counts.noise_of_mean(nodes)
         now = Now(
             server_round,
             self._layout,

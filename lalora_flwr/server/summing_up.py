@@ -77,10 +77,15 @@ def summary_of(
         bytes_up=sum(line.bytes_up for line in rounds),
         bytes_down=sum(line.bytes_down for line in rounds),
         seconds=seconds,
-        peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        peak_memory_mb=peak_memory_mb(),
         sites=counts.report(),
         versions=versions(),
     )
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has held so far, in MiB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def _sharing(settings: Settings, counts: SiteCounts, rounds: Sequence[RoundMetrics]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ REASON = "failure: the site's own log says why"
 
 def without_seconds(folder: Path) -> list[dict[str, Any]]:
     lines = [strict_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "peak_memory_mb")} for line in lines]
 
 
 def same_result(folder: Path, other: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -12,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lalora_flwr.server.folder import to_json
-from lalora_flwr.server.metrics import RoundMetrics, SiteReport, Summary
+from lalora_flwr.server.metrics import RoundMetrics, Signals, SiteReport, Summary
 from tests.conftest import Finished
 
 counts, sizes, words = st.integers(0, 2**40), st.floats(0, 1e9), st.text(max_size=9)
 known = st.none() | sizes
+SIGNALS = [field.name for field in dataclasses.fields(Signals)]
 QUALITY = st.dictionaries(st.sampled_from(["accuracy", "loss", "f1", "site_accuracy", "another"]), known)
 LINES = st.builds(
     RoundMetrics,
@@ -28,6 +30,8 @@ LINES = st.builds(
     left_sites=st.lists(words).map(tuple),
     seconds=sizes,
     private=st.booleans(),
+    peak_memory_mb=known,
+    **{name: st.none() | st.floats(-9, 1e9) for name in SIGNALS},
 )
 REPORTS = st.builds(
     SiteReport, steps=counts, epsilon=sizes, noise_multiplier=known, evaluation_noise=st.none() | st.floats(0.3, 9)
