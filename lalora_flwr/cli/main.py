@@ -11,6 +11,7 @@ import typer
 from lalora_flwr import __version__
 from lalora_flwr.cli.certs import certs
 from lalora_flwr.cli.compare import compare
+from lalora_flwr.cli.diagnose import diagnose
 from lalora_flwr.cli.keys import keys
 from lalora_flwr.cli.ledger import app as ledger
 from lalora_flwr.cli.plan import plan
@@ -47,6 +48,7 @@ app.command()(run)
 app.command()(plan)
 app.command()(compare)
 app.command()(report)
+app.command()(diagnose)
 app.command()(keys)
 app.add_typer(ledger, name="ledger")
 app.command()(certs)

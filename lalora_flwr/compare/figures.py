@@ -6,11 +6,11 @@ import math
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lalora_flwr.compare.results import Result, by_epsilon, by_method, metric_name
 from lalora_flwr.compare.table import spread
-from lalora_flwr.ground.figures import as_label
+from lalora_flwr.ground.figures import Style, as_label, plain, styles_of
 from lalora_flwr.ground.words import epsilon_label
 from lalora_flwr.server.metrics import HEADLINES
 
@@ -22,13 +22,9 @@ if TYPE_CHECKING:
 ROUND, PRIVACY, BYTES, RATE = "by-round", "by-epsilon", "by-bytes", "by-learning-rate"
 MIXED = "score"  # of runs whose tasks have different metrics
 NAMES = tuple(f"{metric}-{by}" for metric in (*HEADLINES, MIXED) for by in (ROUND, PRIVACY, BYTES, RATE))
-# Okabe and Ito's palette, told apart by colour-blind readers as well; yellow last, for it is faint on white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FROZEN = "frozen model"
 LOWEST = -100.0  # per cent that are shown of a metric without a lower bound, such as R²
 LETTERS_PER_INCH, LINE = 15, 0.2  # of a legend: letters beside each other, and inches of a line
-Style = Mapping[str, Any]  # of matplotlib's plots
 
 
 def figures(results: Sequence[Result]) -> Iterator[tuple[str, Figure]]:
@@ -37,8 +33,8 @@ def figures(results: Sequence[Result]) -> Iterator[tuple[str, Figure]]:
     metric = metrics.pop() if len(metrics) == 1 else MIXED
     usable = [result for result in results if result.score is not None]
     final = [result for result in usable if result.is_final]
-    styles = _styles([result.method for result in results])
-    stems = _styles([result.stem for result in results])
+    styles = styles_of([result.method for result in results])
+    stems = styles_of([result.stem for result in results])
     if final:
         yield f"{metric}-{ROUND}", by_round(final, styles)
         if len(by_epsilon(final)) > 1:
@@ -48,21 +44,6 @@ def figures(results: Sequence[Result]) -> Iterator[tuple[str, Figure]]:
     tried = [result for result in tried if result.lr]  # a rate by rule has no place on the axis
     if any(len({r.lr for r in runs}) > 1 for _, runs in _stems(tried)):
         yield f"{metric}-{RATE}", by_learning_rate(tried, final if tried is not final else [], stems)
-
-
-def _styles(names: Sequence[str]) -> dict[str, Style]:
-    """Colour and marker of each method, the same in all plots; beyond eight the line style changes too."""
-    unique = list(dict.fromkeys(names))
-    return {
-        name: {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3],
-            "markersize": 4.5,
-            "linewidth": 1.6,
-        }
-        for i, name in enumerate(unique)
-    }
 
 
 def _stems(results: Sequence[Result]) -> Iterator[tuple[tuple[str, float], list[Result]]]:
@@ -83,7 +64,7 @@ def _panels(epsilons: Sequence[float], xlabel: str, metric: str) -> tuple[Figure
     for spare in grid[len(epsilons) :]:
         spare.remove()
     for index, axes in enumerate(grid[: len(epsilons)]):
-        _plain(axes)
+        plain(axes)
         axes.set_title(epsilon_label(epsilons[index], said=True), fontsize=10)
         if index + columns >= len(epsilons):
             axes.set_xlabel(xlabel)
@@ -91,12 +72,6 @@ def _panels(epsilons: Sequence[float], xlabel: str, metric: str) -> tuple[Figure
         if index % columns == 0:
             axes.set_ylabel(f"test {metric} (%)")
     return figure, dict(zip(epsilons, grid, strict=False))
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(True, linewidth=0.5, alpha=0.4)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _legend(figure: Figure, axes: Sequence[Axes], note: str) -> None:
@@ -208,7 +183,7 @@ def by_privacy(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
     epsilons = list(by_epsilon(final))
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
-    _plain(axes)
+    plain(axes)
     names = list(styles)
     for method, runs in by_method(final):
         found = [(epsilons.index(eps), s) for eps, part in by_epsilon(runs).items() if (s := spread(part))]

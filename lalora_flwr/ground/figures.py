@@ -1,16 +1,44 @@
-"""How figures are written: as pixels for a screen, as SVG and PDF for a paper."""
+"""How figures look and are written: as pixels for a screen, as SVG and PDF for a paper."""
 
 from __future__ import annotations
 
 import functools
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 150
+# Okabe and Ito's palette, told apart by colour-blind readers as well; yellow last, for it is faint on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+Style = Mapping[str, Any]  # of matplotlib's plots
+
+
+def styles_of(names: Sequence[str]) -> dict[str, Style]:
+    """Colour and marker of each name, the same in all plots; beyond eight the line style changes too."""
+    unique = list(dict.fromkeys(names))
+    return {
+        name: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3],
+            "markersize": 4.5,
+            "linewidth": 1.6,
+        }
+        for i, name in enumerate(unique)
+    }
+
+
+def plain(axes: Axes) -> None:
+    """A light grid behind, and no frame at the top and on the right."""
+    axes.grid(True, linewidth=0.5, alpha=0.4)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def as_label(text: str, longest: int = 60) -> str:
