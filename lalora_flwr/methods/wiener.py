@@ -10,7 +10,8 @@ component is one number because an estimate over n entries is off by ν² √(2/
 entry by itself says nothing. What has no feature axis is one component. The least gain keeps a slot that trains moving. No gain
 is above 1, so that noise is never amplified. Without privacy nothing is changed.
 
-Post-processing of released gradients: safe under record-level DP.
+Post-processing of released gradients: safe under record-level DP. The rate by rule does not know the gain: where gradients are
+nearly all noise, steps are far shorter than without the filter, and ``train.lr`` has to be chosen.
 """
 
 from __future__ import annotations
