@@ -54,7 +54,7 @@ class Leading(Schedule):
         return self.ever(layout)
 
     def ever(self, layout: Layout) -> Mask:
-        return layout.names - layout.of(LORA_A)
+        return layout.trainable - layout.of(LORA_A)
 
     def within(self, layout: Layout, directive: Public) -> Layout:
         for layer, rank in self._named(directive).items():
