@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from lalora_flwr.adapter.slots import Layout, Mask, Slot
 from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.data.records import RecordSet
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
-from lalora_flwr.settings import LoraSettings
+from lalora_flwr.settings import LoraSettings, Settings
 
 
 class Adapter:
@@ -118,9 +119,32 @@ class AdapterForm:
 
     Attributes:
         gate: the part that starts at zero and without which the other parts have no gradient; empty if there is none.
+        parts: the parts besides a head that train or that merges may change, as far as they are known before a model is;
+            empty: they are not.
+        unused: the ``lora.*`` keys that mean nothing to the form, by their names in `LoraSettings`.
+        stride: how much longer than LoRA's B its tensors like to be moved by the noise, for the learning rate's rule.
     """
 
     gate = ""
+    parts: frozenset[str] = frozenset()
+    unused: frozenset[str] = frozenset()
+    stride = 1.0
+
+    def check(self, name: str, settings: Settings) -> None:
+        """Refuse settings that the form cannot run with, before a model is loaded.
+
+        Args:
+            name: of the form in its registry.
+            settings: of the run.
+
+        Raises:
+            ConfigError: naming the key, the value and what is allowed.
+        """
+        usual = LoraSettings()
+        for key in sorted(self.unused):
+            value = getattr(settings.lora, key)
+            if value != getattr(usual, key):
+                raise ConfigError(f"lora.{key} = {value!r}: means nothing to the form {name!r}; leave it {getattr(usual, key)!r}")
 
     def attach(self, base: BaseModel, settings: LoraSettings, seed: int) -> Adapter:
         """Put a fresh adapter on a model.

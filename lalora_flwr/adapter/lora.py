@@ -30,21 +30,21 @@ from lalora_flwr.settings import LoraSettings
 TRAINED_HEADS = ("trained", "ridge")  # values of lora.head; the second says where it starts
 
 
-def _short(names: Iterable[str], limit: int = 8) -> str:
+def short(names: Iterable[str], limit: int = 8) -> str:
     names = list(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _adaptable(model: nn.Module) -> list[str]:
+def adaptable(model: nn.Module) -> list[str]:
     """Names of the linear layers, transformers' Conv1D among them, which is one with its weight transposed."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
-def _matches(name: str, target: str) -> bool:
+def matches(name: str, target: str) -> bool:
     return name == target or name.endswith("." + target)  # PEFT's rule for a list of target modules
 
 
-def _in_head(name: str, head: str, trained: bool) -> bool:
+def in_head(name: str, head: str, trained: bool) -> bool:
     """Whether a layer belongs to the head. A trained one takes along what ends with its name: DistilBERT's pre_classifier."""
     if not head:
         return False
@@ -52,7 +52,7 @@ def _in_head(name: str, head: str, trained: bool) -> bool:
 
 
 def _excluded(head: str, trained: bool) -> str | None:
-    """`_in_head` as the expression that PEFT takes: a head is trained whole or not at all."""
+    """`in_head` as the expression that PEFT takes: a head is trained whole or not at all."""
     if not head:
         return None
     return rf"{'.*' if trained else ''}{re.escape(head)}(\..*)?"
@@ -71,12 +71,12 @@ def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
     """
     targets = list(base.targets) if lora.targets == "auto" else [t.strip() for t in lora.targets.split(",") if t.strip()]
     whole = trains_head(base, lora)
-    linear = [name for name in _adaptable(base.module) if not _in_head(name, base.head, whole)]
+    linear = [name for name in adaptable(base.module) if not in_head(name, base.head, whole)]
     for target in targets or [""]:
-        if not any(_matches(name, target) for name in linear):
+        if not any(matches(name, target) for name in linear):
             raise ConfigError(
                 f"lora.targets = {lora.targets!r}: {target!r} matches no linear layer of {base.name}; it has "
-                f"{_short(dict.fromkeys(name.rpartition('.')[2] for name in linear), 20)}"
+                f"{short(dict.fromkeys(name.rpartition('.')[2] for name in linear), 20)}"
             )
     return targets
 
@@ -84,7 +84,7 @@ def resolve_targets(base: BaseModel, lora: LoraSettings) -> list[str]:
 def _refuse_rank(base: BaseModel, lora: LoraSettings, targets: Iterable[str]) -> None:
     """A rank above the smaller side of a layer holds more numbers than the layer and can express no more."""
     named = [(name, module) for name, module in base.module.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    sides = {name: min(module.weight.shape) for name, module in named if any(_matches(name, target) for target in targets)}
+    sides = {name: min(module.weight.shape) for name, module in named if any(matches(name, target) for target in targets)}
     widest = max(sides, key=lambda name: sides[name])
     if lora.rank > sides[widest]:
         raise ConfigError(f"lora.rank = {lora.rank}: above the smaller side of every layer it adapts, at most {sides[widest]}")
@@ -99,7 +99,7 @@ def refuse_batch_norm(base: BaseModel) -> None:
     mixing = [name for name, m in base.module.named_modules() if isinstance(m, _BatchNorm) or hasattr(m, "running_var")]
     if mixing:
         raise ConfigError(
-            f"model.name = {base.name!r}: BatchNorm ({_short(mixing, 3)}) mixes the records of a batch, so no record's "
+            f"model.name = {base.name!r}: BatchNorm ({short(mixing, 3)}) mixes the records of a batch, so no record's "
             "gradient is its own; choose a model without BatchNorm"
         )
 
@@ -162,6 +162,8 @@ class Lora(AdapterForm):
     """
 
     gate = LORA_B
+    parts = frozenset({LORA_A, LORA_B})
+    unused = frozenset({"size"})
     adapter_type: type[LoraAdapter] = LoraAdapter
 
     def extend(self, module: LoraLayer) -> None:
@@ -246,10 +248,10 @@ def _start(model: PeftModel, base: BaseModel, seed: int, start: Callable[[LoraLa
                 head = module.modules_to_save[DEFAULT]
                 head.load_state_dict(base.head_weights.get(name.removeprefix(WRAPPED), head.state_dict()))
                 if base.fresh_head:
-                    head.load_state_dict(_redrawn(head).state_dict())
+                    head.load_state_dict(redrawn(head).state_dict())
 
 
-def _redrawn(module: nn.Module) -> nn.Module:
+def redrawn(module: nn.Module) -> nn.Module:
     """A copy of a head in float32 on the CPU, with values drawn from the global generator."""
     drawn = copy.deepcopy(module).to("cpu", torch.float32)
     for part in drawn.modules():

@@ -78,6 +78,7 @@ class ResidualAdapter(LoraAdapter):
 class LoraResidual(Lora):
     """As LoRA, with a residual in each layer."""
 
+    parts = Lora.parts | {LORA_D}
     adapter_type = ResidualAdapter
 
     def extend(self, module: LoraLayer) -> None:

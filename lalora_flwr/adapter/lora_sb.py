@@ -67,6 +67,7 @@ class LoraSb(Lora):
     """As LoRA, with a core in each layer."""
 
     gate = LORA_R
+    parts = frozenset({LORA_R})
     adapter_type = CoreAdapter
 
     def extend(self, module: LoraLayer) -> None:

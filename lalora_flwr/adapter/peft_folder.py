@@ -22,7 +22,7 @@ def head_modules(base: BaseModel) -> dict[str, nn.Module]:
     return {name: module for name, module in base.module.named_modules() if base.head and name.endswith(base.head)}
 
 
-def finish_folder(folder: Path, base: BaseModel, *, trained: bool) -> None:
+def finish_folder(folder: Path, base: BaseModel, *, trained: bool, prefix: str = WRAPPED) -> None:
     """Complete what PEFT has written of an adapter.
 
     A head that the published weights lack is saved, trained or not. The configuration names the task, the class names and the
@@ -33,12 +33,13 @@ def finish_folder(folder: Path, base: BaseModel, *, trained: bool) -> None:
         folder: as ``PeftModel.save_pretrained`` has left it.
         base: of the adapter.
         trained: whether the head is among PEFT's tensors.
+        prefix: what their names begin with before those of the base model; for prompts another one.
     """
     public = base.published
     tensors = load_file(folder / WEIGHTS)
     whole = trained or base.fresh_head or public.task_type == SEQ_CLS  # for which PEFT asks for one in any case
     if whole and not trained:
-        tensors.update({WRAPPED + name: value for name, value in head_tensors(base).items()})
+        tensors.update({prefix + name: value for name, value in head_tensors(base).items()})
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = public.name or None
     config["revision"] = base.provenance.revision or None

@@ -42,7 +42,7 @@ from lalora_flwr.data.records import RecordSet
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import PUBLIC, replace_file
 from lalora_flwr.models.base import BaseModel
-from lalora_flwr.settings import LoraSettings
+from lalora_flwr.settings import LoraSettings, Settings
 from lalora_flwr.tasks.regression import Regression
 
 WEIGHT = 0.5  # w: of the features' own products
@@ -252,6 +252,13 @@ class RidgeAdapter(Adapter):
 
 class RidgeHead(AdapterForm):
     """The network with its last linear layer replaced by a `RidgeLayer`; nothing is drawn."""
+
+    parts = frozenset({GRAM, CROSS, CENTRE})
+
+    def check(self, name: str, settings: Settings) -> None:
+        super().check(name, settings)
+        if settings.strategy != "ridge-head":
+            raise ConfigError(f"lora.form = {name!r}: needs a method of its own; set strategy = 'ridge-head'")
 
     def attach(self, base: BaseModel, settings: LoraSettings, seed: int) -> RidgeAdapter:
         """As `AdapterForm.attach`.

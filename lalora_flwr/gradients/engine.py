@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from lalora_flwr.gradients import form_rules as form_rules  # registers its rules
 from lalora_flwr.gradients.records import RecordPass
 from lalora_flwr.gradients.rules import follow_rules
 

@@ -58,7 +58,7 @@ class PerSampleLinear(PerSampleLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         x, records = x.to(self.weight.dtype), self._pass.records  # float32 factors on a low-precision base
         if not records or not (self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)):
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, self.weight, None if self.bias is None else self.bias.to(x.dtype))  # a trained bias is float32
         self._pass.check(x)
         rows = x.reshape(records, -1, x.shape[-1])  # (records, tokens, in)
         if self.weight.requires_grad:
@@ -66,7 +66,7 @@ class PerSampleLinear(PerSampleLayer, nn.Linear):
         else:
             y = F.linear(rows, self.weight)
         if self.bias is not None:
-            y = y + (self._pass.view(self.bias).unsqueeze(1) if self.bias.requires_grad else self.bias)
+            y = y + (self._pass.view(self.bias).unsqueeze(1) if self.bias.requires_grad else self.bias).to(y.dtype)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from lalora_flwr.ground.errors import SiteRefusal
+from lalora_flwr.ledger.forms import form_allowed
 from lalora_flwr.ledger.node_values import (
     RESIDENT_SECONDS,
     Reader,
@@ -32,7 +33,7 @@ from lalora_flwr.ledger.node_values import (
 )
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import KEYS, Settings
-from lalora_flwr.settings.choices import METHODS
+from lalora_flwr.settings.choices import FORMS, METHODS
 
 log = logging.getLogger("lalora_flwr.site")
 LEAST_DELTA = 1e-12  # below it the PRV accountant understates ε
@@ -72,6 +73,7 @@ class Caps:
     max_tokens: float = _key(at_least(2), math.inf)
 
     allowed_strategies: tuple[str, ...] = _key(names, ())  # none: all
+    allowed_forms: tuple[str, ...] = _key(names, ())  # none: see `form_allowed`
     min_noise_multiplier: float = _key(number, 0.3)
     max_steps_per_round: int = _key(at_least(1), 1000)
     max_physical_batches: int = _key(at_least(1), 4096)
@@ -187,6 +189,7 @@ TOGETHER: tuple[tuple[str, Callable[[Caps], bool]], ...] = (
         "allowed-strategies names an unknown strategy; `lalora keys` lists them",
         lambda caps: set(caps.allowed_strategies) <= set(METHODS.names()),
     ),
+    ("allowed-forms names an unknown form", lambda caps: set(caps.allowed_forms) <= set(FORMS.names())),
     *(
         (f"{key.replace('_', '-')}-range holds no value that a run can have", _some_value(key, name))
         for key, name in RANGED.items()
@@ -235,6 +238,7 @@ RATE_OUTSIDE = "the run's train.lr is outside the site's lr-range"
 Rule = tuple[str, Callable[[Caps, Settings], bool]]
 RULES: tuple[Rule, ...] = (
     ("the site does not allow this strategy", lambda c, s: not c.allowed_strategies or s.strategy in c.allowed_strategies),
+    ("the site does not allow the run's form", lambda c, s: form_allowed(c.allowed_strategies, c.allowed_forms, s)),
     ("the run's privacy.epsilon is above the site's max-epsilon", lambda c, s: s.privacy.epsilon <= c.max_epsilon),
     ("the run's privacy.delta is above the site's delta", lambda c, s: s.privacy.delta <= c.delta),
     (

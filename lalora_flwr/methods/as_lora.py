@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lalora_flwr.adapter.slots import Layout, Mask, factors_of
+from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout, Mask, factors_of
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.methods.merges import Mean, Memory, Merged, Now
@@ -82,6 +82,7 @@ class Scored(Mean):
     """The mean, and a directive by the scores of what it is the mean of."""
 
     name = "as-lora"
+    needs_parts = frozenset({LORA_A, LORA_B})
 
     def start(self, layout: Layout) -> Public:
         return everywhere(layout, a=False)  # at B = 0 the gradient of A is zero

@@ -77,6 +77,8 @@ class AboveNoise(Merge):
     """The mean, in factors of its singular value decomposition, as far as it stands out of the noise."""
 
     name = "above-noise"
+    needs_parts = frozenset({LORA_A, LORA_B})
+    moves_frozen = True
     rewrites = True
 
     def least_updates(self, settings: MergeSettings) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lalora_flwr.adapter.lora_residual import residuals_of
+from lalora_flwr.adapter.lora_residual import LORA_D, residuals_of
 from lalora_flwr.adapter.slots import Layout, factors_of
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.merges import Mean, Memory, Merged, Now
@@ -33,6 +33,8 @@ class WithResiduals(Mean):
     """The mean, and of each layer the rest of the mean product."""
 
     name = "mean-and-residual"
+    needs_parts = frozenset({LORA_D})
+    moves_frozen = True
     needs_each = True
     takes_gradients = False
 

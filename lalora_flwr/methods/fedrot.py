@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lalora_flwr.adapter.slots import factors_of
+from lalora_flwr.adapter.slots import LORA_A, LORA_B, factors_of
 from lalora_flwr.methods.merges import Mean, Memory, Merged, Now
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.schedules import BOTH
@@ -27,6 +27,7 @@ class Aligned(Mean):
     """The mean of factors that are turned towards those that the round started from."""
 
     name = "aligned-mean"
+    needs_parts = frozenset({LORA_A, LORA_B})
     needs_each = True
     takes_gradients = False
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lalora_flwr.adapter.slots import factors_of
+from lalora_flwr.adapter.slots import LORA_A, LORA_B, factors_of
 from lalora_flwr.methods.merges import Mean, Memory, Merged, Now
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.schedules import ONLY_B
@@ -26,6 +26,8 @@ class Turned(Mean):
     """The mean, expressed in other factors of the same product."""
 
     takes_gradients, rewrites = False, True
+    needs_parts = frozenset({LORA_A, LORA_B})
+    moves_frozen = True
 
     def __init__(self, name: str, *, split: bool) -> None:
         """

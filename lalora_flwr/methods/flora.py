@@ -16,7 +16,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from lalora_flwr.adapter.lora_residual import residuals_of
+from lalora_flwr.adapter.lora_residual import LORA_D, residuals_of
 from lalora_flwr.adapter.slots import Slot
 from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.methods.fedex import Folding, mean_product
@@ -30,6 +30,8 @@ class Stacked(Mean):
     """The mean product, in the frozen weights; of what is no factor the mean."""
 
     name = "stack"
+    needs_parts = frozenset({LORA_D})
+    moves_frozen = True
     needs_each = True
     takes_gradients = False
     rewrites = True

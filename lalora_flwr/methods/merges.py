@@ -85,12 +85,16 @@ class Merge:
         takes_gradients: whether it makes as good sense of gradients as of adapters, as what works on each coordinate does.
         rewrites: whether it expresses the adapter in other factors (`Merged.rewritten`), whose gradients are not those of before.
         needs_each: whether it looks at single updates; if not, their sum is all that it uses, and a transport may hide the rest.
+        needs_parts: the parts of slots that it combines in a way of their own.
+        moves_frozen: whether it changes slots that do not train, so that all must go down.
     """
 
     name: str = ""
     needs_each: bool = True
     takes_gradients: bool = False
     rewrites: bool = False
+    needs_parts: frozenset[str] = frozenset()
+    moves_frozen: bool = False
 
     def least_updates(self, settings: MergeSettings) -> int:
         """With fewer updates in a round the run stops."""

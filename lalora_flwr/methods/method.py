@@ -14,7 +14,7 @@ from lalora_flwr.methods.secure_sum import SECURE_SUM
 from lalora_flwr.methods.transport import PLAIN, Transport
 from lalora_flwr.methods.travel import EVERYTHING, GradientsUp, Travel, Turn
 from lalora_flwr.settings import Settings
-from lalora_flwr.settings.choices import FORMS, MERGES, METHODS
+from lalora_flwr.settings.choices import FORMS, MERGES, METHODS, TRAVELS
 from lalora_flwr.wire.public import Public
 
 MOST_LOOKED_AT = 1000  # rounds of a schedule
@@ -49,7 +49,7 @@ class Method:
     server_steps: bool = False
 
     def of(self, settings: Settings) -> Method:
-        """The method of a run: what ``lora.schedule``, ``filter.name`` and ``merge.*`` name replaces its own.
+        """The method of a run: what ``lora.*``, ``filter.name`` and ``merge.*`` name replaces its own.
 
         Raises:
             ConfigError: an unknown name.
@@ -57,16 +57,23 @@ class Method:
         schedule, filter, merge = settings.lora.schedule, settings.filter.name, settings.merge.name
         chosen = self.schedule if schedule == "auto" else schedule_of(schedule)
         chosen = chosen.by_round() if settings.train.local_steps == 1 else chosen
+        travel = self.travel if settings.merge.travel == "auto" else TRAVELS.get(settings.merge.travel, Travel)
         return replace(
             self,
+            form=self.form if settings.lora.form == "auto" else settings.lora.form,
             schedule=Later(chosen, 1) if settings.ridge_first else chosen,
             filter=self.filter if filter == "auto" else filter_of(filter),
             merge=self.merge if merge == "auto" else MERGES.get(merge, Merge),
             average=self.average if settings.merge.average == "auto" else settings.merge.average == "ema",
-            travel=GradientsUp(self.travel) if settings.server_steps else self.travel,
+            travel=GradientsUp(travel) if settings.server_steps else travel,
             server_steps=settings.server_steps,
             transport=SECURE_SUM if settings.shares_noise else self.transport,
         )
+
+    @property
+    def form_of(self) -> AdapterForm:
+        """Its form."""
+        return FORMS.get(self.form, AdapterForm)
 
     @property
     def sites_remember(self) -> bool:
@@ -91,7 +98,7 @@ class Method:
         """
         self.schedule.fits(layout)
         self.filter.fits(layout)
-        gate, directive = layout.of(FORMS.get(self.form, AdapterForm).gate), self.merge.start(layout)
+        gate, directive = layout.of(self.form_of.gate), self.merge.start(layout)
         if not self.schedule.accepts(layout, directive):
             raise ConfigError(
                 f"lora.schedule = {self.schedule.text!r}: does not take the directives of merge.name = {self.merge.name!r}; "
@@ -116,6 +123,16 @@ class Method:
         """
         own = self.of(settings)
         name = own.merge.name
+        own.form_of.check(own.form, settings)
+        if parts := own.form_of.parts:
+            own.schedule.fits_parts(parts)
+            if missing := sorted(own.merge.needs_parts - parts):
+                raise ConfigError(f"merge.name = {name!r}: combines {missing[0]}, which the form {own.form!r} does not train")
+        if own.merge.moves_frozen and not own.travel.brings_all:
+            raise ConfigError(
+                f"merge.travel = {settings.merge.travel!r}: the merge {name!r} changes what does not train, so all of it must go "
+                "down; take everything-down"
+            )
         if settings.sites_per_round < (needed := own.merge.least_updates(settings.merge)):
             raise ConfigError(f"merge.name = {name!r}: needs {needed} sites a round, but {settings.sites_per_round} are drawn")
         if settings.server_steps and not own.merge.takes_gradients:

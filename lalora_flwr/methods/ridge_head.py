@@ -42,6 +42,8 @@ class RidgeHead(Method):
             raise ConfigError(f"train.optimizer = {settings.train.optimizer!r}: must be 'sgd' for strategy = 'ridge-head'")
         if settings.lora.schedule != "auto":
             raise ConfigError(f"lora.schedule = {settings.lora.schedule!r}: must be 'auto' for strategy = 'ridge-head'")
+        if settings.lora.form not in ("auto", "ridge-head"):
+            raise ConfigError(f"lora.form = {settings.lora.form!r}: must be 'auto' for strategy = 'ridge-head'")
         if settings.privacy.clip_norm > LENGTH:
             raise ConfigError(
                 f"privacy.clip-norm = {settings.privacy.clip_norm:g}: at most {LENGTH:g} for strategy = 'ridge-head'"

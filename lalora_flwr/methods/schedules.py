@@ -52,6 +52,10 @@ class Schedule:
         Raises:
             ConfigError: if it does not.
         """
+        self.fits_parts(layout.only(layout.trainable).parts)
+
+    def fits_parts(self, parts: frozenset[str]) -> None:
+        """As `fits`, of the parts alone: what can be said before a model is loaded."""
 
     def mask(self, layout: Layout, server_round: int, step: int, directive: Public) -> Mask:
         """The slots that train: ``server_round`` counts from 1, ``step`` from 0 within the round. Never none."""
@@ -108,12 +112,11 @@ class Pattern(Schedule):
             return self
         return Pattern(self.text.replace(STEP, ROUND, 1), self.pattern, by_round=True)
 
-    def fits(self, layout: Layout) -> None:
+    def fits_parts(self, parts: frozenset[str]) -> None:
         if self.pattern == ("AB",):
             return
-        trained = layout.only(layout.trainable).parts
         for letter in sorted(set("".join(self.pattern))):
-            if FACTORS[letter] not in trained:
+            if FACTORS[letter] not in parts:
                 raise ConfigError(f"lora.schedule = {self.text!r}: the form trains no {FACTORS[letter]}; take 'both'")
 
     def mask(self, layout: Layout, server_round: int, step: int, directive: Public) -> Mask:
@@ -138,6 +141,9 @@ class Later(Schedule):
 
     def fits(self, layout: Layout) -> None:
         self._schedule.fits(layout)
+
+    def fits_parts(self, parts: frozenset[str]) -> None:
+        self._schedule.fits_parts(parts)
 
     def mask(self, layout: Layout, server_round: int, step: int, directive: Public) -> Mask:
         return self._schedule.mask(layout, max(1, server_round - self._rounds), step, directive)

@@ -28,7 +28,12 @@ class Travel:
 
     A slot that does not travel down must be one that every site can derive: it never trains, and the seed draws it. The site
     checks by digest that it starts where the server means it to.
+
+    Attributes:
+        brings_all: whether every slot goes down, those that never train among them.
     """
+
+    brings_all = True
 
     def held(self, layout: Layout, profile: Profile) -> Layout:
         """The slots as a site of this profile holds them: all of them, each whole or a leading corner of it."""
@@ -56,6 +61,8 @@ class Everything(Travel):
 class Trained(Travel):
     """Down what ever trains, up what trained in the round."""
 
+    brings_all = False
+
     def down(self, turn: Turn) -> Mask:
         return turn.ever
 
@@ -77,7 +84,7 @@ class GradientsUp(Travel):
     """As another travel, but what comes up are the noised gradients of what trained in the round."""
 
     def __init__(self, travel: Travel) -> None:
-        self._travel = travel
+        self._travel, self.brings_all = travel, travel.brings_all
 
     def held(self, layout: Layout, profile: Profile) -> Layout:
         return self._travel.held(layout, profile)

@@ -139,6 +139,14 @@ def _check_vocabulary(settings: ModelSettings, tokenizer: PreTrainedTokenizerBas
         )
 
 
+def positions_of(config: PretrainedConfig) -> int:
+    """For how many tokens of a text a model has positions; 0: it counts none (BLOOM)."""
+    positions = int(getattr(config, "max_position_embeddings", None) or 0)
+    if positions and config.model_type in POSITIONS_BEHIND_PADDING:
+        positions -= 1 + (config.pad_token_id or 0)
+    return positions
+
+
 def _longest(settings: ModelSettings, config: PretrainedConfig, max_tokens: int) -> int:
     """How many tokens a text may have: what is asked for, as far as the model has positions.
 
@@ -147,10 +155,7 @@ def _longest(settings: ModelSettings, config: PretrainedConfig, max_tokens: int)
             factors from the longest text; up to the length that decides it is exact. (Dynamic rope changes beyond the
             model's positions, which no text reaches.)
     """
-    positions: int = getattr(config, "max_position_embeddings", None) or max_tokens  # BLOOM counts none
-    if config.model_type in POSITIONS_BEHIND_PADDING:
-        positions -= 1 + (config.pad_token_id or 0)
-    longest = min(max_tokens, positions)
+    longest = min(max_tokens, positions_of(config) or max_tokens)
     switch = long_rope(config)
     if switch is not None and longest > switch:
         raise ConfigError(

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from lalora_flwr.adapter.form import Adapter
+from lalora_flwr.adapter.slots import LORA_A
+from lalora_flwr.methods.method import method_of
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.published import CAUSAL_LM
 from lalora_flwr.server.metrics import HEADLINES, Summary
@@ -31,7 +33,13 @@ def logits(**tokens):  # as the base model's tokenizer gives them, with return_t
 
 def model_card(summary: Summary, settings: Settings, base: BaseModel, adapter: Adapter) -> str:
     """``README.md`` of an adapter's folder."""
-    parts = [_front(summary, base), f"# {settings.run_name}", _method(summary, settings), "## Privacy", _privacy(summary)]
+    parts = [
+        _front(summary, settings, base, adapter),
+        f"# {settings.run_name}",
+        _method(summary, settings, adapter),
+        "## Privacy",
+        _privacy(summary),
+    ]
     if base.labels:
         parts += ["## Classes", _table((str(number), name) for number, name in enumerate(base.labels))]
     if isinstance(base.problem, Regression):
@@ -61,25 +69,26 @@ def loading(base: BaseModel) -> list[str]:
     return ["from peft import PeftModel", 'adapter = "."  # this folder', *base.published.loading, load]
 
 
-def _front(summary: Summary, base: BaseModel) -> str:
+def _front(summary: Summary, settings: Settings, base: BaseModel, adapter: Adapter) -> str:
     public = base.published
     task = "text-classification" if public.task_type else "image-classification"
     lines = {
-        "library_name": "peft",
+        "library_name": "peft" if adapter.in_peft else "",
         "base_model": "" if Path(public.name).is_absolute() else public.name,  # others have no such folder
         "license": public.license,
         "pipeline_tag": "text-generation" if public.task_type == CAUSAL_LM else task,
-        "tags": "[lora, federated-learning, differential-privacy, lalora-flwr]",
+        "tags": f"[{method_of(settings).form}, federated-learning, differential-privacy, lalora-flwr]",
         "metrics": f"[{', '.join(summary.quality)}]",
     }
     return "\n".join(["---", *(f"{key}: {value}" for key, value in lines.items() if value), "---"])
 
 
-def _method(summary: Summary, settings: Settings) -> str:
+def _method(summary: Summary, settings: Settings, adapter: Adapter) -> str:
     train, lora = settings.train, settings.lora
     sites = "on one site that held all records," if summary.centralised else f"across {settings.num_supernodes} sites"
     rounds = _count(summary.rounds, "round")
-    steps = f"{_count(train.local_steps, 'local step')} with an expected batch of {train.batch_size}, rank {lora.rank}"
+    rank = f", rank {lora.rank}" if LORA_A in adapter.layout.parts else ""
+    steps = f"{_count(train.local_steps, 'local step')} with an expected batch of {train.batch_size}{rank}"
     if settings.ridge_first:
         rounds = f"one round that released a ridge head from all records, then {_count(summary.rounds - 1, 'round')}"
     return (

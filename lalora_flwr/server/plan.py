@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lalora_flwr.adapter.form import AdapterForm
 from lalora_flwr.adapter.lora import trains_head
-from lalora_flwr.adapter.slots import Mask
+from lalora_flwr.adapter.slots import HEAD, Mask
 from lalora_flwr.data.data_set import facts, private_records
 from lalora_flwr.data.partition import equal_share
 from lalora_flwr.gradients.engine import PerSampleGradients
@@ -21,7 +20,6 @@ from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.privacy.noise import head_event, mechanism_for
 from lalora_flwr.settings import Settings
-from lalora_flwr.settings.choices import FORMS
 from lalora_flwr.settings.stages import ridge_stage
 from lalora_flwr.training.rate import noise_at_all, noise_at_one, rate_for
 from lalora_flwr.wire.tensors import ARRAY_HEADER
@@ -109,7 +107,7 @@ def make_plan(settings: Settings) -> Plan:
     base = load_base_model(settings.model, facts(settings), settings.data.max_tokens, weights=False)
     base.module.requires_grad_(False)
     method = method_of(settings)
-    adapter = FORMS.get(method.form, AdapterForm).attach(base, settings.lora, seed=0)
+    adapter = method.form_of.attach(base, settings.lora, seed=0)
     PerSampleGradients(adapter.model, adapter.parameters)  # refuses layers without a per-sample rule
     layout = adapter.layout
     method.check_moves(layout, settings)
@@ -138,7 +136,7 @@ def make_plan(settings: Settings) -> Plan:
         steps=settings.steps_per_site,
         trainable=trainable,
         frozen=total - trainable,
-        head="" if not base.head else "trained" if trains_head(base, settings.lora) else "frozen",
+        head="" if not base.head else "trained" if trains_head(base, settings.lora) or layout.of(HEAD) else "frozen",
         new_head=base.fresh_head,
         bytes_down=size(method.travel.down(turns[0])),
         bytes_up=(size(method.travel.up(turns[0]), itemsize), size(method.travel.up(turns[1]), itemsize)),

@@ -22,7 +22,15 @@ class ChecksSettings(Protocol):
         """
 
 
-_ADAPTER, _METHODS = "lalora_flwr.adapter", "lalora_flwr.methods"
+@runtime_checkable
+class HasForm(Protocol):
+    """A method, as far as the name of its form goes."""
+
+    @property
+    def form(self) -> str: ...
+
+
+_METHODS, _ADAPTER = "lalora_flwr.methods", "lalora_flwr.adapter"
 METHODS = Registry(
     "strategy",
     "lalora.methods",
@@ -42,13 +50,25 @@ METHODS = Registry(
         "fedrot-lora": f"{_METHODS}.fedrot:METHOD",
         "central-dp-lora": f"{_METHODS}.central:METHOD",
         "dynamic-rank": f"{_METHODS}.dynamic_rank:METHOD",
+        "bitfit": f"{_METHODS}.other_forms:BITFIT",
+        "bottleneck": f"{_METHODS}.other_forms:BOTTLENECK",
+        "soft-prompt": f"{_METHODS}.other_forms:SOFT_PROMPT",
+        "visual-prompt": f"{_METHODS}.other_forms:VISUAL_PROMPT",
+        "pixel-prompt": f"{_METHODS}.other_forms:PIXEL_PROMPT",
+        "head-only": f"{_METHODS}.other_forms:HEAD_ONLY",
     },
 )
 FORMS = Registry(
-    "form",
+    "lora.form",
     "lalora.forms",
     {
         "lora": f"{_ADAPTER}.lora:LORA",
+        "bitfit": f"{_ADAPTER}.bitfit:BITFIT",
+        "bottleneck": f"{_ADAPTER}.bottleneck:BOTTLENECK",
+        "soft-prompt": f"{_ADAPTER}.soft_prompt:SOFT_PROMPT",
+        "visual-prompt": f"{_ADAPTER}.visual_prompt:VISUAL_PROMPT",
+        "pixel-prompt": f"{_ADAPTER}.pixel_prompt:PIXEL_PROMPT",
+        "head": f"{_ADAPTER}.plain:HEAD_ONLY",
         "lora-residual": f"{_ADAPTER}.lora_residual:LORA_RESIDUAL",
         "lora-sb": f"{_ADAPTER}.lora_sb:LORA_SB",
         "ridge-head": f"{_ADAPTER}.ridge:RIDGE_HEAD",
@@ -92,4 +112,31 @@ MERGES = Registry(
         "trimmed-mean": f"{_METHODS}.merges:TRIMMED_MEAN",
     },
 )
+TRAVELS = Registry(
+    "merge.travel",
+    "lalora.travels",
+    {
+        "everything": f"{_METHODS}.travel:EVERYTHING",
+        "trained": f"{_METHODS}.travel:TRAINED",
+        "everything-down": f"{_METHODS}.travel:EVERYTHING_DOWN",
+    },
+)
 DATASETS = Registry("data.name", "lalora.datasets", {"digits": "lalora_flwr.data.digits:DIGITS"})
+
+
+def form_of(settings: Settings) -> str:
+    """The name of a run's form: what ``lora.form`` says, or the strategy's own.
+
+    Raises:
+        ConfigError: an unknown strategy.
+    """
+    return strategys_form(settings) if settings.lora.form == "auto" else settings.lora.form
+
+
+def strategys_form(settings: Settings) -> str:
+    """The name of the form that the run's strategy has by itself.
+
+    Raises:
+        ConfigError: an unknown strategy.
+    """
+    return METHODS.get(settings.strategy, HasForm).form

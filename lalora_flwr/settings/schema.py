@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from lalora_flwr.settings.choices import FILTERS, MERGES, METHODS, SCHEDULES
+from lalora_flwr.settings.choices import FILTERS, FORMS, MERGES, METHODS, SCHEDULES, TRAVELS
 from lalora_flwr.settings.data_keys import DataSettings
 from lalora_flwr.settings.keys import Kind, at_least, choice, key, named, non_negative, whole, within
 from lalora_flwr.settings.privacy_keys import PrivacySettings
@@ -52,6 +52,21 @@ class ModelSettings:
 class LoraSettings:
     """The adapter."""
 
+    form: str = named(
+        "auto",
+        "what is trained on the frozen model: auto (the strategy's own); lora; bitfit (biases); bottleneck (small layers behind "
+        "attention and MLP); soft-prompt (vectors before a text); visual-prompt (tokens of a ViT); pixel-prompt (an image's "
+        "border); head (the classification head alone)",
+        FORMS,
+        "auto",
+    )
+    size: int = whole(
+        0,
+        4096,
+        0,
+        "units of a bottleneck, tokens of a soft or visual prompt, pixels of a pixel prompt's border; 0: 16, 10, 10, an eighth "
+        "of the side",
+    )
     rank: int = whole(1, 4096, 4, "rank r of every adapter")
     alpha: float = within(1e-3, 1e5, 8.0, "the adapter's output is scaled by alpha / rank")
     targets: str = key("auto", "comma-separated module names that get an adapter; auto takes the model's usual ones")
@@ -95,6 +110,13 @@ class MergeSettings:
         "auto (the strategy's own), mean, or of each coordinate over the sites: median or trimmed-mean, which a few lying sites "
         "cannot move far",
         MERGES,
+        "auto",
+    )
+    travel: str = named(
+        "auto",
+        "what goes down to the sites and comes up: auto (the strategy's own); everything; trained (down what ever trains, up "
+        "what trained in the round); everything-down (up what trained in the round)",
+        TRAVELS,
         "auto",
     )
     trim: float = key(

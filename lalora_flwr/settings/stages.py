@@ -27,7 +27,7 @@ def ridge_stage(settings: Settings) -> Settings:
         fraction_train=all_sites,
         evaluate_every=1,
         evaluate_sites=False,
-        lora=dataclasses.replace(settings.lora, head="auto", schedule="auto"),
+        lora=dataclasses.replace(settings.lora, head="auto", schedule="auto", form="auto", size=0),
         train=dataclasses.replace(
             settings.train,
             local_steps=1,
@@ -45,5 +45,5 @@ def ridge_stage(settings: Settings) -> Settings:
             settings.privacy, epsilon=share * settings.privacy.epsilon, clipping="norm", max_rounds=settings.ridge_rounds
         ),
         filter=FilterSettings(),
-        merge=dataclasses.replace(settings.merge, average="last"),
+        merge=dataclasses.replace(settings.merge, average="last", travel="auto"),
     )

@@ -16,8 +16,12 @@ from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings
 
 
-@per_sample_rule(nn.LayerNorm)
-class PerSampleLayerNorm(PerSampleLayer, nn.LayerNorm):
+class Norm(nn.LayerNorm):
+    """Of a type of its own: this package has a rule for torch's already."""
+
+
+@per_sample_rule(Norm)
+class PerSampleNorm(PerSampleLayer, Norm):
     """With a bias for each record; the scale stays frozen."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,10 +38,11 @@ class BitFit(AdapterForm):
         slots = {}
         for layer, module in base.module.named_modules():
             if type(module) in (nn.Linear, nn.LayerNorm) and module.bias is not None and not layer.startswith(base.head):
+                module.__class__ = Norm if type(module) is nn.LayerNorm else nn.Linear
                 module.bias = nn.Parameter(module.bias.detach().to(torch.float32, copy=True))
                 slots[Slot(f"{layer}.bias", layer, "bias", tuple(module.bias.shape), 0)] = module.bias
         return Adapter(base.module, slots)
 
 
 FORM = BitFit()
-METHOD = Method(schedule=BOTH, travel=TRAINED, form="bitfit")
+METHOD = Method(schedule=BOTH, travel=TRAINED, form="probe-bitfit")
