@@ -114,7 +114,10 @@ ENTANGLED = (
 
 
 ONE_STEP = {"train.local-steps": 1}
-ALLOWED = st.fixed_dictionaries({}, optional={key.name: values_of(key) for key in KEYS.values() if key.name not in ENTANGLED})
+OF_FORMS = ("lora.form", "lora.size", "merge.travel")  # whose values few strategies take
+ALLOWED = st.fixed_dictionaries(
+    {}, optional={key.name: values_of(key) for key in KEYS.values() if key.name not in (*ENTANGLED, *OF_FORMS)}
+)
 
 
 def accepted(flat: dict[str, Any]) -> Settings:
@@ -123,6 +126,7 @@ def accepted(flat: dict[str, Any]) -> Settings:
         return settings_from(flat)
     except ConfigError as problem:
         entangled = (
+            "lora.",
             "train.momentum",
             "train.lr",
             "privacy.max-rounds",
