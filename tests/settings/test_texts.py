@@ -115,9 +115,16 @@ ENTANGLED = (
 
 ONE_STEP = {"train.local-steps": 1}
 OF_FORMS = ("lora.form", "lora.size", "merge.travel")  # whose values few strategies take
-ALLOWED = st.fixed_dictionaries(
-    {}, optional={key.name: values_of(key) for key in KEYS.values() if key.name not in (*ENTANGLED, *OF_FORMS)}
-)
+OTHER_FORMS = ("bitfit", "bottleneck", "soft-prompt", "visual-prompt", "pixel-prompt", "head-only")  # nor most keys of lora.*
+
+
+def with_factors(flat: dict[str, Any]) -> dict[str, Any]:
+    """Without a strategy that trains something else."""
+    return {name: value for name, value in flat.items() if name != "strategy" or value not in OTHER_FORMS}
+
+
+KEYS_DRAWN = [key for key in KEYS.values() if key.name not in (*ENTANGLED, *OF_FORMS)]
+ALLOWED = st.fixed_dictionaries({}, optional={key.name: values_of(key) for key in KEYS_DRAWN}).map(with_factors)
 
 
 def accepted(flat: dict[str, Any]) -> Settings:
