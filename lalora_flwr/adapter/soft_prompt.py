@@ -142,7 +142,7 @@ class SoftPromptAdapter(Adapter):
             token_dim=prompt.shape[1],
             num_transformer_submodules=1,
             num_attention_heads=shape.num_attention_heads,
-            num_layers=shape.num_hidden_layers,  # type: ignore[union-attr]
+            num_layers=shape.num_hidden_layers,
         ).save_pretrained(str(folder))
         replace_file(folder / WEIGHTS, save({NAME: prompt.contiguous()}), mode=PUBLIC)
         finish_folder(folder, self._base, trained=False, prefix=PREFIX)
