@@ -84,6 +84,7 @@ class Merge:
         name: as ``merge.name`` and summaries write it.
         takes_gradients: whether it makes as good sense of gradients as of adapters, as what works on each coordinate does.
         rewrites: whether it expresses the adapter in other factors (`Merged.rewritten`), whose gradients are not those of before.
+        takes_parts: whether it makes sense of sites that send other slots than others do, or corners of them.
         needs_each: whether it looks at single updates; if not, their sum is all that it uses, and a transport may hide the rest.
         needs_parts: the parts of slots that it combines in a way of their own.
         moves_frozen: whether it changes slots that do not train, so that all must go down.
@@ -95,6 +96,7 @@ class Merge:
     rewrites: bool = False
     needs_parts: frozenset[str] = frozenset()
     moves_frozen: bool = False
+    takes_parts: bool = False
 
     def least_updates(self, settings: MergeSettings) -> int:
         """With fewer updates in a round the run stops."""

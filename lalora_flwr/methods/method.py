@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lalora_flwr.adapter.form import AdapterForm
-from lalora_flwr.adapter.slots import Layout
+from lalora_flwr.adapter.slots import Layout, Mask
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.filters import NONE, Filter, filter_of
 from lalora_flwr.methods.merges import MEAN, Merge
@@ -15,6 +15,7 @@ from lalora_flwr.methods.transport import PLAIN, Transport
 from lalora_flwr.methods.travel import EVERYTHING, GradientsUp, Travel, Turn
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.choices import FORMS, MERGES, METHODS, TRAVELS
+from lalora_flwr.wire.profile import Profile
 from lalora_flwr.wire.public import Public
 
 MOST_LOOKED_AT = 1000  # rounds of a schedule
@@ -80,9 +81,14 @@ class Method:
         """Whether sites keep what the filter remembers."""
         return self.filter.remembers and not self.server_steps
 
-    def turn(self, layout: Layout, server_round: int, local_steps: int, directive: Public) -> Turn:
-        """A training round at a site that holds ``layout``."""
-        trained = self.schedule.trained_in(layout, server_round, local_steps, directive)
+    def masks(self, layout: Layout, server_round: int, local_steps: int, directive: Public, profile: Profile) -> tuple[Mask, ...]:
+        """The slots that train at each step of a round at a site that holds ``layout``: the schedule's that the site trains."""
+        own = self.travel.trains(layout, profile)
+        return tuple(mask & own for mask in self.schedule.masks(layout, server_round, local_steps, directive))
+
+    def turn(self, layout: Layout, server_round: int, local_steps: int, directive: Public, profile: Profile) -> Turn:
+        """A training round at a site of this profile that holds ``layout``."""
+        trained = self.schedule.trained_in(layout, server_round, local_steps, directive) & self.travel.trains(layout, profile)
         return Turn(layout, trained, self.schedule.ever(layout))
 
     def at_rest(self, layout: Layout) -> Turn:
@@ -146,6 +152,17 @@ class Method:
             raise ConfigError(
                 f"train.lr = 0: the rule does not know what filter.name = {own.filter.name!r} leaves of the noise; choose a rate"
             )
+        if own.travel.takes_profiles and not own.merge.takes_parts:
+            raise ConfigError(
+                f"merge.name = {name!r}: takes whole adapters, but {settings.strategy} lets sites differ; choose auto, "
+                "per-entry, zero-padded, product-svd or product-svd-split"
+            )
+        if settings.profiles and not own.travel.takes_profiles:
+            raise ConfigError(
+                f"profiles = {settings.profiles!r}: sites of {settings.strategy} do not differ; choose hetlora, flexlora or hlora"
+            )
+        for site in range(min(settings.num_supernodes, settings.profiles.count(";") + 1)):
+            own.travel.check(Profile(site, settings.words_of(site)))
         if own.transport.hides_updates and own.merge.needs_each:
             raise ConfigError(f"merge.name = {name!r}: needs every site's update, but {own.transport.name} shows their sum only")
         if own.transport.hides_updates and settings.merge.max_update_norm:

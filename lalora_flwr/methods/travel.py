@@ -31,13 +31,25 @@ class Travel:
 
     Attributes:
         brings_all: whether every slot goes down, those that never train among them.
+        takes_profiles: whether sites differ by what their profiles say.
     """
 
-    brings_all = True
+    brings_all: bool = True
+    takes_profiles: bool = False
+
+    def check(self, profile: Profile) -> None:
+        """
+        Raises:
+            ConfigError: the method can make nothing of the profile.
+        """
 
     def held(self, layout: Layout, profile: Profile) -> Layout:
         """The slots as a site of this profile holds them: all of them, each whole or a leading corner of it."""
         return layout
+
+    def trains(self, layout: Layout, profile: Profile) -> Mask:
+        """The slots that a site of this profile ever trains, of those that it holds; what else it holds stays as it was sent."""
+        return layout.names
 
     def down(self, turn: Turn) -> Mask:
         """The slots that go to the site."""
@@ -85,9 +97,16 @@ class GradientsUp(Travel):
 
     def __init__(self, travel: Travel) -> None:
         self._travel, self.brings_all = travel, travel.brings_all
+        self.takes_profiles = travel.takes_profiles
+
+    def check(self, profile: Profile) -> None:
+        self._travel.check(profile)
 
     def held(self, layout: Layout, profile: Profile) -> Layout:
         return self._travel.held(layout, profile)
+
+    def trains(self, layout: Layout, profile: Profile) -> Mask:
+        return self._travel.trains(layout, profile)
 
     def down(self, turn: Turn) -> Mask:
         return self._travel.down(turn)

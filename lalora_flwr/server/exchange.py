@@ -101,18 +101,19 @@ class Conversation:
         self.directive, self.exchange = directive, Exchange(server_round, words, settings.privacy.clip_norm)
         self._method, self._settings, self._layout = method, settings, layout
         self._adapter, self._model_digest = adapter, model_digest
-        self._views: dict[Layout, _View] = {}
+        self._views: dict[tuple[Layout, Mask], _View] = {}
 
     def _view(self, profile: Profile) -> _View:
         held = self._method.schedule.within(self._method.travel.held(self._layout, profile), self.directive)
-        if held not in self._views:
+        key = held, self._method.travel.trains(held, profile)
+        if key not in self._views:
             steps = self._settings.train.local_steps
-            turn = self._method.turn(held, self.exchange.server_round, steps, self.directive)
+            turn = self._method.turn(held, self.exchange.server_round, steps, self.directive, profile)
             start = {name: corner(self._adapter[name], slot) for name, slot in held.items()}
             sent = to_arrays({name: start[name] for name in self._method.travel.down(turn)})
             up = {name: held[name].shape for name in self._method.travel.up(turn)}
-            self._views[held] = _View(held, start, sent, digest(start), turn.trained, up)
-        return self._views[held]
+            self._views[key] = _View(held, start, sent, digest(start), turn.trained, up)
+        return self._views[key]
 
     def order(self, node: int, profile: Profile, counted: tuple[int, int], memory: ArrayRecord | None) -> tuple[Message, int]:
         """The training message of a site, and the bytes of the adapter in it.

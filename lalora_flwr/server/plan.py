@@ -22,6 +22,7 @@ from lalora_flwr.privacy.noise import head_event, mechanism_for
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.stages import ridge_stage
 from lalora_flwr.training.rate import noise_at_all, noise_at_one, rate_for
+from lalora_flwr.wire.profile import WHOLE
 from lalora_flwr.wire.tensors import ARRAY_HEADER
 
 
@@ -119,7 +120,9 @@ def make_plan(settings: Settings) -> Plan:
 
     first = 2 if settings.ridge_first else 1
     turns = [
-        method.turn(layout, first + more, settings.train.local_steps, method.schedule.foreseen(layout, first + more, directive))
+        method.turn(
+            layout, first + more, settings.train.local_steps, method.schedule.foreseen(layout, first + more, directive), WHOLE
+        )
         for more in (0, 1)
     ]
     trainable = sum(math.prod(slot.shape) for slot in layout.only(method.schedule.ever(layout)).values())

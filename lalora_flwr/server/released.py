@@ -29,10 +29,15 @@ def noise_by_slot(
         sites: how many they are.
 
     Returns:
-        None if an update is more than a sum of gradients (`unknown_noise`), or was scaled to a bound.
+        None if an update is more than a sum of gradients (`unknown_noise`), or was scaled to a bound, or sites may differ in
+        what they train.
     """
     steps = settings.train.local_steps
-    if settings.merge.max_update_norm or (not method.server_steps and unknown_noise(method, settings)):
+    if (
+        settings.merge.max_update_norm
+        or method.travel.takes_profiles
+        or (not method.server_steps and unknown_noise(method, settings))
+    ):
         return None
     masks = method.schedule.masks(layout, server_round, steps, directive)
     times = {name: sum(name in masks[step % len(masks)] for step in range(steps)) for name in layout}

@@ -12,8 +12,9 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from lalora_flwr.data.holdings import holdings
-from lalora_flwr.ground.errors import RunFailed, SiteSilent
+from lalora_flwr.ground.errors import ConfigError, RunFailed, SiteSilent
 from lalora_flwr.ground.seeds import derive_seed
+from lalora_flwr.methods.method import method_of
 from lalora_flwr.server.exchange import content_of
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.profile import Profile
@@ -122,7 +123,13 @@ class Roster:
                     f"--federation-config 'num-supernodes={self._settings.num_supernodes}' to flwr run, or use lalora run"
                 )
             real = Profile(node, told.words, told.name, told.records)
-            self._profiles[node] = real if number < 0 else Profile(number, "", *self._virtual(number))
+            profile = real if number < 0 else Profile(number, self._settings.words_of(number), *self._virtual(number))
+            try:
+                method_of(self._settings).travel.check(profile)
+            except ConfigError as bad:
+                problem = str(bad)
+                continue
+            self._profiles[node] = profile
             self.real |= number < 0
         if missing := [node for node in unknown if node not in self._profiles]:
             raise SiteSilent(f"{len(missing)} of {len(nodes)} sites did not answer the greeting: {problem}")

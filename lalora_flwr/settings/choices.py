@@ -49,6 +49,9 @@ METHODS = Registry(
         "as-lora": f"{_METHODS}.as_lora:METHOD",
         "fedrot-lora": f"{_METHODS}.fedrot:METHOD",
         "central-dp-lora": f"{_METHODS}.central:METHOD",
+        "hetlora": f"{_METHODS}.hetlora:METHOD",
+        "flexlora": f"{_METHODS}.flexlora:METHOD",
+        "hlora": f"{_METHODS}.flexlora:HLORA",
         "dynamic-rank": f"{_METHODS}.dynamic_rank:METHOD",
         "bitfit": f"{_METHODS}.other_forms:BITFIT",
         "bottleneck": f"{_METHODS}.other_forms:BOTTLENECK",
@@ -110,6 +113,10 @@ MERGES = Registry(
         "mean": f"{_METHODS}.merges:MEAN",
         "median": f"{_METHODS}.merges:MEDIAN",
         "trimmed-mean": f"{_METHODS}.merges:TRIMMED_MEAN",
+        "per-entry": f"{_METHODS}.hetlora:PER_ENTRY",
+        "zero-padded": f"{_METHODS}.hetlora:ZERO_PADDED",
+        "product-svd": f"{_METHODS}.flexlora:PRODUCT_SVD",
+        "product-svd-split": f"{_METHODS}.flexlora:PRODUCT_SVD_SPLIT",
     },
 )
 TRAVELS = Registry(

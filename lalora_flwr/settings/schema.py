@@ -166,6 +166,11 @@ class Settings:
         "sites also report the accuracy on their own records: in a simulation exact, a LEAK that no ε covers; real sites add "
         "noise and count it in their ledgers, if their owners allow it",
     )
+    profiles: str = key(
+        "",
+        "what virtual sites say of themselves, in their order and then again from the first, with semicolons between, such as "
+        "'rank=8;rank=2 layers=4'; real sites have it in their node-config; empty: they do not differ",
+    )
     seed: int = at_least(0, 0, "seed of the initial adapter, the partition and, in simulation only, of noise and sampling")
     output_dir: str = key("runs", "folder under which the run's own folder is made", kind=PLACE)
     run_name: str = key(
@@ -185,6 +190,11 @@ class Settings:
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     filter: FilterSettings = field(default_factory=FilterSettings)
     merge: MergeSettings = field(default_factory=MergeSettings)
+
+    def words_of(self, site: int) -> str:
+        """What a virtual site says of itself."""
+        words = self.profiles.split(";")
+        return words[site % len(words)].strip()
 
     @property
     def private(self) -> bool:

@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
 from lalora_flwr.adapter.slots import Layout, Mask
 from lalora_flwr.data.records import RecordSet
-from lalora_flwr.ground.errors import SiteRefusal
+from lalora_flwr.ground.errors import ConfigError, SiteRefusal
 from lalora_flwr.ground.processors import processors
 from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.ledger.caps import Caps, at_once, caps_from, check_rate, check_run
@@ -81,7 +81,8 @@ class Site:
     def profile(self) -> Profile:
         """As the server knows it."""
         if self.host.simulated and "partition-id" in self.node_config:
-            return Profile(int(self.node_config["partition-id"]))
+            number = int(self.node_config["partition-id"])
+            return Profile(number, self.settings.words_of(number))
         return Profile(self.context.node_id, self.caps.profile if self.caps else "")
 
     def source(self, settings: Settings, server_round: int, attempt: int = 1) -> RandomSource:
@@ -177,15 +178,20 @@ def _start(
         SiteRefusal: the order is not one that the run's own method gives.
     """
     method = method_of(settings)
+    try:
+        method.travel.check(site.profile)
+    except ConfigError as problem:
+        log.error("node-config: %s", problem)
+        raise SiteRefusal("profile: the method can make nothing of the site's") from None
     layout = method.travel.held(learner.adapter.layout, site.profile)
     if not method.schedule.accepts(layout, order.directive) or not method.transport.accepts(order.exchange):
         raise SiteRefusal("order: its directive or its exchange is not one of the run's method")
     layout = method.schedule.within(layout, order.directive)
     steps = settings.train.local_steps
-    masks = method.schedule.masks(layout, order.server_round, steps, order.directive)
+    masks = method.masks(layout, order.server_round, steps, order.directive, site.profile)
     if any(not mask or mask - layout.trainable for mask in masks):
         raise SiteRefusal("order: a step would train nothing, or what the adapter does not have")
-    turn = method.turn(layout, order.server_round, steps, order.directive)
+    turn = method.turn(layout, order.server_round, steps, order.directive, site.profile)
     arrays = content.get(ARRAYS)
     if not isinstance(arrays, ArrayRecord):
         raise SiteRefusal("order: it holds no tensors")

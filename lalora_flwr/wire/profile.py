@@ -24,3 +24,6 @@ class Profile:
     words: str = ""
     name: str = ""
     records: int = 0
+
+
+WHOLE = Profile(0)  # of a site that says nothing of itself

@@ -107,6 +107,7 @@ ENTANGLED = (
     "data.label-range",
     "trust",
     "colluders",
+    "profiles",
     "train.step-at",
     "train.decay",
     "train.flips",
