@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lalora_flwr.adapter.slots import factors_of
+from lalora_flwr.adapter.slots import LORA_A, LORA_B, factors_of
 from lalora_flwr.methods.hetlora import PerEntry
 from lalora_flwr.methods.merges import Memory, Merged, Now
 from lalora_flwr.methods.method import Method
@@ -39,6 +39,7 @@ class Products(PerEntry):
     """The mean of the products B A over the sites that trained either factor; of other slots the mean."""
 
     rewrites = True
+    needs_parts = frozenset({LORA_A, LORA_B})
 
     def __init__(self, name: str, *, split: bool) -> None:
         """
