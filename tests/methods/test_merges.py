@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lalora_flwr.adapter.slots import Layout
+from lalora_flwr.methods.flexlora import PRODUCT_SVD, PRODUCT_SVD_SPLIT
+from lalora_flwr.methods.hetlora import PER_ENTRY, ZERO_PADDED
 from lalora_flwr.methods.merges import MEAN, MEDIAN, TRIMMED_MEAN, Memory, Merge, Now, bounded, num_cut
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.updates import SumOnly, Tensors, Update, Updates, together
@@ -124,7 +126,15 @@ def test_float64_reference_by_torch() -> None:
 
 def test_merges_are_registered_under_their_names() -> None:
     found = {name: MERGES.get(name, Merge) for name in MERGES.names() if not name.startswith("test-")}
-    assert found == {"mean": MEAN, "median": MEDIAN, "trimmed-mean": TRIMMED_MEAN}
+    assert found == {
+        "mean": MEAN,
+        "median": MEDIAN,
+        "trimmed-mean": TRIMMED_MEAN,
+        "per-entry": PER_ENTRY,
+        "zero-padded": ZERO_PADDED,
+        "product-svd": PRODUCT_SVD,
+        "product-svd-split": PRODUCT_SVD_SPLIT,
+    }
     assert all(merge.name == name for name, merge in found.items())
     assert all(METHODS.get(name, Method).merge is MEAN for name in ("la-lora", "dp-lora", "ffa-lora", "rolora", "ridge-head"))
 
