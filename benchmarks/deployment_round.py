@@ -53,7 +53,7 @@ def train(message: Message, context: Context) -> Message:
     times: Times = {START: (time.time() - psutil.Process().create_time(), time.process_time())}
     begun = _now()
     from lalora_flwr.client_app import resident
-    from lalora_flwr.site.app import answer
+    from lalora_flwr.site.app import answer, as_asked
 
     times[FIRST] = _since(begun)
     begun = _now()
@@ -70,7 +70,7 @@ def train(message: Message, context: Context) -> Message:
         setattr(site, function, _timed(getattr(site, function), times, step))
     begun = _now()
     host = Host(simulated=False)
-    reply = answer(lambda content, context: site.train(host, content, context), message, context, lambda: 0.0)
+    reply = answer(lambda content, context: as_asked(site.train, host, content, context), message, context, lambda: 0.0)
     seconds, cpu = _since(begun)
     inside = [times.get(step, (0.0, 0.0)) for step in STEPS.values()]
     times[REST] = (seconds - sum(s for s, _ in inside), cpu - sum(c for _, c in inside))

@@ -154,18 +154,18 @@ def _work(kind: str, host: Callable[[], Host]) -> Work:
         from lalora_flwr.site.round import train
 
         _begin(host(), context)
-        return _as_asked(train, host(), content, context)
+        return as_asked(train, host(), content, context)
 
     def evaluate(content: RecordDict, context: Context) -> RecordDict:
         from lalora_flwr.site.evaluation import evaluate_on_site
 
         _begin(host(), context)
-        return _as_asked(evaluate_on_site, host(), content, context)
+        return as_asked(evaluate_on_site, host(), content, context)
 
     return {TRAIN: train, EVALUATE: evaluate}[kind]
 
 
-def _as_asked(work: SiteWork, host: Host, content: RecordDict, context: Context) -> RecordDict:
+def as_asked(work: SiteWork, host: Host, content: RecordDict, context: Context) -> RecordDict:
     """The work on a message whose arrays may travel as one; the reply's then do so, too.
 
     Raises:
