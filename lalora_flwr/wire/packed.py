@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from safetensors.numpy import load, save
 
 WHOLE = "safetensors"  # name of the only array of a packed record
+MOST_HEADER = 2**23  # bytes of names, shapes and places, which are read before anything is known of them; 100 of a slot are usual
 
 
 class BadPack(ValueError):
@@ -62,6 +63,8 @@ def _unpacked(record: ArrayRecord) -> ArrayRecord:
         whole = record[WHOLE].numpy()
         if whole.dtype != np.uint8 or whole.ndim != 1:
             raise ValueError("not bytes")
+        if int.from_bytes(whole[:8].tobytes(), "little") > MOST_HEADER:
+            raise ValueError("a header that no adapter needs")
         values = load(whole.tobytes())
         return ArrayRecord({name: Array(values[name]) for name in sorted(values)})
     except Exception:  # whatever numpy and safetensors make of bytes that are no arrays

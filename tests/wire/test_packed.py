@@ -50,6 +50,7 @@ def test_content_that_is_not_packed_stays_as_it_is() -> None:
         np.zeros(0, dtype=np.uint8),
         np.frombuffer(save({"a": np.zeros(9, dtype=np.float32)})[:-1], dtype=np.uint8),
         np.frombuffer(b"\xff" * 64, dtype=np.uint8),
+        np.frombuffer((2**23 + 8).to_bytes(8, "little") + b"{}".ljust(2**23 + 8), dtype=np.uint8),
     ],
 )
 def test_bytes_that_are_no_arrays_are_refused(whole: np.ndarray) -> None:
