@@ -107,6 +107,15 @@ class Pattern(Schedule):
         self.text, self.pattern, self._by_round = text, tuple(pattern), by_round
         self.period = 1 if by_round else len(self.pattern)
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._all() == other._all()
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def _all(self) -> tuple[str, tuple[str, ...], bool]:
+        return self.text, self.pattern, self._by_round
+
     def by_round(self) -> Schedule:
         if self._by_round or len(self.pattern) == 1:
             return self
@@ -138,6 +147,12 @@ class Later(Schedule):
     def __init__(self, schedule: Schedule, rounds: int) -> None:
         self._schedule, self._rounds = schedule, rounds
         self.text, self.period = schedule.text, schedule.period
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Later) and (self._schedule, self._rounds) == (other._schedule, other._rounds)
+
+    def __hash__(self) -> int:
+        return hash((self._schedule, self._rounds))
 
     def fits(self, layout: Layout) -> None:
         self._schedule.fits(layout)

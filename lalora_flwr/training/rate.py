@@ -17,9 +17,12 @@ made up for (`Filter.keeps`). `docs/results.md` has what the rule loses against 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from lalora_flwr.adapter.slots import LORA_A, Layout, Mask
+from lalora_flwr.methods.merges import Merge
 from lalora_flwr.methods.method import Method
+from lalora_flwr.methods.schedules import Schedule
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import Settings
 
@@ -87,12 +90,17 @@ def _longer(settings: Settings, method: Method) -> float:
 
 def _steps(settings: Settings, method: Method, layout: Layout) -> tuple[float, float]:
     """The steps of the run in which some lora_A trains, and those in which something else does."""
-    own, directive = layout.of(LORA_A), method.merge.start(layout)
-    steps, rounds = settings.train.local_steps, settings.num_rounds - settings.ridge_first
+    first, rounds = 1 + settings.ridge_first, settings.num_rounds - settings.ridge_first
+    return _counted(method.schedule, method.merge, layout, first, rounds, settings.train.local_steps)
+
+
+@lru_cache(maxsize=16)  # every site asks in every round
+def _counted(schedule: Schedule, merge: Merge, layout: Layout, first: int, rounds: int, steps: int) -> tuple[float, float]:
+    own, directive = layout.of(LORA_A), merge.start(layout)
     with_a, others, seen = 0, 0, min(rounds, LOOKED_AT)
-    for server_round in range(1 + settings.ridge_first, 1 + settings.ridge_first + seen):
-        foreseen = method.schedule.foreseen(layout, server_round, directive)
-        masks = method.schedule.masks(layout, server_round, steps, foreseen)
+    for server_round in range(first, first + seen):
+        foreseen = schedule.foreseen(layout, server_round, directive)
+        masks = schedule.masks(layout, server_round, steps, foreseen)
         for step in range(steps):
             mask = masks[step % len(masks)]
             with_a += bool(mask & own)

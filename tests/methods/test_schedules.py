@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lalora_flwr.adapter.slots import HEAD, LORA_A, LORA_B, Layout, Slot
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.methods.schedules import Schedule, schedule_of
+from lalora_flwr.methods.schedules import Later, Schedule, schedule_of
 
 A, B, AB = frozenset("A"), frozenset("B"), frozenset("AB")
 PARTS = {"A": LORA_A, "B": LORA_B, "head": HEAD}
@@ -167,3 +167,10 @@ def test_a_schedule_of_factors_does_not_fit_a_form_without_them(text: str) -> No
 def test_a_shipped_schedule_takes_no_directive() -> None:
     assert schedule_of("step:BA").accepts(LAYOUT, {})
     assert not schedule_of("step:BA").accepts(LAYOUT, {"mask": ["x.A"]})
+
+
+def test_schedules_that_do_the_same_are_equal_so_that_what_is_counted_of_them_is_kept() -> None:
+    first, second = schedule_of("step:BA"), schedule_of("step:BA")
+    assert first == second and hash(first) == hash(second) and first.by_round() == second.by_round()
+    assert len({first, first.by_round(), schedule_of("step:AB"), schedule_of("B"), Later(first, 1), Later(first, 2)}) == 6
+    assert Later(first, 1) == Later(second, 1) and Later(first, 1) != Later(first.by_round(), 1)
