@@ -19,6 +19,7 @@ from lalora_flwr.adapter.slots import Slot
 from lalora_flwr.methods.filters import Around, Filter, State
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 WIDEST = 255  # taps: a standard deviation of 8 features
@@ -102,12 +103,19 @@ def along_features(slot: Slot, gradient: Tensor, rows: Tensor) -> Tensor:
 
 def smooth_rows(x: Tensor, width: int) -> Tensor:
     """Convolve each row of x (rows, features) with the binomial; symmetric padding repeats the edge: … b a | a b c …"""
-    import torch  # here and above only: the names of filters are checked before torch is needed
-    import torch.nn.functional as F
+    import torch.nn.functional as F  # here and elsewhere inside only: the names of filters are checked before torch is needed
 
-    taps = torch.tensor(binomial(width), dtype=x.dtype, device=x.device)
-    padded = x[:, _mirrored(torch.arange(-(width // 2), x.shape[1] + width // 2, device=x.device), x.shape[1])]
-    return F.conv1d(padded.unsqueeze(1), taps.view(1, 1, width)).squeeze(1)
+    taps, places = _taps_and_places(x.shape[1], width, x.dtype, x.device)
+    return F.conv1d(x[:, places].unsqueeze(1), taps).squeeze(1)
+
+
+@lru_cache(maxsize=256)
+def _taps_and_places(features: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The taps as a kernel, (1, 1, width), and the feature at each place of a row that is padded for it."""
+    import torch
+
+    taps = torch.tensor(binomial(width), dtype=dtype, device=device)
+    return taps.view(1, 1, width), _mirrored(torch.arange(-(width // 2), features + width // 2, device=device), features)
 
 
 def _mirrored(indices: Tensor, features: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,28 +79,39 @@ def clip(per_sample: Mapping[str, Tensor], clip_norm: float, stability: float = 
     Returns:
         The sums, float64, of the parameters' shapes; and how many records were not finite (for the site's log only).
     """
-    squares = [sum(part.square().sum(1) for _, part in _blocks(g)) for g in per_sample.values()]
-    norms = torch.stack([torch.as_tensor(s) for s in squares]).sum(0).sqrt()  # (records,)
+    squares = sum(part.square().sum(1) for _, part in _blocks(per_sample))
+    norms = torch.as_tensor(squares).sqrt()  # (records,)
     usable = torch.isfinite(norms) & (norms > 0)
     scaled = clip_norm / (norms + stability) if stability else (clip_norm / norms).clamp(max=1.0)
     factors = torch.where(usable, scaled, 0.0)
     useless = None if usable.all() else ~usable.unsqueeze(1)
-    sums = {}
-    for name, g in per_sample.items():
-        total = torch.empty(math.prod(g.shape[1:]), dtype=torch.float64, device=g.device)
-        for columns, part in _blocks(g):
-            total[columns] = factors @ (part if useless is None else part.masked_fill_(useless, 0.0))  # 0 · inf would be NaN
-        sums[name] = total.view(g.shape[1:])
-    return sums, int((~torch.isfinite(norms)).sum())
+    sizes = [math.prod(g.shape[1:]) for g in per_sample.values()]
+    total = torch.empty(sum(sizes), dtype=torch.float64, device=norms.device)
+    for columns, part in _blocks(per_sample):
+        total[columns] = factors @ (part if useless is None else part.masked_fill_(useless, 0.0))  # 0 · inf would be NaN
+    pieces = zip(per_sample.items(), total.split(sizes), strict=True)
+    return {name: piece.view(g.shape[1:]) for (name, g), piece in pieces}, int((~torch.isfinite(norms)).sum())
 
 
-def _blocks(g: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """A gradient (records, *shape) as float64 copies (records, columns), block by block, with their columns."""
-    rows = g.flatten(1)
-    width = max(1, (GPU_BLOCK if g.is_cuda else BLOCK) // max(1, rows.shape[0]))
-    for start in range(0, rows.shape[1], width):
-        columns = slice(start, start + width)
-        yield columns, rows[:, columns].to(torch.float64, copy=True)
+def _blocks(per_sample: Mapping[str, Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    """Gradients (records, *shape) side by side, as float64 copies (records, columns), block by block, with their columns."""
+    start, waiting, wide = 0, [], 0  # small tensors wait for each other: a block of many costs what one of few does
+    for g in per_sample.values():
+        rows = g.flatten(1)
+        most = max(1, (GPU_BLOCK if g.is_cuda else BLOCK) // max(1, rows.shape[0]))
+        for piece in rows.split(most, 1):
+            if waiting and wide + piece.shape[1] > most:
+                yield slice(start, start + wide), _in_float64(waiting)
+                start, waiting, wide = start + wide, [], 0
+            waiting.append(piece)
+            wide += piece.shape[1]
+    if waiting:
+        yield slice(start, start + wide), _in_float64(waiting)
+
+
+def _in_float64(pieces: Sequence[Tensor]) -> Tensor:
+    """(records, columns) each, side by side, as a copy."""
+    return pieces[0].to(torch.float64, copy=True) if len(pieces) == 1 else torch.cat([p.to(torch.float64) for p in pieces], 1)
 
 
 def grid_step(std: float, bits: int = GRID_BITS) -> float:
@@ -205,12 +216,10 @@ class PrivateSum:
 
     def release(self, ledger: Ledger, source: RandomSource) -> dict[str, Tensor]:
         """The noised mean gradient, float32. Also right for an empty batch: pure noise, counted like any step."""
-        released = {}
-        for name, value in self._taken(ledger):
-            if self._mechanism.private:
-                value = noised_on_grid(value, self._mechanism.noise_std, source)
-            released[name] = (value / self._mechanism.expected_batch).to(torch.float32)
-        return released
+        total, shapes = self._taken(ledger)
+        if self._mechanism.private:
+            total = noised_on_grid(total, self._mechanism.noise_std, _SlotBySlot(source, shapes))
+        return _apart((total / self._mechanism.expected_batch).to(torch.float32), shapes)
 
     def release_share(self, ledger: Ledger, source: RandomSource, share: Share) -> dict[str, Tensor]:
         """The sum with a share of the noise, in units of ``share.step``, int64, on the CPU: for a secure sum only.
@@ -221,13 +230,40 @@ class PrivateSum:
         """
         if not self._mechanism.private:
             raise RuntimeError("without clip and noise there is nothing to share")
-        shared = {name: noised_units(v, share.std, share.step, source, share.most) for name, v in self._taken(ledger)}
-        return {name: value.to("cpu", torch.int64) for name, value in shared.items()}
+        total, shapes = self._taken(ledger)
+        shared = noised_units(total, share.std, share.step, _SlotBySlot(source, shapes), share.most)
+        return _apart(shared.to("cpu", torch.int64), shapes)
 
-    def _taken(self, ledger: Ledger) -> Iterator[tuple[str, Tensor]]:
-        """Each sum without its noise, once, after the ledger has counted the step."""
+    def _taken(self, ledger: Ledger) -> tuple[Tensor, dict[str, torch.Size]]:
+        """The sums without their noise, one after the other in one row, once, after the ledger has counted the step."""
         ledger.take_step()
         shapes, self._shapes = self._shapes, {}  # a second release holds nothing
-        for name, shape in shapes.items():
-            zero = torch.zeros(shape, dtype=torch.float64, device=self._device)
-            yield name, self._sums.pop(name) if name in self._sums else zero
+        sums, self._sums = self._sums, {}
+        if not sums:
+            return torch.zeros(sum(shape.numel() for shape in shapes.values()), dtype=torch.float64, device=self._device), shapes
+        return torch.cat([sums[name].flatten() for name in shapes]), shapes
+
+
+def _apart(row: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The tensors that lie in a row one after the other, each in memory of its own."""
+    pieces = row.split([shape.numel() for shape in shapes.values()])
+    return {name: piece.view(shape).clone() for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
+
+
+class _SlotBySlot:
+    """Gives the draws for all tensors of a step at once, in the order in which they are drawn tensor by tensor.
+
+    Guarantee: each draw of ``source`` is given once.
+    """
+
+    def __init__(self, source: RandomSource, shapes: Mapping[str, torch.Size]) -> None:
+        self.seeded = source.seeded
+        sizes = [shape.numel() for shape in shapes.values() for _ in range(2)]  # noise and fine noise of each
+        drawn = source.normal(torch.Size([sum(sizes)])).split(sizes) if sizes else ()
+        self._rows = [torch.cat(drawn[of::2]) if sizes else torch.empty(0) for of in (1, 0)]
+
+    def normal(self, shape: torch.Size) -> Tensor:
+        return self._rows.pop().view(shape)
+
+    def uniform(self, n: int) -> Tensor:
+        raise NotImplementedError("noise is normal")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 
-from lalora_flwr.data.data_set import data_set
+from lalora_flwr.data.data_set import DataSet, data_set
 from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.partition import site_rows
 from lalora_flwr.data.records import RecordSet, no_records
@@ -29,6 +29,7 @@ class RecordStore:
     def __init__(self, size: int = 64) -> None:
         """``size``: virtual sites whose records are kept; of a site's own files those of the last way to read them."""
         self._kept: Cache[Key, tuple[RecordSet, object]] = Cache(size)
+        self._splits: Cache[Key, tuple[list[list[int]], object]] = Cache(2)  # of all sites at once
         self._own: Cache[Key, RecordSet] = Cache(min(1, size))  # a run chooses how long texts are, and may choose anew each time
 
     def __call__(self, settings: Settings, node_config: NodeConfig, base: BaseModel) -> RecordSet:
@@ -48,11 +49,17 @@ class RecordStore:
         data = data_set(settings)  # another object if its files have changed; kept with the records, so that its id stays its own
 
         def share() -> tuple[RecordSet, object]:
-            rows = site_rows(data.classes(), settings.data, settings.seed, sites, data.owners())[site]
-            return data.private(rows, base.encode), data
+            rows, _ = self._splits.get(split, lambda: (_rows(settings, data, sites), data))
+            return data.private(rows[site], base.encode), data
 
-        key = (id(data), site, sites, settings.data, settings.seed, base.name, base.provenance.digest)
+        split: Key = (id(data), sites, settings.data, settings.seed)
+        key: Key = (*split, site, base.name, base.provenance.digest)
         return self._kept.get(key, share)[0]
+
+
+def _rows(settings: Settings, data: DataSet, sites: int) -> list[list[int]]:
+    """The rows of every virtual site."""
+    return site_rows(data.classes(), settings.data, settings.seed, sites, data.owners())
 
 
 def _own(settings: Settings, path: str, base: BaseModel) -> RecordSet:

@@ -90,7 +90,8 @@ class Site:
         if not self.host.simulated:
             return self.host.entropy()
         site = int(self.node_config.get("partition-id", 0))
-        torch.manual_seed(derive_seed(settings.seed, "dropout", site, server_round))
+        if settings.lora.dropout:
+            torch.manual_seed(derive_seed(settings.seed, "dropout", site, server_round))
         return SeededRandom(settings.seed, site, server_round, attempt)
 
 
