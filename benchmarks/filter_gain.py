@@ -38,7 +38,7 @@ def clipped_sum(settings: Settings, learner: Learner, records: RecordSet, rows: 
     total: dict[str, Tensor] = {}
     for part in records.parts(rows, BATCH):
         inputs, labels = records.batch(part)
-        gradients = learner.engine(len(labels), lambda x=inputs, y=labels: learner.base.losses(adapter.model, x, y))
+        gradients = learner.gradients(inputs, labels)[0]
         sums, _ = clip(gradients, settings.privacy.clip_norm)
         total = {name: total[name] + value if total else value for name, value in sums.items()}
     return total

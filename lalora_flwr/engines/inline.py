@@ -1,4 +1,4 @@
-"""All sites in this process, one after the other: for debugging, tests and fast sweeps. No Ray, no SuperLink."""
+"""All sites in this process, some of them in shared passes: for debugging, tests and fast sweeps. No Ray, no SuperLink."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from lalora_flwr.engines.together import SitesTogether
 from lalora_flwr.server.folder import LOG
 from lalora_flwr.server.metrics import OnRound
 from lalora_flwr.server.run import named, run_federation
@@ -28,9 +29,12 @@ FIRST_NODE = 100  # node ids are not partition ids, as in a real federation
 class InlineGrid(Grid):
     """Flower's `Grid` over a ClientApp that is called directly. Each site keeps its own context, as in Flower."""
 
-    def __init__(self, app: ClientApp, num_supernodes: int, run_config: dict[str, Value]) -> None:
+    def __init__(
+        self, app: ClientApp, num_supernodes: int, run_config: dict[str, Value], together: SitesTogether | None = None
+    ) -> None:
+        """``together``: serves orders to train in place of ``app``, several at once."""
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # what messages are stamped with
-        self._app = app
+        self._app, self._together = app, together
         self._numbers = itertools.count(1)
         self._replies: dict[str, Message] = {}
         self._contexts = {
@@ -58,13 +62,16 @@ class InlineGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        sent = []
-        for message in messages:
-            name = f"message-{next(self._numbers)}"
+        named = {f"message-{next(self._numbers)}": message for message in messages}
+        for name, message in named.items():
             message.metadata.__dict__["_message_id"] = name  # Flower's grids do the same
-            self._replies[name] = self._app(message, self._contexts[message.metadata.dst_node_id])
-            sent.append(name)
-        return sent
+        orders = [(message, self._contexts[message.metadata.dst_node_id]) for message in named.values()]
+        if self._together and orders and orders[0][0].metadata.message_type == MessageType.TRAIN:
+            replies = self._together(orders)
+        else:
+            replies = [self._app(message, context) for message, context in orders]
+        self._replies |= zip(named, replies, strict=True)
+        return list(named)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self._replies.pop(name) for name in message_ids if name in self._replies]
@@ -97,7 +104,8 @@ def run_inline(
         ConfigError, RunFailed: as `run_federation`.
     """
     settings, models = named(settings), models or ModelStore()
-    grid = InlineGrid(app or simulated_app(models), settings.num_supernodes, dict(flatten(settings)))
+    together = None if app else SitesTogether(models)
+    grid = InlineGrid(app or simulated_app(models), settings.num_supernodes, dict(flatten(settings)), together)
     with _logs_in(Path(settings.output_dir).absolute() / settings.run_name / LOG):
         return run_federation(settings, grid, on_round, models=models)
 

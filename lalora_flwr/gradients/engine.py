@@ -9,13 +9,13 @@ Opacus' hooks and ghost clipping cannot switch between A and B, and on Swin they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lalora_flwr.gradients import form_rules as form_rules  # registers its rules
-from lalora_flwr.gradients.records import RecordPass
+from lalora_flwr.gradients.records import Owners, RecordPass
 from lalora_flwr.gradients.rules import follow_rules
 
 
@@ -40,22 +40,24 @@ class PerSampleGradients:
         self._parameters = dict(parameters)
         follow_rules(model, {id(p) for p in parameters.values()}, self._pass)
 
-    def __call__(self, records: int, losses: Callable[[], Tensor]) -> dict[str, Tensor]:
+    def __call__(self, records: int, losses: Callable[[], Tensor], owners: Owners | None = None) -> dict[str, Tensor]:
         """Gradients of each record's loss.
 
         Args:
             records: how many records the batch holds, at least 1.
             losses: runs the model forward once and returns the loss of each record, shape (records,).
+            owners: the sites whose records they are, each with values of its own; none: all records meet the model's.
 
         Returns:
-            For every trained tensor that requires a gradient, by name, a tensor of shape (records, *parameter.shape).
+            For every trained tensor that requires a gradient, by name, a tensor of shape (records, *parameter.shape), or with
+            the shape of the owners' values in its place.
 
         Raises:
             RuntimeError: if the losses are not one a record, or a trained tensor took no part in the forward pass
                 (its gradient would be missing from the clipped norm).
         """
         trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
-        self._pass.records, self._pass.views = records, {}
+        self._pass.begin(records, owners)
         try:
             values = losses()
             if values.shape != (records,):
@@ -65,9 +67,19 @@ class PerSampleGradients:
                 raise RuntimeError(f"{unused[0]} took no part in the forward pass: its per-sample gradient cannot be determined")
             views = [self._pass.views[id(p)] for p in trained.values()]
             gradients = torch.autograd.grad(values.sum(), views, allow_unused=True)
+            shapes = [self._pass.shape(p) for p in trained.values()]
         finally:
-            self._pass.records, self._pass.views = 0, {}
+            self._pass.end()
         return {
-            name: torch.zeros(records, *p.shape, device=p.device) if g is None else g
-            for (name, p), g in zip(trained.items(), gradients, strict=True)
+            name: torch.zeros(records, *shape, device=p.device) if g is None else g
+            for (name, p), shape, g in zip(trained.items(), shapes, gradients, strict=True)
         }
+
+    def owned(self, counts: Sequence[int], values: Mapping[str, Tensor]) -> Owners:
+        """What a pass over several sites' records needs to know of them.
+
+        Args:
+            counts: records of each site, in the order in which the pass has them.
+            values: the sites' own tensors by name, (sites, *shape).
+        """
+        return Owners(counts, {id(self._parameters[name]): value for name, value in values.items()})

@@ -18,7 +18,7 @@ class _BiasOfNorm(PerSampleLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         assert isinstance(self, nn.LayerNorm)
-        if not (self._pass.records and self.bias.requires_grad):
+        if not (self._pass.records and self._pass.each(self.bias)):
             return F.layer_norm(x, self.normalized_shape, self.weight, self.bias.to(x.dtype), self.eps)
         return _with_bias(self, F.layer_norm(x, self.normalized_shape, self.weight, None, self.eps), self.bias)
 
@@ -46,7 +46,7 @@ class PerSampleConv1D(PerSampleLayer, Conv1D):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x @ self.weight
-        if self._pass.records and self.bias.requires_grad:
+        if self._pass.records and self._pass.each(self.bias):
             return _with_bias(self, y, self.bias)
         return y + self.bias.to(y.dtype)
 
@@ -56,7 +56,7 @@ class PerSampleTokens(PerSampleLayer, WithTokens):
     """With tokens of each record's own."""
 
     def trained(self, count: int) -> Tensor:
-        if self._pass.records and self.prompt.requires_grad:
+        if self._pass.records and self._pass.each(self.prompt):
             _one_each(self._pass.records, count)
             return self._pass.view(self.prompt)
         return super().trained(count)
@@ -67,7 +67,7 @@ class PerSampleFrame(PerSampleLayer, Frame):
     """With a frame of each record's own."""
 
     def trained(self, count: int) -> Tensor:
-        if self._pass.records and self.prompt.requires_grad:
+        if self._pass.records and self._pass.each(self.prompt):
             _one_each(self._pass.records, count)
             return self._pass.view(self.prompt)
         return super().trained(count)
@@ -78,7 +78,7 @@ class PerSamplePrompt(PerSampleLayer, PromptedEmbedding):
     """With a prompt of each record's own."""
 
     def trained(self, count: int) -> Tensor:
-        if self._pass.records and self.prompt.requires_grad:
+        if self._pass.records and self._pass.each(self.prompt):
             _one_each(self._pass.records, count)
             return self._pass.view(self.prompt)
         return super().trained(count)

@@ -1,7 +1,7 @@
 """How a layer gives per-sample gradients: rules by type of layer, registered as Opacus registers grad samplers.
 
-A rule is a subclass of the layer whose ``forward`` uses, inside of a pass, `RecordPass.view` of each parameter that requires
-a gradient instead of the parameter itself. A form that trains other layers than linear ones registers its own:
+A rule is a subclass of the layer whose ``forward`` uses, inside of a pass, `RecordPass.view` of each parameter for which
+`RecordPass.each` is true instead of the parameter itself. A form that trains other layers than linear ones registers its own:
 
     @per_sample_rule(nn.LayerNorm)
     class PerSampleLayerNorm(PerSampleLayer, nn.LayerNorm):
@@ -57,16 +57,16 @@ class PerSampleLinear(PerSampleLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         x, records = x.to(self.weight.dtype), self._pass.records  # float32 factors on a low-precision base
-        if not records or not (self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)):
+        if not records or not (self._pass.each(self.weight) or (self.bias is not None and self._pass.each(self.bias))):
             return F.linear(x, self.weight, None if self.bias is None else self.bias.to(x.dtype))  # a trained bias is float32
         self._pass.check(x)
         rows = x.reshape(records, -1, x.shape[-1])  # (records, tokens, in)
-        if self.weight.requires_grad:
+        if self._pass.each(self.weight):
             y = torch.bmm(rows, self._pass.view(self.weight).transpose(1, 2))  # (records, tokens, out)
         else:
             y = F.linear(rows, self.weight)
         if self.bias is not None:
-            y = y + (self._pass.view(self.bias).unsqueeze(1) if self.bias.requires_grad else self.bias).to(y.dtype)
+            y = y + (self._pass.view(self.bias).unsqueeze(1) if self._pass.each(self.bias) else self.bias).to(y.dtype)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

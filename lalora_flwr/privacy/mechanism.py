@@ -79,7 +79,8 @@ def clip(per_sample: Mapping[str, Tensor], clip_norm: float, stability: float = 
     Returns:
         The sums, float64, of the parameters' shapes; and how many records were not finite (for the site's log only).
     """
-    squares = sum(part.square().sum(1) for _, part in _blocks(per_sample))
+    blocks = list(_blocks(per_sample)) if sum(g.numel() for g in per_sample.values()) <= BLOCK else None  # one: made once
+    squares = sum(part.square().sum(1) for _, part in blocks or _blocks(per_sample))
     norms = torch.as_tensor(squares).sqrt()  # (records,)
     usable = torch.isfinite(norms) & (norms > 0)
     scaled = clip_norm / (norms + stability) if stability else (clip_norm / norms).clamp(max=1.0)
@@ -87,19 +88,20 @@ def clip(per_sample: Mapping[str, Tensor], clip_norm: float, stability: float = 
     useless = None if usable.all() else ~usable.unsqueeze(1)
     sizes = [math.prod(g.shape[1:]) for g in per_sample.values()]
     total = torch.empty(sum(sizes), dtype=torch.float64, device=norms.device)
-    for columns, part in _blocks(per_sample):
+    for columns, part in blocks or _blocks(per_sample):
         total[columns] = factors @ (part if useless is None else part.masked_fill_(useless, 0.0))  # 0 · inf would be NaN
-    pieces = zip(per_sample.items(), total.split(sizes), strict=True)
+    pieces = zip(per_sample.items(), torch.split(total, sizes), strict=True)
     return {name: piece.view(g.shape[1:]) for (name, g), piece in pieces}, int((~torch.isfinite(norms)).sum())
 
 
 def _blocks(per_sample: Mapping[str, Tensor]) -> Iterator[tuple[slice, Tensor]]:
     """Gradients (records, *shape) side by side, as float64 copies (records, columns), block by block, with their columns."""
-    start, waiting, wide = 0, [], 0  # small tensors wait for each other: a block of many costs what one of few does
+    waiting: list[Tensor] = []
+    start = wide = 0  # small tensors wait for each other: a block of many costs what one of few does
     for g in per_sample.values():
         rows = g.flatten(1)
         most = max(1, (GPU_BLOCK if g.is_cuda else BLOCK) // max(1, rows.shape[0]))
-        for piece in rows.split(most, 1):
+        for piece in torch.split(rows, most, 1):
             if waiting and wide + piece.shape[1] > most:
                 yield slice(start, start + wide), _in_float64(waiting)
                 start, waiting, wide = start + wide, [], 0
@@ -246,7 +248,7 @@ class PrivateSum:
 
 def _apart(row: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """The tensors that lie in a row one after the other, each in memory of its own."""
-    pieces = row.split([shape.numel() for shape in shapes.values()])
+    pieces = torch.split(row, [shape.numel() for shape in shapes.values()])
     return {name: piece.view(shape).clone() for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
 
 
@@ -259,7 +261,7 @@ class _SlotBySlot:
     def __init__(self, source: RandomSource, shapes: Mapping[str, torch.Size]) -> None:
         self.seeded = source.seeded
         sizes = [shape.numel() for shape in shapes.values() for _ in range(2)]  # noise and fine noise of each
-        drawn = source.normal(torch.Size([sum(sizes)])).split(sizes) if sizes else ()
+        drawn = torch.split(source.normal(torch.Size([sum(sizes)])), sizes) if sizes else ()
         self._rows = [torch.cat(drawn[of::2]) if sizes else torch.empty(0) for of in (1, 0)]
 
     def normal(self, shape: torch.Size) -> Tensor:

@@ -53,8 +53,7 @@ class RecordStore:
             return data.private(rows[site], base.encode), data
 
         split: Key = (id(data), sites, settings.data, settings.seed)
-        key: Key = (*split, site, base.name, base.provenance.digest)
-        return self._kept.get(key, share)[0]
+        return self._kept.get((*split, site, base.name, base.provenance.digest), share)[0]
 
 
 def _rows(settings: Settings, data: DataSet, sites: int) -> list[list[int]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lalora_flwr.adapter.form import Adapter, AdapterForm
 from lalora_flwr.adapter.peft_folder import head_modules
 from lalora_flwr.data.data_set import Facts, facts
+from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.gradients.self_check import self_check
@@ -40,6 +41,20 @@ class Learner:
     adapter: Adapter
     engine: PerSampleGradients
     initial: dict[str, Tensor]
+
+    def gradients(self, inputs: Inputs, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Each record's gradients of the active slots, (records, *shape) by name, and its loss, (records,). Both are raw.
+
+        Args:
+            inputs, labels: of at least one record, where the adapter computes.
+        """
+        seen: list[Tensor] = []
+
+        def losses() -> Tensor:
+            seen.append(self.adapter.losses(self.base, inputs, labels))
+            return seen[-1]
+
+        return self.engine(len(labels), losses), seen[-1].detach()
 
 
 @dataclass(frozen=True)

@@ -215,22 +215,15 @@ class _Steps:
         return total, active
 
     def _gradients_of(self, part: Tensor) -> Gradients:
-        adapter, device = self._learner.adapter, self._learner.adapter.device
+        device = self._learner.adapter.device
         inputs, labels = self._records.batch(part)
         if not len(labels):
             return {}
         count = self._what.train.augmentations
         if count > 1:
             inputs, labels = self._views(inputs, labels, part)
-        inputs, labels = to_device(inputs, device), labels.to(device)
-        seen: list[Tensor] = []
-
-        def loss(inputs: Inputs = inputs, labels: Tensor = labels) -> Tensor:
-            seen.append(value := adapter.losses(self._learner.base, inputs, labels))
-            return value
-
-        gradients = self._learner.engine(len(labels), loss)
-        self._losses.extend(value.detach() for value in seen)
+        gradients, losses = self._learner.gradients(to_device(inputs, device), labels.to(device))
+        self._losses.append(losses)
         return {name: mean_of_views(g, count) for name, g in gradients.items()} if count > 1 else gradients
 
     def _views(self, inputs: Inputs, labels: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,7 @@ def test_a_records_gradient_is_its_products_and_all_are_of_one_length(kind: str,
     centre = torch.randn(adapter._layer.centre.shape, generator=generator(2)) / 8
     active = adapter.activate(adapter.trainable)
     adapter.load({**adapter.state(), f"{adapter._path}.centre": centre})
-    gradients = learner.engine(5, lambda: adapter.losses(learner.base, inputs, labels))
+    gradients, _ = learner.gradients(inputs, labels)
     (gram, cross), seen = [gradients[name] for name in active], adapter._layer.seen
     y = learner.base.problem.directions(labels, learner.base.num_classes)
     for j in range(5):

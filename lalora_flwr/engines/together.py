@@ -1,0 +1,94 @@
+"""Serves the orders of a round to several virtual sites at once, in passes that they share."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from lalora_flwr.ground.errors import LaloraError
+from lalora_flwr.ground.meeting import Meeting
+from lalora_flwr.settings import Settings, settings_from
+from lalora_flwr.settings.stages import stage_of
+from lalora_flwr.site.app import make_client_app
+from lalora_flwr.site.host import Host
+from lalora_flwr.training.learner import Learner, LearnerCache, ModelStore
+from lalora_flwr.training.together import ALONE, Company, Gradients, Pass, company, site_learner, taken
+from lalora_flwr.wire.orders import TrainOrder
+
+Order = tuple[Message, Context]
+WORTH_IT = 200  # as `SitesTogether` has it
+
+
+class _OfSites(LearnerCache):
+    """Learners of sites that share one model; each call makes a site's own."""
+
+    def __init__(self, whole: LearnerCache, ask: Callable[[Pass], Gradients]) -> None:
+        self._whole, self._ask = whole, ask
+
+    def learner(self, settings: Settings, device: str = "") -> Learner:
+        return site_learner(self._whole.learner(settings, device), self._ask)
+
+
+def _even(orders: Sequence[Order], most: int) -> list[Sequence[Order]]:
+    """Cut into as few parts as there must be, of about the same length."""
+    parts = math.ceil(len(orders) / most)
+    ends = [len(orders) * part // parts for part in range(parts + 1)]
+    return [orders[first:last] for first, last in itertools.pairwise(ends)]
+
+
+class SitesTogether:
+    """Virtual sites of this process, which train as if each were alone."""
+
+    def __init__(self, models: ModelStore, find: Callable[[Learner, float], Company] = company, worth_it: int = WORTH_IT) -> None:
+        """
+        Args:
+            models: where the frozen model comes from.
+            find: how many sites are worth one pass, by the learner and the records of a site's pass.
+            worth_it: steps of all sites in a run that is long enough to find out.
+        """
+        self._learners, self._find, self._worth_it = LearnerCache(models), find, worth_it
+        self._apps: dict[Company, tuple[ClientApp, Meeting[Pass, Gradients] | None]] = {}
+        self._companies: dict[object, tuple[Company, Learner]] = {}  # with the learner, so that its id stays its own
+        self._host = Host(simulated=True, learners=self._learners)
+
+    def __call__(self, orders: Sequence[Order]) -> list[Message]:
+        """The sites' replies to orders to train, in their order."""
+        found = self._company(*orders[0]) if len(orders) > 1 else ALONE
+        app, meeting = self._app(found)
+        if meeting is None:
+            return [app(message, context) for message, context in orders]
+        replies: list[Message] = []
+        for part in _even(orders, found.sites):
+            replies += meeting.run([partial(app, message, context) for message, context in part])
+        return replies
+
+    def _company(self, message: Message, context: Context) -> Company:
+        """How many sites are worth one pass of the run; one if that cannot be determined: the sites say what is wrong."""
+        try:
+            settings = stage_of(settings_from(context.run_config), TrainOrder.of(message.content).server_round)
+            train = settings.train
+            if settings.num_rounds * settings.sites_per_round * train.local_steps < self._worth_it or settings.lora.dropout:
+                return ALONE  # the masks of dropout come from one generator, site after site
+            learner = self._learners.learner(settings)
+        except LaloraError:
+            return ALONE
+        records = min(train.batch_size, train.max_physical_batch or train.batch_size)
+        key = (id(learner), records, train.augmentations, train.num_threads)
+        if key not in self._companies:
+            self._companies[key] = self._find(learner, records * train.augmentations), learner
+        return self._companies[key][0]
+
+    def _app(self, found: Company) -> tuple[ClientApp, Meeting[Pass, Gradients] | None]:
+        if found not in self._apps:
+            if found.sites == 1:
+                self._apps[found] = make_client_app(lambda: self._host), None
+            else:
+                meeting: Meeting[Pass, Gradients] = Meeting(partial(taken, fewest=found.fewest), found.sites)
+                host = Host(simulated=True, learners=_OfSites(self._learners, meeting.ask), records=self._host.records)
+                self._apps[found] = make_client_app(lambda: host), meeting
+        return self._apps[found]

@@ -1,0 +1,92 @@
+"""Sites in one pass: the same bits as one after the other, whatever the method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lalora_flwr.engines.inline import InlineGrid, simulated_app
+from lalora_flwr.engines.together import SitesTogether
+from lalora_flwr.gradients.engine import PerSampleGradients
+from lalora_flwr.gradients.records import Owners
+from lalora_flwr.server.run import run_federation
+from lalora_flwr.settings import Settings, flatten
+from lalora_flwr.training.learner import Learner, ModelStore, Wanted
+from lalora_flwr.training.together import Company
+from tests.conftest import MODELS, Finished, small
+
+KINDS: dict[str, dict[str, Any]] = {
+    "la-lora": {},
+    "dp-lora, trained head": {"strategy": "dp-lora", "lora.head": "trained"},
+    "bitfit": {"strategy": "bitfit", "lora.rank": 4, "lora.alpha": 8.0, "lora.targets": "auto"},
+    "fed-sb": {"strategy": "fed-sb"},
+    "fedex-lora": {"strategy": "fedex-lora"},
+    "hetlora": {"strategy": "hetlora", "profiles": "rank=1;rank=2;rank=1"},
+    "as-lora": {"strategy": "as-lora"},
+    "visual-prompt": {"strategy": "visual-prompt", "lora.rank": 4, "lora.alpha": 8.0, "lora.targets": "auto"},
+    "memory and momentum": {"filter.name": "doppler", "train.momentum": 0.5},
+    "augmentations": {"train.augmentations": 2, "train.batch-size": 16},
+    "parts": {"train.max-physical-batch": 16},
+    "secure sum": {"strategy": "steady-lora", "trust": "secure-sum", "train.local-steps": 1},
+    "not private": {"privacy.epsilon": float("inf")},
+}
+COMPANY = Company(3, 4)  # of the embedded model; `test_company` in tests/training says how it is found
+
+
+class Watching(ModelStore):
+    """Counts the passes that several sites share."""
+
+    shared = 0
+
+    def make(self, wanted: Wanted) -> Learner:
+        learner = MODELS.make(wanted)
+        return replace(learner, engine=WatchedEngine(learner.engine, self))
+
+
+class WatchedEngine(PerSampleGradients):
+    def __init__(self, engine: PerSampleGradients, store: Watching) -> None:
+        self._engine, self._store = engine, store
+        self.owned = engine.owned
+
+    def __call__(self, records: int, losses: Callable[[], Tensor], owners: Owners | None = None) -> dict[str, Tensor]:
+        self._store.shared += owners is not None
+        return self._engine(records, losses, owners)
+
+
+def run_together(settings: Settings, store: ModelStore, company: Company = COMPANY, worth_it: int = 0) -> dict[str, Tensor]:
+    together = SitesTogether(store, find=lambda learner, records: company, worth_it=worth_it)
+    grid = InlineGrid(simulated_app(MODELS), settings.num_supernodes, dict(flatten(settings)), together)
+    return load_file(run_federation(settings, grid, models=MODELS) / "checkpoint" / "adapter.safetensors")
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_adapter_is_that_of_one_site_after_the_other(kind: str, tmp_path: Path, finished: Callable[..., Finished]) -> None:
+    store = Watching()
+    alone = finished(**{key.replace(".", "__").replace("-", "_"): value for key, value in KINDS[kind].items()})
+    together = run_together(replace(alone.settings, output_dir=str(tmp_path)), store)
+    assert store.shared and same(together, alone.checkpoint)
+
+
+def test_a_site_without_company_is_alone(tmp_path: Path, finished: Callable[..., Finished]) -> None:
+    store, alone = Watching(), finished()
+    assert same(run_together(replace(alone.settings, output_dir=str(tmp_path)), store, Company(1, 1)), alone.checkpoint)
+    assert not store.shared
+
+
+@pytest.mark.parametrize("why", ["short", "dropout"])
+def test_not_worth_it(why: str, tmp_path: Path) -> None:
+    store = Watching()
+    settings = small(tmp_path, lora__dropout=0.1) if why == "dropout" else small(tmp_path)
+    run_together(settings, store, worth_it=100 if why == "short" else 0)
+    assert not store.shared
