@@ -16,6 +16,7 @@ from lalora_flwr.settings import Settings, settings_from
 from lalora_flwr.settings.stages import stage_of
 from lalora_flwr.site.app import make_client_app
 from lalora_flwr.site.host import Host
+from lalora_flwr.site.records import ReadRecords, RecordStore
 from lalora_flwr.training.learner import Learner, LearnerCache, ModelStore
 from lalora_flwr.training.together import ALONE, Company, Gradients, Pass, company, site_learner, taken
 from lalora_flwr.wire.orders import TrainOrder
@@ -44,17 +45,24 @@ def _even(orders: Sequence[Order], most: int) -> list[Sequence[Order]]:
 class SitesTogether:
     """Virtual sites of this process, which train as if each were alone."""
 
-    def __init__(self, models: ModelStore, find: Callable[[Learner, float], Company] = company, worth_it: int = WORTH_IT) -> None:
+    def __init__(
+        self,
+        models: ModelStore,
+        find: Callable[[Learner, float], Company] = company,
+        worth_it: int = WORTH_IT,
+        records: ReadRecords | None = None,
+    ) -> None:
         """
         Args:
             models: where the frozen model comes from.
             find: how many sites are worth one pass, by the learner and the records of a site's pass.
             worth_it: steps of all sites in a run that is long enough to find out.
+            records: reads a site's records; default: its share of the run's data set.
         """
         self._learners, self._find, self._worth_it = LearnerCache(models), find, worth_it
         self._apps: dict[Company, tuple[ClientApp, Meeting[Pass, Gradients] | None]] = {}
         self._companies: dict[object, tuple[Company, Learner]] = {}  # with the learner, so that its id stays its own
-        self._host = Host(simulated=True, learners=self._learners)
+        self._host = Host(simulated=True, learners=self._learners, records=records or RecordStore())
 
     def __call__(self, orders: Sequence[Order]) -> list[Message]:
         """The sites' replies to orders to train, in their order."""
