@@ -40,7 +40,8 @@ def fail(message: Message, context: Context) -> Message:
 @spying.train()
 def note(message: Message, context: Context) -> Message:
     reply = real(message, context)
-    seen = {"pid": os.getpid(), "loads": dict(loads), "threads": torch.get_num_threads()}
+    node = os.getppid()  # of Ray: the raylet that started this worker
+    seen = {"pid": os.getpid(), "node": node, "loads": dict(loads), "threads": torch.get_num_threads()}
     name = f"{message.content['config']['server-round']}-{context.node_config['partition-id']}.json"
     (Path(os.environ[NOTES]) / name).write_text(json.dumps(seen))
     return reply
