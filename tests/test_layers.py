@@ -26,7 +26,7 @@ ORDER = (  # low to high; docs/architecture.md says what each holds
         "methods",
         "training",
     ),
-    *("site", "server", "engines", "compare", "diagnose", "cli", "__main__", "client_app", "server_app"),
+    *("site", "server", "engines", "compare", "diagnose", "audit", "cli", "__main__", "client_app", "server_app"),
 )
 FILES = sorted(ROOT.rglob("*.py"))
 MOST_LINES = 300

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lalora_flwr import __version__
+from lalora_flwr.cli.audit import audit
 from lalora_flwr.cli.certs import certs
 from lalora_flwr.cli.compare import compare
 from lalora_flwr.cli.diagnose import diagnose
@@ -49,6 +50,7 @@ app.command()(plan)
 app.command()(compare)
 app.command()(report)
 app.command()(diagnose)
+app.command()(audit)
 app.command()(keys)
 app.add_typer(ledger, name="ledger")
 app.command()(certs)

@@ -106,7 +106,7 @@ def run_inline(
     settings, models = named(settings), models or ModelStore()
     together = None if app else SitesTogether(models)
     grid = InlineGrid(app or simulated_app(models), settings.num_supernodes, dict(flatten(settings)), together)
-    with _logs_in(Path(settings.output_dir).absolute() / settings.run_name / LOG):
+    with logs_in(Path(settings.output_dir).absolute() / settings.run_name / LOG):
         return run_federation(settings, grid, on_round, models=models)
 
 
@@ -124,7 +124,7 @@ class _OnceThere(logging.FileHandler):
 
 
 @contextmanager
-def _logs_in(path: Path) -> Iterator[None]:
+def logs_in(path: Path) -> Iterator[None]:
     """Flower's, the server's and the sites' logs go to a file, made with the first line after the run folder is there.
 
     Of the sites' own logs only warnings: training losses are raw and stay out of the run folder, as they do under Ray.

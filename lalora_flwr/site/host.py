@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 from lalora_flwr.privacy.mechanism import PrivateSum
-from lalora_flwr.privacy.randomness import RandomSource, SystemRandom
+from lalora_flwr.privacy.randomness import RandomSource, SeededRandom, SystemRandom
 from lalora_flwr.site.records import ReadRecords, RecordStore
 from lalora_flwr.training.learner import LearnerCache, ModelStore
 from lalora_flwr.training.local import MakeSum
@@ -27,6 +27,7 @@ class Host:
         learners: makes the model that its sites train, one after the other.
         records: reads a site's records.
         entropy: makes the random source of a real site's round.
+        seeded: makes that of a virtual site's, from the run's seed, the site, the round and the attempt.
         make_sum: makes what clips, adds and noises the gradients of a step.
     """
 
@@ -34,6 +35,7 @@ class Host:
     learners: LearnerCache = field(default_factory=lambda: LearnerCache(ModelStore()))
     records: ReadRecords = field(default_factory=RecordStore)
     entropy: Callable[[], RandomSource] = SystemRandom
+    seeded: Callable[[int, int, int, int], RandomSource] = SeededRandom
     make_sum: MakeSum = PrivateSum
 
 

@@ -24,7 +24,7 @@ from lalora_flwr.methods.transport import Exchange, Sender
 from lalora_flwr.privacy.counting import RunLedger, at_least, history_from
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.privacy.noise import mechanism_for, target_of
-from lalora_flwr.privacy.randomness import RandomSource, SeededRandom
+from lalora_flwr.privacy.randomness import RandomSource
 from lalora_flwr.settings import Settings, settings_from
 from lalora_flwr.settings.stages import stage_of
 from lalora_flwr.site import memory
@@ -92,7 +92,7 @@ class Site:
         site = int(self.node_config.get("partition-id", 0))
         if settings.lora.dropout:
             torch.manual_seed(derive_seed(settings.seed, "dropout", site, server_round))
-        return SeededRandom(settings.seed, site, server_round, attempt)
+        return self.host.seeded(settings.seed, site, server_round, attempt)
 
 
 def train(host: Host, content: RecordDict, context: Context) -> RecordDict:

@@ -1,0 +1,54 @@
+"""``lalora audit``: an attack on a run's own code, before or after the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lalora_flwr.cli.options import ConfigFile, Override, resolve
+from lalora_flwr.ground.errors import ConfigError
+
+
+def audit(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run's folder, whose settings are audited.")] = None,
+    override: Override = None,
+    config: ConfigFile = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the result; default: audit.json in the run's folder, if one is named.")
+    ] = None,
+) -> None:
+    """Attack the run's own code with records made for it: does what sites let out keep the claimed epsilon?
+
+    Exit 0: the claim survived; 1: it is false, or a contract is broken.
+    """
+    from lalora_flwr.audit.audit import audit as of
+    from lalora_flwr.audit.record import FILE, write
+
+    if run and (override or config):
+        raise ConfigError("name either a run's folder or settings")
+    if run and not (run / "config.toml").is_file():
+        raise ConfigError(f"{run}: no run's folder, which would hold config.toml")
+    if run:
+        config, out = run / "config.toml", out or run / FILE
+    settings = resolve(config, override)
+    found = of(settings)
+    console = Console(highlight=False)
+    rows = {
+        "canaries": f"{found.canaries}, about half of them inside {found.sites} sites' records; {found.steps} steps of a site",
+        "Clopper-Pearson": f"ε ≥ {found.clopper_pearson:.3g} (decides)",
+        "Gaussian pair": f"ε ≈ {found.gaussian_pair:.3g}, at least {found.gaussian_pair_lower:.3g}",
+        "one run (Steinke)": f"ε ≥ {found.one_run:.3g}",
+        **{f"contract: {name}": fault or "holds" for name, fault in found.contracts.items()},
+        "seconds": f"{found.seconds:g}",
+    }
+    wide = max(map(len, rows))
+    for name, text in rows.items():
+        console.print(f" {name:{wide}}  {text}", markup=False, soft_wrap=True)
+    if out:
+        write(found, out)
+    console.print(found.sentence, markup=False, soft_wrap=True)
+    if not found.survived:
+        raise typer.Exit(1)
