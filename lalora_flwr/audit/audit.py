@@ -7,7 +7,7 @@ import datetime
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,11 @@ class Parts:
 
 
 def audit(
-    settings: Settings, parts: Parts = Parts(), random: np.random.Generator | None = None, models: ModelStore | None = None
+    settings: Settings,
+    parts: Parts = Parts(),
+    random: np.random.Generator | None = None,
+    models: ModelStore | None = None,
+    sizes: Mapping[int, int] | None = None,
 ) -> AuditRecord:
     """Run the federation once over canaries and say whether what its sites let out keeps the claimed ε.
 
@@ -83,6 +87,7 @@ def audit(
         parts: what is audited.
         random: of the coins and of simulated curves; default: from the operating system.
         models: where the frozen model comes from; default: a store of its own.
+        sizes: records of each site; default: as the run's data are split.
 
     Raises:
         ConfigError: there is nothing to audit, or the settings cannot be used.
@@ -94,7 +99,7 @@ def audit(
     random = random or np.random.default_rng()
     models = models or ModelStore()
     shares = method_of(settings).transport.hides_updates
-    sizes, entries = _sizes(settings), _fewest_entries(settings, models)
+    sizes, entries = sizes or _sizes(settings), _fewest_entries(settings, models)
     views = settings.train.augmentations
     observer = Observer(random, entries, sizes, only_first=shares, make_sum=parts.make_sum, views=views)
     fault, stopped = _run(settings, models, observer, parts)

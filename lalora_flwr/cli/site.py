@@ -44,9 +44,16 @@ def check(
     node_config: Annotated[str, typer.Argument(help="The text that follows --node-config.", show_default=False)],
     superlink_key: Annotated[Path | None, typer.Option(help="The site's private key for the SuperLink.")] = None,
     root_certificates: Annotated[Path | None, typer.Option(help="The authority's certificate, ca.crt.")] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Also attack the installed code, at the site's budget and number of records.")
+    ] = False,
 ) -> None:
     """Make all checks of a site; nothing is counted in its ledger. Exit 1: a fault; 2: the text cannot be parsed."""
     findings = check_node_config(node_config, superlink_key, root_certificates)
+    if audit and not any(finding.subject == "keys" and finding.fault for finding in findings):
+        from lalora_flwr.cli.site_audit import audited
+
+        findings.append(audited(parse_node_config(node_config)))
     for finding in findings:
         typer.echo(f"{finding.state:8}{finding.text}")
     if any(finding.fault for finding in findings):

@@ -225,3 +225,19 @@ def test_a_csv_with_texts_of_several_lines_is_a_fault(config: dict[str, Any], tm
     fault = next(f for f in check_node_config(written(config)) if f.subject == "left out")
     assert fault.fault and fault.detail.startswith("2: the quotes in its line do not match")
     assert fault.detail.endswith("a row is one line: write texts with line breaks as JSON lines or Parquet")
+
+
+def test_an_audit_is_one_more_line_of_the_check(config: dict[str, Any], tmp_path: Path) -> None:
+    """At the site's own ε and number of records; its ledger counts nothing."""
+    save_hf(tmp_path / "model", "bert", "base")
+    config |= {"model-path": str(tmp_path / "model"), "max-tokens": 16, "num-records": 400}
+    before = Path(config["ledger-path"]).read_bytes()
+    done = CliRunner().invoke(app, ["site", "check", written(config), "--audit"])
+    line = next(line for line in done.stdout.splitlines() if "audit:" in line)
+    assert line.startswith("ok") and "the claim of ε = 3 at δ = 1e-05 survived" in line, done.stdout
+    assert Path(config["ledger-path"]).read_bytes() == before
+
+
+def test_a_site_whose_keys_are_wrong_is_not_audited(config: dict[str, Any]) -> None:
+    done = CliRunner().invoke(app, ["site", "check", written({**config, "max-epsilon": -1.0}), "--audit"])
+    assert done.exit_code == 1 and "audit:" not in done.stdout
