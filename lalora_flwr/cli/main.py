@@ -22,6 +22,7 @@ from lalora_flwr.cli.site import app as site
 from lalora_flwr.cli.site_code import approve, start
 from lalora_flwr.cli.site_keys import keys as sharing_keys
 from lalora_flwr.cli.spelling import spell_out
+from lalora_flwr.cli.verify import verify
 from lalora_flwr.ground.errors import ConfigError, Interrupted, LaloraError
 
 app = typer.Typer(
@@ -51,6 +52,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(diagnose)
 app.command()(audit)
+app.command()(verify)
 app.command()(keys)
 app.add_typer(ledger, name="ledger")
 app.command()(certs)

@@ -181,6 +181,16 @@ class SiteCounts:
     def _evaluations(self, count: SiteCount) -> list[SampledGaussian]:
         return [] if count.evaluation_noise is None else [SampledGaussian(count.evaluation_noise, 1.0, count.evaluations)]
 
+    def steps_as_told(self, site: int) -> list[SampledGaussian] | None:
+        """All that `epsilon_of` composes; None if the noise of its training is not known."""
+        training = self._training(site)
+        return None if training is None else [*training, *self._evaluations(self.of(site))] if training else []
+
+    def steps_alone_as_told(self, site: int) -> list[SampledGaussian]:
+        """All that `epsilon_alone_of` composes."""
+        training = self._training_alone(site)
+        return [*training, *self._evaluations(self.of(site))] if training else []
+
     def epsilon_alone_of(self, site: int) -> float:
         """As `epsilon_of`, if all other sites of the secure sums side with the server: by the site's own share of the noise.
 

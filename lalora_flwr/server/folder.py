@@ -18,6 +18,7 @@ from torch import Tensor
 from lalora_flwr.ground.errors import ConfigError, RunFailed
 from lalora_flwr.ground.figures import rendered
 from lalora_flwr.ground.files import PUBLIC, lock, replace_file
+from lalora_flwr.server.certificate import CERTIFICATE, READABLE, digests, readable, sealed
 from lalora_flwr.server.counts import Asked
 from lalora_flwr.server.metrics import CONFIG, FAILURE, METRICS, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.server.place import LOCK, folder_for
@@ -169,9 +170,19 @@ class RunFolder:
         for suffix, content in rendered(figure).items():
             _write(self.path / "plots" / (name + suffix), content)
 
-    def finish(self, summary: Summary) -> None:
-        """The last file: its presence says that the run is complete."""
-        _write(self.path / SUMMARY, to_json(summary.to_json(), indent=2) + "\n")
+    def finish(self, summary: Summary, about: Mapping[str, Any] | None = None) -> None:
+        """The certificate, and the last file, the summary: its presence says that the run is complete.
+
+        Args:
+            summary: of the run.
+            about: of `lalora_flwr.server.certificate.certificate`; None: there is none.
+        """
+        text = to_json(summary.to_json(), indent=2) + "\n"
+        if about is not None:
+            whole = sealed(about, digests(self.path, {SUMMARY: text.encode()}))
+            _write(self.path / CERTIFICATE, whole)
+            _write(self.path / READABLE, readable(json.loads(whole)))
+        _write(self.path / SUMMARY, text)
 
     def fail(self, reason: str, kind: str = "") -> None:
         """Why the run stopped, in one line; ``kind`` names what a caller may mend."""

@@ -20,6 +20,7 @@ from lalora_flwr.ground.processors import check_threads, processors
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.server.asking import ROUND_TIMEOUT
 from lalora_flwr.server.card import model_card
+from lalora_flwr.server.certificate import certificate
 from lalora_flwr.server.ending import STOPPED, last_word
 from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder
@@ -80,7 +81,8 @@ def run_federation(
     learner = models.learner(settings)
     with RunFolder(settings) as folder, last_word(folder, at_exit):
         try:
-            run = _Run(settings, learner, folder, on_round, Roster(settings, real=real), models)
+            run_id = str(grid.run.run_id) if real else ""
+            run = _Run(settings, learner, folder, on_round, Roster(settings, real=real), models, run_id)
             start = run.restore() if settings.resume else run.start()
             run.finish(ended_early=run.serve(grid, start))
         except RunNotRunningException:
@@ -106,7 +108,9 @@ class _Run:
         on_round: OnRound | None,
         roster: Roster,
         models: ModelStore,
+        run_id: str,
     ) -> None:
+        self._run_id = run_id
         self._settings, self._learner, self._folder, self._models = settings, learner, folder, models
         self._test = data_set(settings).public(learner.base.encode)
         self._on_round = on_round
@@ -277,4 +281,4 @@ class _Run:
         )
         card = model_card(summary, settings, self._learner.base, self._learner.adapter)
         self._folder.save_adapter(self._learner.adapter.save, card)
-        self._folder.finish(summary)
+        self._folder.finish(summary, certificate(settings, counts, summary, self._run_id))

@@ -39,6 +39,9 @@ def test_two_sites_train_on_their_own_files(tmp_path: Path) -> None:
             assert CliRunner().invoke(app, ["ledger", "verify", str(federation.ledger(site))]).exit_code == 0
             spent = LedgerFile(federation.ledger(site)).read().book
             assert sum(steps for _, _, steps in spent.segments("default")) == 4
+        ledgers = [str(federation.ledger(site)) for site in ("north", "south")]
+        verified = CliRunner().invoke(app, ["verify", str(folder), *ledgers])
+        assert verified.exit_code == 0 and verified.stdout.count("of this run it counts 4 steps") == 2, verified.output
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["seeded"] is False and summary["private"] is True
     assert summary["rounds"] == 2 and summary["failures"] == 0 and summary["data"] == "sites"

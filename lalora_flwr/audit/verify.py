@@ -1,0 +1,179 @@
+"""Verify a run's folder: every digest, every ε by two accountants, and what the sites' ledgers say of the run."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lalora_flwr.audit.record import FILE, read
+from lalora_flwr.ground.errors import ConfigError, LaloraError, RunFailed
+from lalora_flwr.ground.files import file_digest
+from lalora_flwr.ledger.file import LedgerFile
+from lalora_flwr.ledger.verify import ERROR, SAME
+from lalora_flwr.ledger.verify import verify as verify_ledger
+from lalora_flwr.privacy.accounting import epsilon_spent
+from lalora_flwr.privacy.events import SampledGaussian
+from lalora_flwr.server.certificate import CERTIFICATE, READABLE, SECOND, readable, seal
+from lalora_flwr.server.metrics import CONFIG, SUMMARY
+
+
+def verify(folder: Path, ledgers: Sequence[Path] = ()) -> Iterator[str]:
+    """One line for each thing that was recomputed and found right.
+
+    Guarantee: if it ends, every file that the certificate names has the bytes that it had when the run ended, and every number in
+    it follows from the steps that it lists. Whoever can write the whole folder can also make another certificate for it: only the
+    ledgers, which their owners keep, and whose entries are chained, tell that from the run's own.
+
+    Args:
+        folder: of the run.
+        ledgers: of its sites, each of which must hold the run.
+
+    Raises:
+        ConfigError: there is no certificate.
+        RunFailed: naming the first difference.
+    """
+    whole = _read(folder)
+    try:
+        yield from _folder(folder, whole)
+        yield from _numbers(folder, whole)
+        yield from _audited(folder, whole)
+        for path in ledgers:
+            yield _ledger(path, whole)
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        raise RunFailed(f"{folder / CERTIFICATE}: is not what a run writes ({type(fault).__name__}: {fault})") from None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / CERTIFICATE
+    if not path.is_file():
+        raise ConfigError(f"{folder}: holds no {CERTIFICATE}; name the folder of a run that finished, of this version or newer")
+    try:
+        whole = json.loads(path.read_bytes())
+        if not isinstance(whole, dict):
+            raise ValueError("not a table")
+        return whole
+    except (OSError, ValueError, RecursionError) as fault:
+        raise RunFailed(f"{path}: cannot be read: {' '.join(str(fault).split())}") from None
+
+
+def _folder(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
+    rest = {name: value for name, value in whole.items() if name != "digest"}
+    text = json.dumps({**rest, "digest": seal(rest)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if (folder / CERTIFICATE).read_bytes() != text.encode():
+        raise RunFailed(f"{folder / CERTIFICATE}: was changed: its digest is not that of its content")
+    for name, digest in whole["files"].items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise RunFailed(f"{folder / CERTIFICATE}: names a file outside of the run's folder")
+        if not path.is_file():
+            raise RunFailed(f"{path}: is gone")
+        if file_digest(path) != digest:
+            raise RunFailed(f"{path}: was changed: its digest is not the certificate's")
+    missing = {CONFIG, SUMMARY} - set(whole["files"])
+    if missing:
+        raise RunFailed(f"{folder / CERTIFICATE}: is not about {sorted(missing)[0]}")
+    yield f"{len(whole['files'])} files have the bytes that they had when the run ended"
+    if not (folder / READABLE).is_file() or (folder / READABLE).read_bytes() != readable(whole).encode():
+        raise RunFailed(f"{folder / READABLE}: does not say what {CERTIFICATE} says")
+    yield f"{READABLE} says what {CERTIFICATE} says"
+
+
+def _numbers(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
+    """ε of every site from its steps, and what configuration and summary say of it."""
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    config = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if not whole["differentially_private"]:
+        if math.isfinite(config["privacy"]["epsilon"]):
+            raise RunFailed(f"{folder / CERTIFICATE}: says that the run was not private, and {CONFIG} that it was")
+        yield "the run was not differentially private, and says so"
+        return
+    delta, first, second = whole["delta"], whole["accountant"], whole["second_accountant"]
+    if (second, delta, whole["epsilon_of_the_run"]) != (SECOND[first], config["privacy"]["delta"], config["privacy"]["epsilon"]):
+        raise RunFailed(f"{folder / CERTIFICATE}: its accountants, δ or the run's ε are not those of {CONFIG}")
+    largest = alone = 0.0
+    for site, own in whole["sites"].items():
+        largest = max(largest, own["epsilon"])
+        if own["steps"] is None:
+            continue
+        _check(folder, f"site {site}", own["steps"], own["epsilon"], delta, first, own["epsilon_by_second_accountant"])
+        if "steps_alone" in own:
+            worst = own["epsilon_if_all_others_collude"]
+            alone = max(alone, worst)
+            _same(folder, f"site {site}, if all others collude", _epsilon(own["steps_alone"], delta, first), worst)
+    for name, found in (("epsilon", largest), ("epsilon_alone", alone)):
+        if summary.get(name) is not None:
+            _same(folder, f"{name} of {SUMMARY}", found, summary[name])
+    _same(folder, "epsilon", largest, whole["epsilon"])
+    yield f"epsilon of {len(whole['sites'])} sites follows from their steps by {first}, and {second} does not contradict it"
+
+
+def _check(folder: Path, who: str, steps: Any, epsilon: float, delta: float, first: str, second_epsilon: float) -> None:
+    """As a ledger's entries are verified."""
+    found, other = _epsilon(steps, delta, first), _epsilon(steps, delta, SECOND[first])
+    _same(folder, who, found, epsilon)
+    _same(folder, f"{who}, by the second accountant", other, second_epsilon)
+    tight, rdp = (other, found) if first == "rdp" else (found, other)
+    if not tight - ERROR <= rdp <= 3 * tight + 20:
+        raise RunFailed(f"{folder / CERTIFICATE}: {who}: the accountants contradict each other: {found:g}, {other:g}")
+
+
+def _epsilon(steps: Any, delta: float, accountant: str) -> float:
+    return epsilon_spent([SampledGaussian(float(sigma), float(q), int(count)) for sigma, q, count in steps], delta, accountant)
+
+
+def _same(folder: Path, what: str, found: float, said: float) -> None:
+    if not math.isclose(found, said, rel_tol=SAME):
+        raise RunFailed(f"{folder / CERTIFICATE}: {what}: {said!r}, but the steps cost {found!r}")
+
+
+def _audited(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
+    """An audit may come after the certificate, which is therefore not about it."""
+    if not (folder / FILE).exists():
+        yield f"not audited (`lalora audit {folder}`)"
+        return
+    try:
+        audit = read(folder / FILE)
+    except ConfigError as fault:
+        raise RunFailed(str(fault)) from None
+    if not audit.survived:
+        raise RunFailed(f"{folder / FILE}: {audit.sentence}")
+    if whole["differentially_private"] and (audit.epsilon, audit.delta) != (whole["epsilon_of_the_run"], whole["delta"]):
+        raise RunFailed(f"{folder / FILE}: is an audit of another claim: ε = {audit.epsilon:g} at δ = {audit.delta:g}")
+    yield f"audited: {audit.sentence}"
+
+
+def _ledger(path: Path, whole: dict[str, Any]) -> str:
+    """A site's ledger is good, and holds of the run what the certificate says of one of its sites, or less."""
+    try:
+        content = verify_ledger(LedgerFile(path)).content
+    except LaloraError as fault:
+        raise RunFailed(str(fault)) from None
+    run = whole["run_id"]
+    found = [steps for dataset in content.book.datasets if (steps := content.book.run_segments(dataset, run))] if run else []
+    if not run:
+        raise RunFailed(f"{path}: the run was a simulation, which no ledger knows")
+    if not found:
+        raise RunFailed(f"{path}: holds nothing of this run")
+    for steps in found:
+        if not any(_covers(own["steps"] or (), steps) for own in whole["sites"].values()):
+            raise RunFailed(f"{path}: counts {_words(steps)} for this run, and no site of the certificate as many")
+    return f"{path}: good, head {content.head}; of this run it counts {'; '.join(map(_words, found))}"
+
+
+def _covers(said: Any, counted: Sequence[SampledGaussian]) -> bool:
+    """Whether a site of the certificate took all the steps that a ledger counts."""
+    return all(
+        any(
+            math.isclose(sigma, event.noise_multiplier, rel_tol=SAME) and q == event.sample_rate and count >= event.steps
+            for sigma, q, count in said
+        )
+        for event in counted
+    )
+
+
+def _words(steps: Sequence[SampledGaussian]) -> str:
+    return ", ".join(f"{count} steps at σ = {sigma:.4g} and q = {q:.4g}" for sigma, q, count in steps)
