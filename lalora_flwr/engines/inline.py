@@ -67,7 +67,7 @@ class InlineGrid(Grid):
             message.metadata.__dict__["_message_id"] = name  # Flower's grids do the same
         orders = [(message, self._contexts[message.metadata.dst_node_id]) for message in named.values()]
         if self._together and orders and orders[0][0].metadata.message_type == MessageType.TRAIN:
-            replies = self._together(orders)
+            replies = self._together(orders, self._app)
         else:
             replies = [self._app(message, context) for message, context in orders]
         self._replies |= zip(named, replies, strict=True)

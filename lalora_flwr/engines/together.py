@@ -22,6 +22,7 @@ from lalora_flwr.training.together import ALONE, Company, Gradients, Pass, compa
 from lalora_flwr.wire.orders import TrainOrder
 
 Order = tuple[Message, Context]
+Serve = Callable[[Message, Context], Message]
 WORTH_IT = 200  # as `SitesTogether` has it
 
 
@@ -60,16 +61,16 @@ class SitesTogether:
             records: reads a site's records; default: its share of the run's data set.
         """
         self._learners, self._find, self._worth_it = LearnerCache(models), find, worth_it
-        self._apps: dict[Company, tuple[ClientApp, Meeting[Pass, Gradients] | None]] = {}
+        self._apps: dict[Company, tuple[ClientApp, Meeting[Pass, Gradients]]] = {}
         self._companies: dict[object, tuple[Company, Learner]] = {}  # with the learner, so that its id stays its own
-        self._host = Host(simulated=True, learners=self._learners, records=records or RecordStore())
+        self._records = records or RecordStore()
 
-    def __call__(self, orders: Sequence[Order]) -> list[Message]:
-        """The sites' replies to orders to train, in their order."""
+    def __call__(self, orders: Sequence[Order], alone: Serve) -> list[Message]:
+        """The sites' replies to orders to train, in their order; ``alone`` serves one by itself, where that is as fast."""
         found = self._company(*orders[0]) if len(orders) > 1 else ALONE
+        if found.sites == 1:
+            return [alone(message, context) for message, context in orders]
         app, meeting = self._app(found)
-        if meeting is None:
-            return [app(message, context) for message, context in orders]
         replies: list[Message] = []
         for part in _even(orders, found.sites):
             replies += meeting.run([partial(app, message, context) for message, context in part])
@@ -91,12 +92,9 @@ class SitesTogether:
             self._companies[key] = self._find(learner, records * train.augmentations), learner
         return self._companies[key][0]
 
-    def _app(self, found: Company) -> tuple[ClientApp, Meeting[Pass, Gradients] | None]:
+    def _app(self, found: Company) -> tuple[ClientApp, Meeting[Pass, Gradients]]:
         if found not in self._apps:
-            if found.sites == 1:
-                self._apps[found] = make_client_app(lambda: self._host), None
-            else:
-                meeting: Meeting[Pass, Gradients] = Meeting(partial(taken, fewest=found.fewest), found.sites)
-                host = Host(simulated=True, learners=_OfSites(self._learners, meeting.ask), records=self._host.records)
-                self._apps[found] = make_client_app(lambda: host), meeting
+            meeting: Meeting[Pass, Gradients] = Meeting(partial(taken, fewest=found.fewest), found.sites)
+            host = Host(simulated=True, learners=_OfSites(self._learners, meeting.ask), records=self._records)
+            self._apps[found] = make_client_app(lambda: host), meeting
         return self._apps[found]
