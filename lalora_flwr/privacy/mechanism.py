@@ -253,16 +253,15 @@ def _apart(row: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
 
 
 class _SlotBySlot:
-    """Gives the draws for all tensors of a step at once, in the order in which they are drawn tensor by tensor.
+    """Gives the draws for all tensors of a step at once, each drawn as if its tensor were alone: noise, then fine noise.
 
     Guarantee: each draw of ``source`` is given once.
     """
 
     def __init__(self, source: RandomSource, shapes: Mapping[str, torch.Size]) -> None:
         self.seeded = source.seeded
-        sizes = [shape.numel() for shape in shapes.values() for _ in range(2)]  # noise and fine noise of each
-        drawn = torch.split(source.normal(torch.Size([sum(sizes)])), sizes) if sizes else ()
-        self._rows = [torch.cat(drawn[of::2]) if sizes else torch.empty(0) for of in (1, 0)]
+        drawn = [source.normal(shape).flatten() for shape in shapes.values() for _ in range(2)]
+        self._rows = [torch.cat(drawn[of::2]) if drawn else torch.empty(0) for of in (1, 0)]
 
     def normal(self, shape: torch.Size) -> Tensor:
         return self._rows.pop().view(shape)
