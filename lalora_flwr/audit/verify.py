@@ -95,6 +95,7 @@ def _numbers(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
     if (second, delta, whole["epsilon_of_the_run"]) != (SECOND[first], config["privacy"]["delta"], config["privacy"]["epsilon"]):
         raise RunFailed(f"{folder / CERTIFICATE}: its accountants, δ or the run's ε are not those of {CONFIG}")
     largest = alone = 0.0
+    known = [site for site, own in whole["sites"].items() if own["steps"] is not None]
     for site, own in whole["sites"].items():
         largest = max(largest, own["epsilon"])
         if own["steps"] is None:
@@ -108,7 +109,9 @@ def _numbers(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
         if summary.get(name) is not None:
             _same(folder, f"{name} of {SUMMARY}", found, summary[name])
     _same(folder, "epsilon", largest, whole["epsilon"])
-    yield f"epsilon of {len(whole['sites'])} sites follows from their steps by {first}, and {second} does not contradict it"
+    yield f"epsilon of {len(known)} sites follows from their steps by {first}, and {second} does not contradict it"
+    for site in sorted(set(whole["sites"]) - set(known)):
+        yield f"site {site}: its noise is not known; the run's epsilon stands for it"
 
 
 def _check(folder: Path, who: str, steps: Any, epsilon: float, delta: float, first: str, second_epsilon: float) -> None:
@@ -165,10 +168,10 @@ def _ledger(path: Path, whole: dict[str, Any]) -> str:
 
 
 def _covers(said: Any, counted: Sequence[SampledGaussian]) -> bool:
-    """Whether a site of the certificate took all the steps that a ledger counts."""
+    """Whether a site of the certificate took all the steps that a ledger counts, with no more noise than the ledger says."""
     return all(
         any(
-            math.isclose(sigma, event.noise_multiplier, rel_tol=SAME) and q == event.sample_rate and count >= event.steps
+            event.noise_multiplier >= sigma * (1 - SAME) and q == event.sample_rate and count >= event.steps
             for sigma, q, count in said
         )
         for event in counted

@@ -19,16 +19,20 @@ class _Worker(Generic[Q, A]):
     """Where a work stands.
 
     Attributes:
+        back: released when it stops running: it asks, or ends.
         go: set when it may run on.
         question: what it waits for, if it waits.
         answer: what it gets.
         done: whether it has ended.
+        given_up: whether nobody will answer any more.
     """
 
+    back: threading.Semaphore
     go: threading.Event = field(default_factory=threading.Event)
     question: list[Q] = field(default_factory=list)
     answer: list[Answer[A]] = field(default_factory=list)
     done: bool = False
+    given_up: bool = False
 
 
 class Meeting(Generic[Q, A]):
@@ -41,24 +45,35 @@ class Meeting(Generic[Q, A]):
     def __init__(self, answer: Callable[[Sequence[Q]], Sequence[Answer[A]]], size: int) -> None:
         """
         Args:
-            answer: answers the questions that wait, in their order; runs in the thread that called `run`. Must not raise.
+            answer: answers the questions that wait, in their order; runs in the thread that called `run`. What it raises ends all
+                works.
             size: how many works there are at once, at most.
         """
         self._answer = answer
         self._pool = ThreadPoolExecutor(size, "lalora-site")
         self._here = threading.local()
-        self._back = threading.Semaphore(0)  # released when the running work stops running
 
     def run(self, works: Sequence[Callable[[], R]]) -> list[R]:
-        """The works' results, in their order; what one raises is raised after all have ended."""
-        workers = [_Worker[Q, A]() for _ in works]
-        futures = [self._started(work, worker) for work, worker in zip(works, workers, strict=True)]
-        while waiting := [worker for worker in workers if not worker.done]:
-            answers = self._answer([worker.question.pop() for worker in waiting])
-            for worker, answer in zip(waiting, answers, strict=True):
-                worker.answer.append(answer)
+        """The works' results, in their order; what one raises is raised after all have ended.
+
+        Whatever ends this call early, as an interrupt does, ends the works, too, at their next question: a process does not end
+        while a thread of it waits.
+        """
+        back = threading.Semaphore(0)
+        workers: list[_Worker[Q, A]] = []
+        try:
+            futures = [self._started(work, back, workers) for work in works]
+            while waiting := [worker for worker in workers if not worker.done]:
+                answers = self._answer([worker.question.pop() for worker in waiting])
+                for worker, answer in zip(waiting, answers, strict=True):
+                    worker.answer.append(answer)
+                    worker.go.set()
+                    back.acquire()
+        except BaseException:
+            for worker in workers:
+                worker.given_up = True
                 worker.go.set()
-                self._back.acquire()
+            raise
         return [future.result() for future in futures]
 
     def ask(self, question: Q) -> A:
@@ -66,19 +81,25 @@ class Meeting(Generic[Q, A]):
 
         Raises:
             RuntimeError: called from elsewhere.
+            KeyboardInterrupt: nobody answers any more.
             Exception: what the answer raises.
         """
         worker: _Worker[Q, A] | None = getattr(self._here, "worker", None)
         if worker is None:
             raise RuntimeError("only a work of the meeting may ask")
         worker.question.append(question)
-        self._back.release()
+        worker.back.release()
         worker.go.wait()
         worker.go.clear()
+        if worker.given_up:
+            worker.go.set()  # for whatever it asks on its way out
+            raise KeyboardInterrupt("nobody answers any more")
         return worker.answer.pop()()
 
-    def _started(self, work: Callable[[], R], worker: _Worker[Q, A]) -> Future[R]:
+    def _started(self, work: Callable[[], R], back: threading.Semaphore, workers: list[_Worker[Q, A]]) -> Future[R]:
         """The work in a thread, after it has asked its first question or ended."""
+        worker: _Worker[Q, A] = _Worker(back)
+        workers.append(worker)
 
         def all_of_it() -> R:
             self._here.worker = worker
@@ -86,8 +107,8 @@ class Meeting(Generic[Q, A]):
                 return work()
             finally:
                 worker.done = True
-                self._back.release()
+                back.release()
 
         future = self._pool.submit(all_of_it)
-        self._back.acquire()
+        back.acquire()
         return future

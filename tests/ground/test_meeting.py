@@ -77,3 +77,34 @@ def test_a_fault_is_its_own_works() -> None:
 def test_nobody_else_may_ask() -> None:
     with pytest.raises(RuntimeError, match="only a work"):
         Meeting[int, int](doubled, 1).ask(1)
+
+
+def test_an_interrupt_ends_all_works() -> None:
+    """A thread that waited for ever would keep the process from ending."""
+    ended: list[str] = []
+    rounds = iter([None, KeyboardInterrupt("stop")])
+
+    def answer(questions: Sequence[int]) -> list[Answer]:
+        if fault := next(rounds):
+            raise fault
+        return doubled(questions)
+
+    def work(name: str) -> Callable[[], None]:
+        def all_of_it() -> None:
+            try:
+                for _ in range(5):
+                    meeting.ask(1)
+            except KeyboardInterrupt:
+                with pytest.raises(KeyboardInterrupt):
+                    meeting.ask(2)  # on its way out
+                raise
+            finally:
+                ended.append(name)
+
+        return all_of_it
+
+    meeting = Meeting[int, int](answer, 2)
+    with pytest.raises(KeyboardInterrupt, match="stop"):
+        meeting.run([work("a"), work("b")])
+    meeting._pool.shutdown(wait=True)  # hangs if one of them waits
+    assert sorted(ended) == ["a", "b"]
