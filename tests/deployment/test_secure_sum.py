@@ -73,6 +73,8 @@ def test_a_killed_site_spoils_an_attempt_and_a_killed_server_a_round(tmp_path: P
             assert CliRunner().invoke(app, ["ledger", "verify", str(federation.ledger(name))]).exit_code == 0
             shown = CliRunner().invoke(app, ["ledger", "show", str(federation.ledger(name))]).stdout
             assert "if all other sites collude" in shown
+        verified = CliRunner().invoke(app, ["verify", str(drill.path), *(str(federation.ledger(name)) for name in NAMES)])
+        assert verified.exit_code == 0 and verified.stdout.count("of this run it counts") == len(NAMES), verified.output
     drill.report()
     assert (2, 2, 2) in {(entry.round, entry.attempt, entry.sites) for entry in entries["north"]}
     for own in entries.values():
