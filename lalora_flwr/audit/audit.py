@@ -41,6 +41,7 @@ from lalora_flwr.training.local import MakeSum
 
 REPLAYED = 8  # messages that are served twice
 FEWEST_ENTRIES = 16  # of a step's tensors
+FEWEST = 8  # canaries of each kind
 
 
 class _AsOfAVirtualSite(SystemRandom):
@@ -106,6 +107,9 @@ def audit(
     groups, tests = _tests(settings, observer, shares, random)
     delta = settings.privacy.delta
     plain = tests[0]
+    if min(len(plain.inside), len(plain.outside)) < FEWEST:
+        found = f"{len(plain.inside)} canaries inside and {len(plain.outside)} outside"
+        raise ConfigError(f"{found} are too few for an audit: the sites have too few records, or too little trains")
     pair = bounds.gaussian_pair(plain.inside, plain.outside, delta)
     bound = bounds.clopper_pearson(tests, groups, delta, random)
     found = {
@@ -178,7 +182,8 @@ def _run(settings: Settings, models: ModelStore, observer: Observer, parts: Part
         own = dataclasses.replace(own, evaluate_every=settings.num_rounds, evaluate_sites=False)
         grid = InlineGrid(app, own.num_supernodes, dict(flatten(own)))
         try:
-            run_federation(own, grid, models=models)
+            sizes = [site.canaries.records for site in observer.sites.values()]
+            run_federation(own, grid, models=models, records=sizes)
         except RunFailed as reason:  # a site whose steps were watched did what the server refuses
             if not any(site.steps for site in observer.sites.values()):
                 raise

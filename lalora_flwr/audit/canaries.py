@@ -19,6 +19,7 @@ from lalora_flwr.training.learner import Learner, LearnerCache, ModelStore
 FILLER = -1  # label of a record with no gradient at all
 TOO_LONG = 10.0  # a canary's gradient, in units of C: the clip has work to do
 MOST = 2000  # canaries of a site
+ENOUGH = 64  # of a site: below, directions may have fewer coordinates
 COORDINATES = 8  # of a canary's direction, at least, where the tensors have as many: it then lies in several of them
 
 
@@ -53,7 +54,8 @@ def canaries(records: int, entries: int, random: np.random.Generator) -> Canarie
         entries: of the tensors that train at a step, the fewest.
         random: of the coins.
     """
-    count = min(MOST, max(1, entries // COORDINATES), max(1, int(2 * records - 6 * math.sqrt(records))))
+    room = max(entries // COORDINATES, min(entries, ENOUGH))
+    count = min(MOST, room, max(1, int(2 * records - 6 * math.sqrt(records))))
     while (inside := random.random(count) < 0.5).sum() > records:
         pass
     return Canaries(inside, records)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +12,8 @@ from rich.console import Console
 
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError
+
+REAL = "sites"  # data.name of a run on real nodes
 
 
 def audit(
@@ -33,8 +37,11 @@ def audit(
         raise ConfigError(f"{run}: no run's folder, which would hold config.toml")
     if run:
         config, out = run / "config.toml", out or run / FILE
-    settings = resolve(config, override)
-    found = of(settings)
+    settings, sizes = resolve(config, override), None
+    if run and settings.data.name == REAL:
+        sizes = real_sizes(run, settings.train.batch_size)
+        settings = dataclasses.replace(settings, num_supernodes=len(sizes))
+    found = of(settings, sizes=sizes)
     console = Console(highlight=False)
     rows = {
         "canaries": f"{found.canaries}, about half of them inside {found.sites} sites' records; {found.steps} steps of a site",
@@ -52,3 +59,21 @@ def audit(
     console.print(found.sentence, markup=False, soft_wrap=True)
     if not found.survived:
         raise typer.Exit(1)
+
+
+def real_sizes(run: Path, batch: int) -> dict[int, int]:
+    """How many records the sites of a run on real nodes have, which follows from their sampling rates.
+
+    Raises:
+        ConfigError: the run has no certificate, or it does not say.
+    """
+    from lalora_flwr.server.certificate import CERTIFICATE
+
+    try:
+        sites = json.loads((run / CERTIFICATE).read_text(encoding="utf-8"))["sites"].values()
+        sizes = {number: round(batch / site["steps"][-1][1]) for number, site in enumerate(sites)}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError):
+        sizes = {}
+    if not sizes:
+        raise ConfigError(f"{run}: its {CERTIFICATE} does not say how many records its sites have; name settings with -c instead")
+    return sizes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from flwr.app import Message, RecordDict
@@ -37,6 +37,7 @@ class Roster:
         patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        records: Sequence[int] = (),
     ) -> None:
         """
         Args:
@@ -44,13 +45,14 @@ class Roster:
             real: whether the grid reaches real sites, whatever they say.
             patience: seconds before the sites that are there are greeted while others are waited for.
             clock, sleep: seconds that go by, and waiting for them.
+            records: of each virtual site; none: as the run's data are split.
         """
         self._settings, self._real_grid = settings, real
         self._patience, self._clock, self._sleep = patience, clock, sleep
         self._profiles: dict[int, Profile] = {}  # by node id
         self.real = real  # whether any site is a real one
         self.left: set[int] = set()  # sites that have no budget left
-        self._records: list[int] = []  # of each virtual site, once they are needed
+        self._records = list(records)  # of each virtual site, at the latest when they are needed
 
     @property
     def begun(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -54,6 +54,7 @@ def run_federation(
     on_round: OnRound | None = None,
     at_exit: Callable[[Callable[[], None]], None] = lambda handler: None,
     models: ModelStore | None = None,
+    records: Sequence[int] = (),
 ) -> Path:
     """Run all rounds, or with ``resume`` those after the last checkpoint, and write the run folder.
 
@@ -63,6 +64,7 @@ def run_federation(
         on_round: gets each line of metrics as it is written.
         at_exit: takes a function that the process calls when it is told to end; the run's folder then says so.
         models: where the frozen model comes from; default: a store of its own.
+        records: of each virtual site; none: as the run's data are split.
 
     Returns:
         The run folder.
@@ -82,7 +84,7 @@ def run_federation(
     with RunFolder(settings) as folder, last_word(folder, at_exit):
         try:
             run_id = str(grid.run.run_id) if real else ""
-            run = _Run(settings, learner, folder, on_round, Roster(settings, real=real), models, run_id)
+            run = _Run(settings, learner, folder, on_round, Roster(settings, real=real, records=records), models, run_id)
             start = run.restore() if settings.resume else run.start()
             run.finish(ended_early=run.serve(grid, start))
         except RunNotRunningException:

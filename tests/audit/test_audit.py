@@ -55,7 +55,8 @@ def test_a_site_has_as_many_records_as_it_declares() -> None:
         own = canaries(60, 10_000, random)
         records = own.as_records()
         assert len(records) == 60 and sorted(set(records.labels.tolist()) - {-1}) == np.flatnonzero(own.inside).tolist()
-    assert canaries(1000, 80, random).count == 10 and isinstance(own, Canaries)
+    assert canaries(1000, 80, random).count == 64 and canaries(1000, 5, random).count == 5
+    assert canaries(1000, 800, random).count == 100 and isinstance(own, Canaries)
 
 
 def test_a_finished_run_is_audited_into_its_folder(lalora: Lalora, finished: Any) -> None:
