@@ -108,8 +108,8 @@ def audit(
     delta = settings.privacy.delta
     plain = tests[0]
     if min(len(plain.inside), len(plain.outside)) < FEWEST:
-        found = f"{len(plain.inside)} canaries inside and {len(plain.outside)} outside"
-        raise ConfigError(f"{found} are too few for an audit: the sites have too few records, or too little trains")
+        few = f"{len(plain.inside)} canaries inside and {len(plain.outside)} outside"
+        raise ConfigError(f"{few} are too few for an audit: the sites have too few records, or too little trains")
     pair = bounds.gaussian_pair(plain.inside, plain.outside, delta)
     bound = bounds.clopper_pearson(tests, groups, delta, random)
     found = {

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lalora_flwr.api import run_in
 from lalora_flwr.cli.early import check_early, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError, Interrupted
@@ -97,7 +98,7 @@ def run(
     try:
         with Progress(settings, console) as progress:
             progress.header()
-            folder = _run_on(engine, settings, progress, num_actors)
+            folder = run_in(settings, engine.value, progress, num_actors)
     except KeyboardInterrupt:
         again = f"lalora run --resume {Path(settings.output_dir) / settings.run_name}"
         raise Interrupted(f"interrupted; {again} goes on after the last finished round") from None
@@ -120,16 +121,6 @@ def resumed(run: Path, config: Path | None, override: list[str] | None) -> Setti
     settings = settings_from({**read_toml(run / CONFIG), **place, "resume": True})
     folder_for(settings)
     return settings
-
-
-def _run_on(engine: Engine, settings: Settings, progress: Progress, num_actors: int) -> Path:
-    if engine is Engine.inline:
-        from lalora_flwr.engines.inline import run_inline
-
-        return run_inline(settings, progress)
-    from lalora_flwr.engines.simulation import run_simulation
-
-    return run_simulation(settings, progress, num_actors=num_actors)
 
 
 def smallest_site(settings: Settings) -> int:

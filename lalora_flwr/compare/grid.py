@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -75,6 +75,24 @@ def read_grid(
     if (seeds or only_tuning) and not tuned:
         raise ConfigError("[tuning]: there is nothing to tune; name the values in [tune] or with --tune")
     return Grid({**base, **fixed}, axes, tuned, seeds, only_tuning)
+
+
+def grid_of(base: Mapping[str, object], over: Mapping[str, Sequence[object]], tune: Mapping[str, Sequence[object]]) -> Grid:
+    """The comparison that values describe.
+
+    Args:
+        base: keys that all runs have in common.
+        over, tune: keys and their values.
+
+    Raises:
+        ConfigError: for the first thing that cannot be used.
+    """
+    axes = {name: _options(name, list(values)) for name, values in over.items()}
+    tuned = {name: _tuned(name, list(values)) for name, values in tune.items()}
+    if not axes and not tuned:
+        raise ConfigError("nothing to compare: name keys and their values")
+    _refuse_overlap(base, axes, tuned, {})
+    return Grid(dict(base), axes, tuned)
 
 
 def _read(path: Path) -> dict[str, object]:
