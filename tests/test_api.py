@@ -13,6 +13,7 @@ import pytest
 
 from lalora_flwr import api
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.server.folder import to_json
 from lalora_flwr.server.metrics import RoundMetrics
 from tests.conftest import SMALL
 
@@ -32,7 +33,7 @@ def test_a_run_its_plan_audit_and_certificate(tmp_path: Path) -> None:
     told: list[RoundMetrics] = []
     result = api.run(wanted, on_round=told.append)
     assert result.path == tmp_path / "mine" and result.settings == wanted
-    assert [line.to_json() for line in result.metrics] == [line.to_json() for line in told]
+    assert [to_json(line.to_json()) for line in result.metrics] == [to_json(line.to_json()) for line in told]
     assert result.summary.noise_multiplier == pytest.approx(planned.mechanism.noise_multiplier, rel=1e-9)
     assert api.opened(result.path) == result
     assert any("follows from their steps" in line for line in api.verify(result.path))
