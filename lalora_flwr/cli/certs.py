@@ -21,6 +21,7 @@ from typing import Annotated
 
 import typer
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -176,7 +177,7 @@ def _read_authority(out: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivat
         key = load_pem_private_key((out / "ca.key").read_bytes(), None)
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}; ca.crt and ca.key belong together") from None
-    except (ValueError, TypeError):  # no PEM; or a key behind a password
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # no PEM; or a key behind a password, or of a kind that is not known
         raise ConfigError(
             f"{out}: ca.crt or ca.key cannot be read; this command uses only its own, EC and without password"
         ) from None

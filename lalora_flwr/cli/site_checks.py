@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from datasets import Dataset
 
 from lalora_flwr.cli.site import FAULT, OK, WARNING, Finding
@@ -258,7 +259,7 @@ def _certificate(file: Path) -> Finding:
         until = x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
     except OSError as error:
         return Finding(FAULT, "root-certificates", f"{file}: {error.strerror}")
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         return Finding(FAULT, "root-certificates", f"{file}: no certificate in PEM form")
     state = FAULT if until < datetime.datetime.now(datetime.UTC) else OK
     return Finding(state, "root-certificates", f"{file}: valid until {until:%Y-%m-%d}")

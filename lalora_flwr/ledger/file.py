@@ -242,6 +242,8 @@ class LedgerFile:
                 yield connection
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: {error}") from error
+        except UnicodeDecodeError as error:  # of SQLite's own words about a damaged file, which quote it
+            raise LedgerError(f"{self.path}: the database is damaged") from error
         except OSError as error:
             raise LedgerError(f"{self.path}: {error.strerror or error}") from error
         except LedgerError as error:

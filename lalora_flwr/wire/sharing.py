@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
@@ -130,7 +131,7 @@ def read_key(content: bytes) -> X25519PrivateKey:
     """
     try:
         key = load_pem_private_key(content, password=None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError("the file holds no private key without a password; `lalora site keys` makes one") from None
     if not isinstance(key, X25519PrivateKey):
         raise ConfigError("the file holds a private key of another kind; `lalora site keys` makes one")
