@@ -17,8 +17,8 @@ from lalora_flwr.ledger.verify import ERROR, SAME
 from lalora_flwr.ledger.verify import verify as verify_ledger
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
-from lalora_flwr.server.certificate import CERTIFICATE, READABLE, SECOND, readable, seal
-from lalora_flwr.server.metrics import CONFIG, SUMMARY
+from lalora_flwr.server.certificate import CERTIFICATE, READABLE, SECOND, code_digest, readable, seal
+from lalora_flwr.server.metrics import CONFIG, METRICS, SUMMARY
 
 
 def verify(folder: Path, ledgers: Sequence[Path] = ()) -> Iterator[str]:
@@ -73,9 +73,13 @@ def _folder(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
             raise RunFailed(f"{path}: is gone")
         if file_digest(path) != digest:
             raise RunFailed(f"{path}: was changed: its digest is not the certificate's")
-    missing = {CONFIG, SUMMARY} - set(whole["files"])
-    if missing:
-        raise RunFailed(f"{folder / CERTIFICATE}: is not about {sorted(missing)[0]}")
+    for name in (CONFIG, SUMMARY, METRICS, "adapter/", "checkpoint/"):
+        if not any(file == name or (name.endswith("/") and file.startswith(name)) for file in whole["files"]):
+            raise RunFailed(f"{folder / CERTIFICATE}: is not about {name}")
+    for part in ("adapter", "checkpoint"):  # plots may be added by `lalora diagnose`
+        for path in sorted((folder / part).rglob("*")):
+            if not path.is_dir() and path.relative_to(folder).as_posix() not in whole["files"]:
+                raise RunFailed(f"{path}: was added after the run ended")
     yield f"{len(whole['files'])} files have the bytes that they had when the run ended"
     if not (folder / READABLE).is_file() or (folder / READABLE).read_bytes() != readable(whole).encode():
         raise RunFailed(f"{folder / READABLE}: does not say what {CERTIFICATE} says")
@@ -86,6 +90,12 @@ def _numbers(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
     """ε of every site from its steps, and what configuration and summary say of it."""
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     config = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if whole["base_model"]["digest"] != summary["model_digest"] or whole["base_model"]["name"] != config["model"]["name"]:
+        raise RunFailed(f"{folder / CERTIFICATE}: its base model is not that of {SUMMARY} and {CONFIG}")
+    if whole["code"]["digest"] == code_digest():
+        yield "the code that ran is the one that is installed here"
+    else:
+        yield f"another code ran than is installed here: version {whole['code']['version']}, digest {whole['code']['digest']}"
     if not whole["differentially_private"]:
         if math.isfinite(config["privacy"]["epsilon"]):
             raise RunFailed(f"{folder / CERTIFICATE}: says that the run was not private, and {CONFIG} that it was")
@@ -150,32 +160,34 @@ def _audited(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
 
 
 def _ledger(path: Path, whole: dict[str, Any]) -> str:
-    """A site's ledger is good, and holds of the run what the certificate says of one of its sites, or less."""
+    """A site's ledger is good, and what it counts for the run costs no more than the certificate says of one of its sites."""
     try:
         content = verify_ledger(LedgerFile(path)).content
     except LaloraError as fault:
         raise RunFailed(str(fault)) from None
-    run = whole["run_id"]
-    found = [steps for dataset in content.book.datasets if (steps := content.book.run_segments(dataset, run))] if run else []
-    if not run:
+    if not whole["run_ids"]:
         raise RunFailed(f"{path}: the run was a simulation, which no ledger knows")
+    found = [
+        events
+        for dataset in content.book.datasets
+        if (events := [event for run in whole["run_ids"] for event in content.book.run_segments(dataset, run)])
+    ]
     if not found:
         raise RunFailed(f"{path}: holds nothing of this run")
-    for steps in found:
-        if not any(_covers(own["steps"] or (), steps) for own in whole["sites"].values()):
-            raise RunFailed(f"{path}: counts {_words(steps)} for this run, and no site of the certificate as many")
+    for events in found:
+        if not any(_covers(own, events, whole) for own in whole["sites"].values()):
+            raise RunFailed(f"{path}: counts {_words(events)} for this run, which no site of the certificate covers")
     return f"{path}: good, head {content.head}; of this run it counts {'; '.join(map(_words, found))}"
 
 
-def _covers(said: Any, counted: Sequence[SampledGaussian]) -> bool:
-    """Whether a site of the certificate took all the steps that a ledger counts, with no more noise than the ledger says."""
-    return all(
-        any(
-            event.noise_multiplier >= sigma * (1 - SAME) and q == event.sample_rate and count >= event.steps
-            for sigma, q, count in said
-        )
-        for event in counted
-    )
+def _covers(own: Any, counted: Sequence[SampledGaussian], whole: dict[str, Any]) -> bool:
+    """Whether a site of the certificate took as many steps as a ledger counts, and at no smaller ε."""
+    if own["steps"] is None or {event.sample_rate for event in counted} - {q for _, q, _ in own["steps"]}:
+        return False
+    if sum(event.steps for event in counted) > sum(count for _, _, count in own["steps"]):
+        return False
+    spent = _epsilon(counted, whole["delta"], whole["accountant"])
+    return not whole["differentially_private"] or spent <= own["epsilon"] * (1 + SAME)
 
 
 def _words(steps: Sequence[SampledGaussian]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,20 @@ SEEDED = "seeded: epsilon describes the mechanism, not the secrecy of this run"
 VOUCHES = "the server: its own count of steps, at the noise and sampling rate that the site said and the run prescribes"
 
 
-def certificate(settings: Settings, counts: SiteCounts, summary: Summary, run_id: str) -> dict[str, Any]:
+def certificate(settings: Settings, counts: SiteCounts, summary: Summary, run_ids: Sequence[str]) -> dict[str, Any]:
     """All but the digests of files, as plain JSON.
 
     Args:
         settings: the run's.
         counts: of its sites.
         summary: of the run.
-        run_id: by which ledgers of real sites know the run; empty in a simulation.
+        run_ids: by which ledgers of real sites know the run and those that it resumed; none in a simulation.
     """
     privacy = settings.privacy
     return {
         "format": FORMAT,
         "run": settings.run_name,
-        "run_id": run_id,
+        "run_ids": list(run_ids),
         "date": summary.date,
         "differentially_private": settings.private,
         "privacy_unit": "one record of one site",

@@ -112,7 +112,7 @@ class _Run:
         models: ModelStore,
         run_id: str,
     ) -> None:
-        self._run_id = run_id
+        self._run_ids = [run_id] if run_id else []  # of Flower: a resumed run has had others
         self._settings, self._learner, self._folder, self._models = settings, learner, folder, models
         self._test = data_set(settings).public(learner.base.encode)
         self._on_round = on_round
@@ -159,6 +159,7 @@ class _Run:
         self._metrics = [RoundMetrics.from_json(line) for line in state["metrics"]]
         self._frozen, self._last = state.get("frozen", {}), state.get("last", {})  # a checkpoint of an older version has none
         self._seconds_before = state["seconds"]
+        self._run_ids = [*state.get("run_ids", ()), *self._run_ids]
         self._folder.add_metrics(*self._metrics)
         self.strategy.restore(checkpoint.server_round, state["strategy"], checkpoint.tensors, asked)
         return checkpoint.adapter
@@ -174,6 +175,7 @@ class _Run:
             "frozen": self._frozen,
             "last": self._last,
             "seconds": self._seconds(),
+            "run_ids": self._run_ids,
             "strategy": self.strategy.state(),
         }
         return Checkpoint(server_round, adapter, state, self.strategy.tensors())
@@ -283,4 +285,4 @@ class _Run:
         )
         card = model_card(summary, settings, self._learner.base, self._learner.adapter)
         self._folder.save_adapter(self._learner.adapter.save, card)
-        self._folder.finish(summary, certificate(settings, counts, summary, self._run_id))
+        self._folder.finish(summary, certificate(settings, counts, summary, self._run_ids))

@@ -54,6 +54,9 @@ def test_a_finished_run_is_good(run: Path, lalora: Lalora) -> None:
     assert {"adapter/adapter_model.safetensors", "checkpoint/adapter.safetensors"} <= set(whole["files"])
     assert {"summary.json", "config.toml", "metrics.jsonl", "adapter/README.md"} <= set(whole["files"])
     code, out, err = lalora("verify", str(run))
+    assert "the code that ran is the one that is installed here" in out
+    forge(run, lambda whole: whole["code"].update(digest="0"))
+    assert any("another code ran" in line for line in verify(run))
     assert (code, err) == (0, "") and "by pld, and rdp does not contradict it" in out and out.endswith("good\n")
 
 
@@ -68,7 +71,7 @@ def test_other_runs_are_good(kind: str, finished: Make) -> None:
     lines = list(verify(folder))
     whole = content(folder)
     if kind == "not private":
-        assert "not differentially private" in lines[2] and whole["epsilon"] is None
+        assert any("not differentially private" in line for line in lines) and whole["epsilon"] is None
         assert "not differentially private" in (folder / READABLE).read_text()
     elif kind == "secure sum":
         assert (
@@ -88,6 +91,10 @@ def test_one_changed_byte_anywhere_is_noticed(run: Path) -> None:
                 list(verify(run))
         (run / name).write_bytes(before)
     list(verify(run))
+    (run / "adapter" / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(RunFailed, match="was added"):
+        list(verify(run))
+    (run / "adapter" / "adapter_model.bin").unlink()
     (run / names[0]).unlink()
     with pytest.raises(RunFailed, match="is gone"):
         list(verify(run))
@@ -102,6 +109,11 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another δ": (lambda whole: whole.update(delta=0.1), "δ"),
     "a private run said not to be": (lambda whole: whole.update(differentially_private=False), "not private"),
     "a file left out": (lambda whole: whole["files"].pop("summary.json"), "not about summary.json"),
+    "the adapter left out": (
+        lambda whole: [whole["files"].pop(name) for name in list(whole["files"]) if name.startswith("adapter/")],
+        "not about adapter/",
+    ),
+    "another base model": (lambda whole: whole["base_model"].update(digest="0"), "base model"),
     "a file elsewhere": (lambda whole: whole["files"].update({"../x": "0"}), "outside"),
     "no sites": (lambda whole: whole.update(sites={}), "epsilon"),
     "nonsense": (lambda whole: whole.update(sites=[1]), "not what a run writes"),
@@ -147,13 +159,13 @@ def test_a_sites_ledger_has_to_know_the_run(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="was a simulation"):
         list(verify(run, [path]))
     sigma, q, steps = content(run)["sites"]["0"]["steps"][0]
-    forge(run, lambda whole: whole.update(run_id="1"))
+    forge(run, lambda whole: whole.update(run_ids=["0", "1"]))
     with pytest.raises(RunFailed, match="holds nothing of this run"):
         list(verify(run, [path]))
     session(path).reserve(sigma, q, steps)
     assert f"{steps} steps at σ = {sigma:.4g}" in list(verify(run, [path]))[-1]
-    session(path).reserve(sigma, q, 1)
-    with pytest.raises(RunFailed, match="no site of the certificate as many"):
+    session(path).reserve(1.1 * sigma, q, steps)  # as many again, with more noise
+    with pytest.raises(RunFailed, match="no site of the certificate covers"):
         list(verify(run, [path]))
 
 
