@@ -233,7 +233,7 @@ def company(whole: Learner, batch: float, clock: Callable[[], float] = time.perf
     best = min(MOST_RECORDS // size, int(SLOW / (one * size)))
     if best < 2 or seconds(best) > GAIN * one:
         return ALONE
-    sizes = sorted({*SMALL, max(1, size // 2), size, 2 * size})
+    sizes = sorted({*SMALL, max(1, size // 2), max(1, size - 1), size, size + 1, size + 3, 3 * size // 2, 2 * size})
     fewest = fewest_alike(passes, [records for records in sizes if 2 * records + size <= count], size)
     return Company(best, fewest) if fewest <= max(1, WORST_FEWEST * batch) else ALONE
 

@@ -67,7 +67,7 @@ def test_what_one_site_does_wrong_fails_it_alone(learner: Learner) -> None:
         bad()
     for one, found in ((passes[0], good), (passes[2], other)):
         ((alone, _),) = [answer() for answer in taken([one], fewest=1)]
-        assert all(torch.equal(alone[name], found()[0][name]) for name in alone)
+        assert all(torch.allclose(alone[name], found()[0][name], rtol=1e-4, atol=1e-6) for name in alone)
 
 
 def test_sites_that_train_other_tensors_or_hold_other_shapes_do_not_meet(learner: Learner) -> None:
@@ -91,9 +91,10 @@ def ticking(seconds: float) -> Callable[[], float]:
 
 
 def test_company(learner: Learner) -> None:
+    """Where this processor gives a row of many the bits that it gives a row of few; where not, there is none."""
     found = company(learner, 10.0, ticking(1e-3))
-    assert found.sites == MOST_RECORDS // 10 and 1 <= found.fewest <= 10
-    assert company(learner, 10.0, ticking(0.1)).sites == 5  # a pass takes half a second at most
+    assert found == ALONE or (found.sites == MOST_RECORDS // 10 and 1 <= found.fewest <= 10)
+    assert company(learner, 10.0, ticking(0.1)).sites in (found.sites, 5)  # a pass takes half a second at most
     assert company(learner, 10.0, ticking(0.3)) == ALONE
     assert company(learner, MOST_RECORDS, ticking(1e-3)) == ALONE
 
