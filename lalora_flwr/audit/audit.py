@@ -193,7 +193,7 @@ def _run(settings: Settings, models: ModelStore, observer: Observer, parts: Part
 
 def _tests(
     settings: Settings, observer: Observer, shares: bool, random: np.random.Generator
-) -> tuple[list[bounds.Group], list[bounds.Test]]:
+) -> tuple[list[bounds.Group], list[bounds.Separation]]:
     """The scores of all canaries, under each suspected noise, and what they went through."""
     releases = [_summed(settings, observer)] if shares else [(site, site.steps) for site in observer.sites.values() if site.steps]
     groups = [
@@ -209,7 +209,7 @@ def _tests(
                 scores += bounds.log_likelihood_ratio(step.projections, noise * step.noise, step.mechanism.sample_rate)
             inside.append(scores[site.canaries.inside])
             outside.append(scores[~site.canaries.inside])
-        tests.append(bounds.Test(np.concatenate(inside), np.concatenate(outside), bounds.cuts_of(groups, noise, random)))
+        tests.append(bounds.Separation(np.concatenate(inside), np.concatenate(outside), bounds.cuts_of(groups, noise, random)))
     return groups, tests
 
 

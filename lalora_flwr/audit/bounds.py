@@ -57,7 +57,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Test:
+class Separation:
     """A way to tell canaries inside from those outside: scores that are at least one of the cuts say "inside"."""
 
     inside: Scores
@@ -72,7 +72,7 @@ def cuts_of(groups: Sequence[Group], noise: float, random: np.random.Generator) 
 
 
 def clopper_pearson(
-    tests: Sequence[Test], groups: Sequence[Group], delta: float, random: np.random.Generator, confidence: float = 0.95
+    tests: Sequence[Separation], groups: Sequence[Group], delta: float, random: np.random.Generator, confidence: float = 0.95
 ) -> float:
     """ε of the noisiest mechanism of the claimed kind that the tests do not refute; near 0 if they refute none.
 

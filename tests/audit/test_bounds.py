@@ -14,7 +14,7 @@ from scipy.stats import binom
 from lalora_flwr.audit.bounds import (
     SUSPECTED,
     Group,
-    Test,
+    Separation,
     clopper_pearson,
     cuts_of,
     epsilon_of_gaussians,
@@ -29,7 +29,9 @@ from lalora_flwr.privacy.events import SampledGaussian
 DELTA = 1e-5
 
 
-def attack(steps: SampledGaussian, noise: float, canaries: int, random: np.random.Generator) -> tuple[list[Test], list[Group]]:
+def attack(
+    steps: SampledGaussian, noise: float, canaries: int, random: np.random.Generator
+) -> tuple[list[Separation], list[Group]]:
     """Scores of a mechanism with ``noise`` times the noise it claims."""
     sigma, q, times = steps
     groups = [Group((steps,), canaries)]
@@ -40,7 +42,7 @@ def attack(steps: SampledGaussian, noise: float, canaries: int, random: np.rando
         for suspected, (one, other) in scores.items():
             one += log_likelihood_ratio(inside, suspected * sigma, q)
             other += log_likelihood_ratio(outside, suspected * sigma, q)
-    return [Test(one, other, cuts_of(groups, suspected, random)) for suspected, (one, other) in scores.items()], groups
+    return [Separation(one, other, cuts_of(groups, suspected, random)) for suspected, (one, other) in scores.items()], groups
 
 
 @pytest.mark.parametrize(("epsilon", "q", "times", "least"), [(10.0, 1.0, 4, 6.7), (3.0, 0.145, 40, 1.0)])
