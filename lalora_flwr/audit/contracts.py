@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,14 +44,23 @@ def checks(sites: Sequence[Watched], make_sum: MakeSum, *, by_replay: str, stopp
         stopped: why the run stopped before its end.
     """
     steps = [step for site in sites for step in site.steps]
-    yield Check("a record moves the sum by C at most", shift(make_sum, steps[0].mechanism))
+    mechanism = steps[0].mechanism
+    yield Check("a record moves the sum by C at most", _found(lambda: shift(make_sum, mechanism)))
     yield Check("noise has its full deviation", deviation(steps))
-    yield Check("an empty batch is noised and counted", empty(make_sum, steps[0].mechanism))
-    yield Check("a sum is let out once, after it was counted", once(make_sum, steps[0].mechanism))
+    yield Check("an empty batch is noised and counted", _found(lambda: empty(make_sum, mechanism)))
+    yield Check("a sum is let out once, after it was counted", _found(lambda: once(make_sum, mechanism)))
     yield Check("records join a step independently, with probability q", sampling(sites))
     yield Check("no noise is drawn twice", reuse(steps))
     yield Check("a reply is made of releases alone", by_replay)
     yield Check("the server takes the replies", stopped)
+
+
+def _found(check: Callable[[], str]) -> str:
+    """What a check of a sum finds; a sum that fails in it has not kept the contract."""
+    try:
+        return check()
+    except Exception as fault:
+        return f"{type(fault).__name__}: {' '.join(str(fault).split())}"
 
 
 class _Still:

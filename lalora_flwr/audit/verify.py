@@ -13,11 +13,11 @@ from lalora_flwr.audit.record import FILE, read
 from lalora_flwr.ground.errors import ConfigError, LaloraError, RunFailed
 from lalora_flwr.ground.files import file_digest
 from lalora_flwr.ledger.file import LedgerFile
-from lalora_flwr.ledger.verify import ERROR, SAME
+from lalora_flwr.ledger.verify import ERROR, SAME, SECOND
 from lalora_flwr.ledger.verify import verify as verify_ledger
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
-from lalora_flwr.server.certificate import CERTIFICATE, READABLE, SECOND, code_digest, readable, seal
+from lalora_flwr.server.certificate import CERTIFICATE, READABLE, code_digest, readable, seal
 from lalora_flwr.server.metrics import CONFIG, METRICS, SUMMARY
 
 

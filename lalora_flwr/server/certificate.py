@@ -15,6 +15,7 @@ from typing import Any
 
 from lalora_flwr import __version__
 from lalora_flwr.ground.files import file_digest
+from lalora_flwr.ledger.verify import SECOND
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.server.counts import SiteCounts
 from lalora_flwr.server.metrics import CONFIG, METRICS, Summary
@@ -22,7 +23,6 @@ from lalora_flwr.settings import Settings
 
 CERTIFICATE, READABLE = "privacy.json", "PRIVACY.md"
 FORMAT = 1
-SECOND = {"pld": "rdp", "prv": "rdp", "rdp": "pld"}  # the accountant that has to agree
 COVERED = ("adapter", "checkpoint", "plots")  # folders whose files a certificate is about
 ROOT = Path(__file__).parents[1]
 SHARED = "secure sum: at most {} of the other sites side with the server"

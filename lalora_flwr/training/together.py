@@ -29,7 +29,6 @@ MOST_RECORDS = 128  # in one pass
 SLOW = 0.5  # seconds of a pass from which on a processor is busy enough, and larger ones would need much memory
 GAIN = 0.95  # of the time that a record takes in a pass of one site
 SMALL = (1, 2, 3, 4, 5, 6, 8)  # records of a site with which kernels may do otherwise
-WORST_FEWEST = 1.0  # of the expected batch: if passes below so many records went alone, too few would go together
 
 
 class Apart(Adapter):
@@ -235,7 +234,7 @@ def company(whole: Learner, batch: float, clock: Callable[[], float] = time.perf
         return ALONE
     sizes = sorted({*SMALL, max(1, size // 2), max(1, size - 1), size, size + 1, size + 3, 3 * size // 2, 2 * size})
     fewest = fewest_alike(passes, [records for records in sizes if 2 * records + size <= count], size)
-    return Company(best, fewest) if fewest <= max(1, WORST_FEWEST * batch) else ALONE
+    return Company(best, fewest) if fewest <= size else ALONE  # else too few passes would go together
 
 
 def fewest_alike(passes: Callable[[Sequence[int]], list[Pass]], sizes: Sequence[int], other: int) -> int:

@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from lalora_flwr.audit.audit import Parts, _AsOfAVirtualSite, audit
 from lalora_flwr.audit.record import AuditRecord
+from lalora_flwr.privacy.counting import Ledger
+from lalora_flwr.privacy.mechanism import PrivateSum
+from lalora_flwr.privacy.randomness import RandomSource
 from tests.audit.faults import BOUND, FAULTS
 from tests.conftest import MODELS, small
 
@@ -52,3 +56,20 @@ def test_the_table_in_the_docs_is_this_one() -> None:
     text = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE))
     assert {name: "; ".join(sorted(fault.caught)) for name, fault in FAULTS.items()}.items() <= rows.items()
+
+
+def test_a_site_that_fails_in_the_middle_of_a_step_is_no_crash(tmp_path: Path) -> None:
+    class Failing(PrivateSum):
+        def release(self, ledger: Ledger, source: RandomSource) -> dict[str, Tensor]:
+            if len(made) > 3:
+                raise RuntimeError("a fault of this machine")
+            return super().release(ledger, source)
+
+    made: list[Failing] = []
+
+    def make(*about: Any) -> PrivateSum:
+        made.append(Failing(*about))
+        return made[-1]
+
+    record = audited(tmp_path, Parts(make_sum=make), num_rounds=1)
+    assert not record.survived and "sites failed" in record.contracts["the server takes the replies"]
