@@ -15,14 +15,13 @@ from torch import nn
 
 from lalora_flwr.adapter.form import Adapter, AdapterForm
 from lalora_flwr.adapter.lora import TRAINED_HEADS, redrawn, refuse_batch_norm, trains_head
-from lalora_flwr.adapter.peft_folder import HEAD_FILE, head_modules, head_tensors
+from lalora_flwr.adapter.peft_folder import HEAD_FILE, PLAIN, head_modules, head_tensors
 from lalora_flwr.adapter.slots import HEAD, Slot
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import PUBLIC, replace_file
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings, Settings
 
-WEIGHTS = "adapter.safetensors"
 NOT_FACTORS = frozenset({"rank", "alpha", "dropout"})
 Slots = dict[Slot, nn.Parameter]
 
@@ -97,7 +96,7 @@ class PlainAdapter(Adapter):
         inside = self._base.published.inside
         state = self.state()
         own = {name.removeprefix(inside): state[name].contiguous() for name in self._own}
-        save_file(own, folder / WEIGHTS)
+        save_file(own, folder / PLAIN)
         if self._saves_head():
             head = head_tensors(self._base)
             if inside:
@@ -106,7 +105,7 @@ class PlainAdapter(Adapter):
         self._base.save_config(folder)
 
     def loading(self) -> list[str]:
-        files = [WEIGHTS] if self._own else []
+        files = [PLAIN] if self._own else []
         if self._saves_head() and not self._base.published.inside:
             files.append(HEAD_FILE)
         load = [f'model.load_state_dict(load_file(Path(adapter) / "{file}"), strict=False)' for file in files]

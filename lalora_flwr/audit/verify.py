@@ -76,7 +76,7 @@ def _folder(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
     for name in (CONFIG, SUMMARY, METRICS, "adapter/", "checkpoint/"):
         if not any(file == name or (name.endswith("/") and file.startswith(name)) for file in whole["files"]):
             raise RunFailed(f"{folder / CERTIFICATE}: is not about {name}")
-    for part in ("adapter", "checkpoint"):  # plots may be added by `lalora diagnose`
+    for part in ("adapter", "best", "checkpoint"):  # plots may be added by `lalora diagnose`
         for path in sorted((folder / part).rglob("*")):
             if not path.is_dir() and path.relative_to(folder).as_posix() not in whole["files"]:
                 raise RunFailed(f"{path}: was added after the run ended")

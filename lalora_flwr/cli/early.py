@@ -60,6 +60,8 @@ def check_places(settings: Settings, *, data: bool = True) -> None:
         raise ConfigError(f"{whole}: no such folder, and no name of a repository")
     if kind == "timm" and "/" in name and not (folder / "config.json").is_file():
         raise ConfigError(f"{whole}: timm has no such model and it is no folder with a config.json")
+    if (start := settings.lora.start_from) and not Path(start).expanduser().is_dir():
+        raise ConfigError(f"lora.start-from = {start!r}: no such folder")
     for key, value in (("data.name", settings.data.name), ("data.test", settings.data.test)):
         pattern = value.removeprefix("file:")
         if data and pattern != value and not _names_something(pattern):

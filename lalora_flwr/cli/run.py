@@ -76,8 +76,13 @@ def run(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Run folder to go on with after its last checkpoint.")
     ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option("--from", metavar="ADAPTER", help="Folder of an earlier adapter, or of its run, to start from.")
+    ] = None,
 ) -> None:
     """Run a federation; results go to a new folder under output-dir. Exits non-zero unless the summary was written."""
+    if start_from:
+        override = [*(override or []), f"lora.start-from={json.dumps(str(start_from.absolute()))}"]
     settings = resumed(resume, config, override) if resume else resolve(config, override, check_early)
     console = Console(highlight=False)
     if without_hub(settings):
@@ -85,8 +90,8 @@ def run(
     with Waiting(console, "libraries"):  # torch and friends, only once the settings hold
         from lalora_flwr.cli.plan import print_advice, print_plan
         from lalora_flwr.server.advice import advice
+        from lalora_flwr.server.place import named
         from lalora_flwr.server.plan import make_plan
-        from lalora_flwr.server.run import named
 
     settings = named(settings)
     with Waiting(console, "noise, model and bytes"):
@@ -114,7 +119,7 @@ def resumed(run: Path, config: Path | None, override: list[str] | None) -> Setti
     from lalora_flwr.server.place import folder_for
 
     if config or override:
-        raise ConfigError("--resume: a run goes on with its own settings; leave out --config and -c")
+        raise ConfigError("--resume: a run goes on with its own settings; leave out --config, --from and -c")
     if not (run / CONFIG).is_file():
         raise ConfigError(f"--resume {run}: no run folder; it must hold {CONFIG}")
     place = {"output-dir": str(run.absolute().parent), "run-name": run.absolute().name}
@@ -141,6 +146,7 @@ def report(folder: Path, console: Console) -> None:
     """The result in three lines."""
     summary = Summary.from_json(json.loads((folder / SUMMARY).read_text()))
     name = HEADLINES[summary.metric]
+    before = "adapter it started from" if summary.started_from else "frozen model"
     over = "one site held all records" if summary.centralised else "largest over sites"
     guarantee = (
         f"ε = {summary.epsilon:.3f} at δ = {summary.delta:g} ({over}"
@@ -148,7 +154,11 @@ def report(folder: Path, console: Console) -> None:
         if summary.private
         else "NON-PRIVATE"
     )
-    console.print(f"{name} {_figure(summary.frozen_score)} (frozen model) -> {_figure(summary.score)}; {guarantee}")
+    console.print(f"{name} {_figure(summary.frozen_score)} ({before}) -> {_figure(summary.score)}; {guarantee}")
+    if summary.best_round:
+        console.print(f"round {summary.best_round} was better on these records, {_figure(summary.best_score)}: kept as best/")
+    if summary.started_from:
+        console.print("ε leaves out what the earlier adapter cost; sites that trained both have spent both")
     if summary.test_left_out:
         reasons = ", ".join(f"{count}: {reason}" for reason, count in summary.test_left_out.items())
         console.print(

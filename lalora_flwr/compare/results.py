@@ -68,7 +68,7 @@ class Result:
     @property
     def frozen_score(self) -> float | None:
         """The same before training."""
-        return self.summary.frozen_score if self.summary else None
+        return self.summary.frozen_score if self.summary and not self.summary.started_from else None
 
     @property
     def seeded(self) -> bool:

@@ -17,7 +17,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from lalora_flwr.engines.together import SitesTogether
 from lalora_flwr.server.folder import LOG
 from lalora_flwr.server.metrics import OnRound
-from lalora_flwr.server.run import named, run_federation
+from lalora_flwr.server.place import named
+from lalora_flwr.server.run import run_federation
 from lalora_flwr.settings import Settings, Value, flatten
 from lalora_flwr.site.app import make_client_app
 from lalora_flwr.site.host import Host

@@ -32,8 +32,7 @@ from lalora_flwr.ground.errors import RunFailed, WorkerDied
 from lalora_flwr.ground.owner import OWNER
 from lalora_flwr.server.folder import LOG, WORKER_DIED
 from lalora_flwr.server.metrics import FAILURE, METRICS, SUMMARY, OnRound, RoundMetrics
-from lalora_flwr.server.place import folder_for
-from lalora_flwr.server.run import named
+from lalora_flwr.server.place import folder_for, named
 from lalora_flwr.settings import Settings, flatten
 from lalora_flwr.settings.paths import with_absolute_paths
 

@@ -12,7 +12,7 @@ from lalora_flwr.methods.merges import MEAN, Merge
 from lalora_flwr.methods.schedules import Later, Schedule, schedule_of
 from lalora_flwr.methods.secure_sum import SECURE_SUM
 from lalora_flwr.methods.transport import PLAIN, Transport
-from lalora_flwr.methods.travel import EVERYTHING, GradientsUp, Travel, Turn
+from lalora_flwr.methods.travel import EVERYTHING, EVERYTHING_DOWN, GradientsUp, Travel, Turn
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.choices import FORMS, MERGES, METHODS, TRAVELS
 from lalora_flwr.wire.profile import Profile
@@ -59,6 +59,8 @@ class Method:
         chosen = self.schedule if schedule == "auto" else schedule_of(schedule)
         chosen = chosen.by_round() if settings.train.local_steps == 1 else chosen
         travel = self.travel if settings.merge.travel == "auto" else TRAVELS.get(settings.merge.travel, Travel)
+        if settings.lora.start_from and settings.merge.travel == "auto" and not travel.brings_all:
+            travel = EVERYTHING_DOWN  # no seed gives what does not train
         return replace(
             self,
             form=self.form if settings.lora.form == "auto" else settings.lora.form,
@@ -139,6 +141,10 @@ class Method:
                 f"merge.travel = {settings.merge.travel!r}: the merge {name!r} changes what does not train, so all of it must go "
                 "down; take everything-down"
             )
+        if settings.lora.start_from and not own.travel.brings_all:
+            raise ConfigError(f"merge.travel = {settings.merge.travel!r}: no seed gives an earlier adapter; take everything-down")
+        if settings.lora.start_from and (settings.ridge_first or own.form == "ridge-head"):
+            raise ConfigError(f"lora.start-from = {settings.lora.start_from!r}: cannot start from a ridge head too")
         if settings.sites_per_round < (needed := own.merge.least_updates(settings.merge)):
             raise ConfigError(f"merge.name = {name!r}: needs {needed} sites a round, but {settings.sites_per_round} are drawn")
         if settings.server_steps and not own.merge.takes_gradients:

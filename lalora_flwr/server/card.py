@@ -31,8 +31,8 @@ def logits(**tokens):  # as the base model's tokenizer gives them, with return_t
 ```"""
 
 
-def model_card(summary: Summary, settings: Settings, base: BaseModel, adapter: Adapter) -> str:
-    """``README.md`` of an adapter's folder."""
+def model_card(summary: Summary, settings: Settings, base: BaseModel, adapter: Adapter, *, best: bool = False) -> str:
+    """``README.md`` of an adapter's folder; ``best``: of the round that did best and not of the last."""
     parts = [
         _front(summary, settings, base, adapter),
         f"# {settings.run_name}",
@@ -47,10 +47,12 @@ def model_card(summary: Summary, settings: Settings, base: BaseModel, adapter: A
         parts += ["## Numbers", f"The model has one output. In the unit of the records it says `{unit}`."]
     if isinstance(base.problem, MultiLabel):
         parts += ["A record may have several: each has an output of its own, and is there where that is above 0."]
-    figures = {f"{HEADLINES[summary.metric]} of the frozen model": summary.frozen_score, **summary.quality}
+    before = f"{HEADLINES[summary.metric]} of the {settings.before_training}"
+    figures = {before: summary.frozen_score, **(summary.best if best else summary.quality)}
     figures.pop("site_accuracy", None)  # on private records
     shown = ((name, "none" if value is None else f"{value:.4f}") for name, value in figures.items())
-    parts += ["## Results", "On public records, after the last round:", _table(shown)]
+    chosen = f"after round {summary.best_round}, chosen as the best on the same records, so a little too good:"
+    parts += ["## Results", f"On public records, {chosen if best else 'after the last round:'}", _table(shown)]
     lines = loading(base) if adapter.in_peft else adapter.loading()
     if lines and base.published.loading:
         parts += ["## Loading", "```python\n" + "\n".join(lines) + "\n```"]
@@ -111,8 +113,7 @@ def _privacy(summary: Summary) -> str:
     ]
     if summary.seeded:
         parts.append("The run was seeded, so ε describes the mechanism and not the secrecy of this very run.")
-    if summary.leaks:
-        parts.append(f"Not covered: {summary.leaks}.")
+    parts += [f"Not covered: {text}." for text in (summary.leaks, summary.earlier) if text]
     return " ".join(parts)
 
 

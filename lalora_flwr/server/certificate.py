@@ -23,7 +23,7 @@ from lalora_flwr.settings import Settings
 
 CERTIFICATE, READABLE = "privacy.json", "PRIVACY.md"
 FORMAT = 1
-COVERED = ("adapter", "checkpoint", "plots")  # folders whose files a certificate is about
+COVERED = ("adapter", "best", "checkpoint", "plots")  # folders whose files a certificate is about
 ROOT = Path(__file__).parents[1]
 SHARED = "secure sum: at most {} of the other sites side with the server"
 SEEDED = "seeded: epsilon describes the mechanism, not the secrecy of this run"
@@ -60,7 +60,7 @@ def certificate(settings: Settings, counts: SiteCounts, summary: Summary, run_id
         "accountant": privacy.accountant,
         "second_accountant": SECOND[privacy.accountant],
         "random_numbers": "the operating system of each site" if counts.real else SEEDED,
-        "not_covered": [text for text in (summary.leaks,) if text],
+        "not_covered": [text for text in (summary.leaks, summary.earlier) if text],
         "records": "identified in the ledgers of the sites; the server never sees them" if counts.real else settings.data.name,
         "vouched_by": VOUCHES,
         "sites": {str(site): _site(counts, site, settings) for site in counts.heard()},

@@ -155,9 +155,9 @@ class RunFolder:
         """
         return read_checkpoint(self.path)
 
-    def save_adapter(self, save: Callable[[Path], None], card: str) -> None:
+    def save_adapter(self, save: Callable[[Path], None], card: str, name: str = "adapter") -> None:
         """The adapter's folder: ``save`` writes it, and the model card joins it."""
-        part, folder = self.path / ".adapter.part", self.path / "adapter"
+        part, folder = self.path / f".{name}.part", self.path / name
         shutil.rmtree(part, ignore_errors=True)
         save(part)
         _write(part / "README.md", card)

@@ -16,6 +16,7 @@ QUALITIES = {
     "quality": "",
     "frozen": "frozen_",
     "last": "last_",
+    "best": "best_",
 }  # fields that are several numbers, and what stands before their names
 IF_SET = {"if-set": True}  # the field is in the file only if it says something
 SIGNAL = {"if-set": True, "signal": True}  # likewise, and stands behind the others
@@ -136,6 +137,9 @@ class Summary:
         test_left_out: how many others were of no use, by reason.
         quality: of the last round.
         last: the quality of the last round's own adapter, if ``quality`` is that of an average; marked ``last_``.
+        best_round, best: the round whose adapter did best on the public records, if a later one is the last, and its quality,
+            marked ``best_``; chosen by the same records, so a little too good.
+        started_from: SHA-256 of the weights of ``lora.start-from``.
         frozen: the quality before training; in the file each name has ``frozen_`` before it.
         epsilon, delta: the guarantee; ε is the server's own count, the largest over the sites.
         noise_multiplier, sample_rate: of the site that ε belongs to.
@@ -168,6 +172,9 @@ class Summary:
     quality: Quality = field(default_factory=dict)
     frozen: Quality = field(default_factory=dict)
     last: Quality = field(default_factory=dict)
+    best_round: int | None = field(default=None, metadata=IF_SET)
+    best: Quality = field(default_factory=dict)
+    started_from: str = field(default="", metadata=IF_SET)
     epsilon: float = math.inf
     delta: float = 0.0
     noise_multiplier: float | None = None
@@ -206,6 +213,16 @@ class Summary:
     def frozen_score(self) -> float | None:
         """The same before training."""
         return self.frozen.get(self.metric)
+
+    @property
+    def best_score(self) -> float | None:
+        """The same of the best round, if that is not the last."""
+        return self.best.get(self.metric)
+
+    @property
+    def earlier(self) -> str:
+        """What ε leaves out of an adapter that began as another one."""
+        return f"what the adapter cost that the run started from (weights {self.started_from})" if self.started_from else ""
 
     def to_json(self) -> dict[str, object]:
         return {**_flat(self), "sites": {site: _flat(report) for site, report in self.sites.items()}}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from datetime import datetime
 from pathlib import Path
 
 from lalora_flwr.ground.errors import ConfigError
@@ -12,6 +14,15 @@ from lalora_flwr.settings import KEYS, Kind, Settings, flatten, read_toml, setti
 
 LOCK = ".lock"
 FINISHED = "which is finished"
+
+
+def named(settings: Settings) -> Settings:
+    """The settings with a run name, made from strategy, ε, seed and time if none was given."""
+    if settings.run_name:
+        return settings
+    guarantee = f"eps{settings.privacy.epsilon:g}"
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return dataclasses.replace(settings, run_name=f"{settings.strategy}-{guarantee}-seed{settings.seed}-{stamp}")
 
 
 def how_it_ended(path: Path) -> str:

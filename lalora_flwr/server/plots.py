@@ -17,7 +17,7 @@ LOWEST = -1.0  # that is shown of a metric without a lower bound, such as R²
 
 
 def score_figure(settings: Settings, frozen: Quality, metrics: Sequence[RoundMetrics], *, seeded: bool) -> Figure:
-    """The headline metric on public test records and ε spent, by round; the frozen model as a dashed line.
+    """The headline metric on public test records and ε spent, by round; what was there before it as a dashed line.
 
     Args:
         settings: the run's settings, for the title.
@@ -36,7 +36,7 @@ def score_figure(settings: Settings, frozen: Quality, metrics: Sequence[RoundMet
     seen = [(number, score) for number, score in known if score is not None and math.isfinite(score)]
     axes.plot([number for number, _ in seen], [s for _, s in seen], marker="o", color="tab:blue", label=HEADLINES[metric])
     if seen and not seen[0][0]:
-        axes.axhline(seen[0][1], linestyle="--", color="grey", label="frozen model")
+        axes.axhline(seen[0][1], linestyle="--", color="grey", label=settings.before_training)
     axes.set(xlabel="round", ylabel=f"test {HEADLINES[metric]}", ylim=(max(LOWEST, min([0.0, *(s for _, s in seen)])), 1))
     if (below := sum(score < LOWEST for _, score in seen)) > 0:
         note = f"below {LOWEST:g} and not shown: {below} of {len(seen)} values"

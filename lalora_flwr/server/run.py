@@ -6,7 +6,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -14,17 +13,20 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.supercore.run import RunNotRunningException
 
+from lalora_flwr.adapter.earlier import load_earlier
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.ground.errors import LaloraError, NoSiteLeft, RunFailed, WorkerDied
 from lalora_flwr.ground.processors import check_threads, processors
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.server.asking import ROUND_TIMEOUT
+from lalora_flwr.server.best import Best
 from lalora_flwr.server.card import model_card
 from lalora_flwr.server.certificate import certificate
 from lalora_flwr.server.ending import STOPPED, last_word
 from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder
 from lalora_flwr.server.metrics import OnRound, Quality, RoundMetrics, headline
+from lalora_flwr.server.place import named
 from lalora_flwr.server.plots import score_figure
 from lalora_flwr.server.resuming import check_same_run, choices
 from lalora_flwr.server.ridge_stage import RidgeStage
@@ -37,15 +39,6 @@ from lalora_flwr.settings import Settings
 from lalora_flwr.training.evaluate import evaluate
 from lalora_flwr.training.learner import Learner, ModelStore
 from lalora_flwr.wire.tensors import to_arrays, to_tensors
-
-
-def named(settings: Settings) -> Settings:
-    """The settings with a run name, made from strategy, ε, seed and time if none was given."""
-    if settings.run_name:
-        return settings
-    guarantee = f"eps{settings.privacy.epsilon:g}"
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return dataclasses.replace(settings, run_name=f"{settings.strategy}-{guarantee}-seed{settings.seed}-{stamp}")
 
 
 def run_federation(
@@ -81,6 +74,8 @@ def run_federation(
     torch.set_num_threads(min(settings.train.num_threads, processors()))  # the same arithmetic in every engine
     models = models or ModelStore()
     learner = models.learner(settings)
+    if not settings.resume:
+        load_earlier(learner.adapter, learner.base, settings.lora)  # refused before there is a folder
     with RunFolder(settings) as folder, last_word(folder, at_exit):
         try:
             run_id = str(grid.run.run_id) if real else ""
@@ -118,6 +113,7 @@ class _Run:
         self._on_round = on_round
         self._metrics: list[RoundMetrics] = []
         self._frozen: Quality = {}
+        self._best, self._started_from = Best(folder.path / "checkpoint"), ""
         self._last: Quality = {}  # of the last round's own adapter, if the run's is an average
         self._report = RoundReport(0)
         self._begun = self._round_begun = time.monotonic()
@@ -146,6 +142,7 @@ class _Run:
     def start(self) -> dict[str, torch.Tensor]:
         """The first adapter."""
         self._learner.adapter.load(self._learner.initial)
+        self._started_from = load_earlier(self._learner.adapter, self._learner.base, self._settings.lora)
         return self._learner.adapter.prepared(self._learner.base, self._test)
 
     def restore(self) -> dict[str, torch.Tensor]:
@@ -158,6 +155,8 @@ class _Run:
         state = checkpoint.state
         self._metrics = [RoundMetrics.from_json(line) for line in state["metrics"]]
         self._frozen, self._last = state.get("frozen", {}), state.get("last", {})  # a checkpoint of an older version has none
+        self._best.restore(state.get("best", {}))
+        self._started_from = state.get("started_from", "")
         self._seconds_before = state["seconds"]
         self._run_ids = [*state.get("run_ids", ()), *self._run_ids]
         self._folder.add_metrics(*self._metrics)
@@ -174,6 +173,8 @@ class _Run:
             "choices": choices(self._settings),
             "frozen": self._frozen,
             "last": self._last,
+            "best": self._best.state(),
+            "started_from": self._started_from,
             "seconds": self._seconds(),
             "run_ids": self._run_ids,
             "strategy": self.strategy.state(),
@@ -199,6 +200,7 @@ class _Run:
             self._frozen = quality
             check_measurable(quality)
         else:
+            self._best.look(server_round, quality, average or state)
             self._add(quality, state)
         self._round_begun = time.monotonic()
         return MetricRecord({name: value for name, value in quality.items() if value is not None})
@@ -226,6 +228,7 @@ class _Run:
         )
         self._metrics.append(line)
         self._folder.save_checkpoint(self._checkpoint(line.round, state))
+        self._best.tidy()
         self._folder.add_metrics(line)
         if self._on_round:
             self._on_round(line)
@@ -266,8 +269,6 @@ class _Run:
     def finish(self, ended_early: str = "") -> None:
         """Adapter, plot, and last the summary."""
         settings, counts = self._settings, self.strategy.counts
-        if average := self.strategy.averaged():
-            self._learner.adapter.load(average)
         self._folder.save_plot(
             headline(self._frozen), score_figure(settings, self._frozen, self._metrics, seeded=not counts.real)
         )
@@ -278,11 +279,20 @@ class _Run:
             quality=self._metrics[-1].quality,
             frozen=self._frozen,
             last=self._last,
+            best=self._best,
+            started_from=self._started_from,
             rounds=self._metrics,
             seconds=self._seconds(),
             ended_early=ended_early,
             tested=tested(self._test, data_set(settings).public_left_out()),
         )
-        card = model_card(summary, settings, self._learner.base, self._learner.adapter)
-        self._folder.save_adapter(self._learner.adapter.save, card)
+        base, adapter = self._learner.base, self._learner.adapter
+        if summary.best_round:
+            last = adapter.state()
+            adapter.load(self._best.adapter())
+            self._folder.save_adapter(adapter.save, model_card(summary, settings, base, adapter, best=True), "best")
+            adapter.load(last)
+        if average := self.strategy.averaged():
+            adapter.load(average)
+        self._folder.save_adapter(adapter.save, model_card(summary, settings, base, adapter))
         self._folder.finish(summary, certificate(settings, counts, summary, self._run_ids))

@@ -9,6 +9,7 @@ from typing import Any
 
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.noise import head_event
+from lalora_flwr.server.best import Best
 from lalora_flwr.server.counts import SiteCounts
 from lalora_flwr.server.metrics import Quality, RoundMetrics, Summary
 from lalora_flwr.server.versions import commit, versions
@@ -26,6 +27,8 @@ def summary_of(
     quality: Quality,
     frozen: Quality,
     last: Quality,
+    best: Best,
+    started_from: str,
     rounds: Sequence[RoundMetrics],
     seconds: float,
     ended_early: str,
@@ -36,7 +39,8 @@ def summary_of(
         settings: the run's.
         base: its frozen model.
         counts: of its sites.
-        quality, frozen, last: as `Summary` has them.
+        best: the round that did best.
+        quality, frozen, last, started_from: as `Summary` has them.
         rounds: the lines of all of its rounds.
         seconds: that it took.
         ended_early: why a resumed run lacks rounds.
@@ -60,6 +64,9 @@ def summary_of(
         quality=quality,
         frozen=frozen,
         last=last,
+        best_round=best.round if (earlier := 0 < best.round < rounds[-1].round) else None,
+        best=best.quality if earlier else {},
+        started_from=started_from,
         epsilon=counts.epsilon(),
         delta=settings.privacy.delta,
         noise_multiplier=largest.noise_multiplier,

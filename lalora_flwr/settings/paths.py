@@ -9,16 +9,21 @@ from lalora_flwr.settings import Settings
 
 
 def with_absolute_paths(settings: Settings) -> Settings:
-    """The settings with absolute paths for ``output-dir``, files of data and model folders; hub names stay as they are."""
+    """The settings with absolute ``output-dir``, data and folders of models and adapters; hub names stay as they are."""
     family, _, name = settings.model.name.partition("/")
     if (folder := Path(name).expanduser()).is_dir():
         name = str(folder.absolute())
     return dataclasses.replace(
         settings,
+        lora=dataclasses.replace(settings.lora, start_from=_folder(settings.lora.start_from)),
         output_dir=str(Path(settings.output_dir).absolute()),
         model=dataclasses.replace(settings.model, name=f"{family}/{name}"),
         data=dataclasses.replace(settings.data, name=_files(settings.data.name), test=_files(settings.data.test)),
     )
+
+
+def _folder(value: str) -> str:
+    return str(Path(value).expanduser().absolute()) if value else ""
 
 
 def _files(value: str) -> str:

@@ -78,6 +78,11 @@ class LoraSettings:
         "have none for the run's classes",
         *("auto", "frozen", "trained", "ridge"),
     )
+    start_from: str = key(
+        "",
+        "folder of an earlier adapter of the same form, rank, targets and head to start from (lalora run --from), read by the "
+        "server; empty: a new one from the seed",
+    )
     schedule: str = named(
         "auto",
         "which factor trains when: auto (the strategy's own); step:BA, step:BBA, step:B3A2, … by step; round:BA, … by round",
@@ -190,6 +195,11 @@ class Settings:
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     filter: FilterSettings = field(default_factory=FilterSettings)
     merge: MergeSettings = field(default_factory=MergeSettings)
+
+    @property
+    def before_training(self) -> str:
+        """What the model is before the first round."""
+        return "adapter it started from" if self.lora.start_from else "frozen model"
 
     def words_of(self, site: int) -> str:
         """What a virtual site says of itself."""
