@@ -17,8 +17,8 @@ from lalora_flwr.ledger.verify import ERROR, SAME, SECOND
 from lalora_flwr.ledger.verify import verify as verify_ledger
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
-from lalora_flwr.server.certificate import CERTIFICATE, READABLE, code_digest, readable, seal
-from lalora_flwr.server.metrics import CONFIG, METRICS, SUMMARY
+from lalora_flwr.server.certificate import CERTIFICATE, READABLE, code_digest, not_covered, readable, seal, utility
+from lalora_flwr.server.metrics import CONFIG, METRICS, SUMMARY, Summary
 
 
 def verify(folder: Path, ledgers: Sequence[Path] = ()) -> Iterator[str]:
@@ -92,6 +92,11 @@ def _numbers(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
     config = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if whole["base_model"]["digest"] != summary["model_digest"] or whole["base_model"]["name"] != config["model"]["name"]:
         raise RunFailed(f"{folder / CERTIFICATE}: its base model is not that of {SUMMARY} and {CONFIG}")
+    told = Summary.from_json(summary)
+    if whole["not_covered"] != not_covered(told) or whole.get("utility", utility(told)) != utility(told):
+        raise RunFailed(
+            f"{folder / CERTIFICATE}: what it says of utility, or of what epsilon leaves out, is not what {SUMMARY} says"
+        )
     if whole["code"]["digest"] == code_digest():
         yield "the code that ran is the one that is installed here"
     else:

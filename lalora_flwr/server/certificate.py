@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from lalora_flwr.settings import Settings
 CERTIFICATE, READABLE = "privacy.json", "PRIVACY.md"
 FORMAT = 1
 COVERED = ("adapter", "best", "checkpoint", "plots")  # folders whose files a certificate is about
+MAKERS = {"pld": ("lalora-flwr",), "prv": ("opacus",), "rdp": ("opacus",)}
 ROOT = Path(__file__).parents[1]
 SHARED = "secure sum: at most {} of the other sites side with the server"
 SEEDED = "seeded: epsilon describes the mechanism, not the secrecy of this run"
@@ -59,10 +62,12 @@ def certificate(settings: Settings, counts: SiteCounts, summary: Summary, run_id
         "clipping": privacy.clipping,
         "accountant": privacy.accountant,
         "second_accountant": SECOND[privacy.accountant],
+        "accountants_of": {name: _maker(name) for name in sorted({privacy.accountant, SECOND[privacy.accountant]})},
         "random_numbers": "the operating system of each site" if counts.real else SEEDED,
-        "not_covered": [text for text in (summary.leaks, summary.earlier) if text],
+        "not_covered": not_covered(summary),
         "records": "identified in the ledgers of the sites; the server never sees them" if counts.real else settings.data.name,
         "vouched_by": VOUCHES,
+        "utility": utility(summary),
         "sites": {str(site): _site(counts, site, settings) for site in counts.heard()},
         "base_model": {"name": settings.model.name, "revision": summary.model_revision, "digest": summary.model_digest},
         "code": {"version": __version__, "commit": summary.commit, "digest": code_digest()},
@@ -81,6 +86,24 @@ def _site(counts: SiteCounts, site: int, settings: Settings) -> dict[str, Any]:
         if steps is not None:
             found["epsilon_by_second_accountant"] = epsilon_spent(steps, delta, SECOND[settings.privacy.accountant])
     return found
+
+
+def not_covered(summary: Summary) -> list[str]:
+    """What ε leaves out."""
+    return [text for text in (summary.leaks, summary.earlier) if text]
+
+
+def utility(summary: Summary) -> dict[str, Any]:
+    """What the budget bought: the headline metric on public records before and after; None: it is no number."""
+    before, after = (
+        figure if figure is not None and math.isfinite(figure) else None for figure in (summary.frozen_score, summary.score)
+    )
+    return {"metric": summary.metric, "before": before, "after": after}
+
+
+def _maker(accountant: str) -> str:
+    """Which package's code an accountant is, with its version and that of what it computes with."""
+    return ", ".join(f"{name} {version(name)}" for name in (*MAKERS[accountant], "numpy", "scipy"))
 
 
 def code_digest(root: Path = ROOT) -> str:
@@ -123,6 +146,10 @@ def readable(whole: Mapping[str, Any]) -> str:
     names = ["privacy_unit", "neighbouring_datasets", "trust_model", "observers", "mechanism", "clip_norm", "clipping"]
     names += ["accountant", "second_accountant", "random_numbers", "records", "vouched_by", "date"]
     lines += [f"| {name.replace('_', ' ')} | {whole[name]} |" for name in names]
+    lines += [f"| {name} is of | {maker} |" for name, maker in whole.get("accountants_of", {}).items()]
+    if utility := whole.get("utility"):
+        before, after = ("none" if value is None else f"{value:.4f}" for value in (utility["before"], utility["after"]))
+        lines += [f"| utility on public records | {utility['metric']} {before} before, {after} after |"]
     lines += [f"| not covered | {text} |" for text in whole["not_covered"]]
     lines += [f"| base model | {whole['base_model']['name']}, digest {whole['base_model']['digest']} |"]
     lines += [f"| code | {whole['code']['version']}, digest {whole['code']['digest']} |", ""]

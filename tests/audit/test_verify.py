@@ -55,6 +55,8 @@ def test_a_finished_run_is_good(run: Path, lalora: Lalora) -> None:
     assert {"summary.json", "config.toml", "metrics.jsonl", "adapter/README.md"} <= set(whole["files"])
     code, out, err = lalora("verify", str(run))
     assert "the code that ran is the one that is installed here" in out
+    assert whole["accountants_of"]["pld"].startswith("lalora-flwr ") and whole["accountants_of"]["rdp"].startswith("opacus ")
+    assert whole["utility"]["metric"] == "accuracy" and "utility on public records" in (run / READABLE).read_text()
     forge(run, lambda whole: whole["code"].update(digest="0"))
     assert any("another code ran" in line for line in verify(run))
     assert (code, err) == (0, "") and "by pld, and rdp does not contradict it" in out and out.endswith("good\n")
@@ -113,6 +115,8 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda whole: [whole["files"].pop(name) for name in list(whole["files"]) if name.startswith("adapter/")],
         "not about adapter/",
     ),
+    "more utility": (lambda whole: whole["utility"].update(after=0.99), "utility"),
+    "a leak left out": (lambda whole: whole.update(not_covered=["nothing"]), "leaves out"),
     "another base model": (lambda whole: whole["base_model"].update(digest="0"), "base model"),
     "a file elsewhere": (lambda whole: whole["files"].update({"../x": "0"}), "outside"),
     "no sites": (lambda whole: whole.update(sites={}), "epsilon"),
