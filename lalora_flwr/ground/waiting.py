@@ -20,7 +20,8 @@ class Waiting:
     """Work that takes a while, as a context. ``total`` steps get a bar with the time that is left; 0: nobody knows how many.
 
     On a terminal a line moves at the bottom, with the time that has passed. Elsewhere a line goes to ``stream`` after five
-    seconds without one, then after ten, and so on up to a minute, so that nobody takes a log for that of a process that hangs.
+    seconds without one, then after ten, and so on up to a minute, so that nobody takes a log for that of a process that
+    hangs. A quiet console gets neither.
     """
 
     def __init__(self, console: Console, words: str, total: int = 0, *, stream: TextIO | None = None) -> None:
@@ -36,7 +37,7 @@ class Waiting:
     def __enter__(self) -> Waiting:
         if self._console.is_terminal:
             self._bar.start()
-        else:
+        elif not self._console.quiet:
             self._teller.start()
         return self
 
