@@ -28,7 +28,7 @@ bench: $(VENV)/installed  ## step time and memory against the non-private step a
 
 docs: $(VENV)/installed  ## the documentation as a site, in site/; a broken link or reference is an error
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # no --quiet: it would hide the warnings from --strict
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Hook of MkDocs: a page links to a file of the repository by its relative path, as on GitHub; the site carries a copy of it.
 
-``[text](../lalora_flwr/api.py)`` in ``docs/page.md`` becomes a link to ``repository/lalora_flwr/api.py.txt``. A path that does not
-exist stays as it is, so that the strict build reports it.
+``[text](../lalora_flwr/api.py)`` in ``docs/page.md`` becomes a link to ``repository/lalora_flwr/api.py.txt``. A path that does
+not exist stays as it is, so that the strict build reports it.
 """
 
 from __future__ import annotations
