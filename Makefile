@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slow test-nightly test-faults test-attacks lint bench clean
+.PHONY: run test test-slow test-nightly test-faults test-attacks lint bench docs clean
 
 run: $(VENV)/installed  ## fine-tune the embedded model across four sites; results in runs/
 	$(BIN)/lalora run
@@ -26,13 +26,17 @@ test-attacks: $(VENV)/installed  ## the attacks of a hostile server with ten tim
 bench: $(VENV)/installed  ## step time and memory against the non-private step and Opacus; about 15 minutes
 	$(BIN)/python -W ignore -m benchmarks.engine
 
+docs: $(VENV)/installed  ## the documentation as a site, in site/; a broken link or reference is an error
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # no --quiet: it would hide the warnings from --strict
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # Made again whenever the dependencies change.
 $(VENV)/installed: pyproject.toml
