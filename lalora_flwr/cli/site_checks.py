@@ -29,6 +29,7 @@ from lalora_flwr.ledger.book import Book
 from lalora_flwr.ledger.caps import DEMONSTRATION, LANGUAGE, READERS, USUAL_EPSILON, Caps, caps_from
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.fingerprint import fingerprint_of_files
+from lalora_flwr.methods.parts import Part
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
@@ -87,8 +88,21 @@ def _caps(caps: Caps) -> Iterator[Finding]:
         cost = epsilon_spent([SampledGaussian(caps.evaluation_noise, 1.0, 1)], caps.delta)
         dear = cost > caps.max_epsilon / 10
         yield Finding(WARNING if dear else OK, "evaluation", f"allowed; the first answer spends epsilon {cost:.3g}")
+    if caps.profile:
+        yield _profile(caps.profile)
     if not caps.answer_seconds:
         yield Finding(WARNING, "answer-seconds", "0: how long an answer takes reveals something about the records")
+
+
+def _profile(words: str) -> Finding:
+    """A method of another package may have words of its own, so nothing is a fault."""
+    try:
+        part = Part.of(words)
+    except LaloraError as error:
+        return Finding(WARNING, "profile", f"{error} for hetlora, flexlora and hlora, which the site will refuse to serve")
+    told = [f"{part.rank} components of each layer"] if part.rank else []
+    told += [f"training the last {part.layers} layers"] if part.layers else []
+    return Finding(OK, "profile", "sent to every server: " + " and ".join(told))
 
 
 def _ledger(caps: Caps) -> Iterator[Finding]:

@@ -18,9 +18,9 @@ from lalora_flwr.data.data_set import data_set
 from lalora_flwr.ground.errors import LaloraError, NoSiteLeft, RunFailed, WorkerDied
 from lalora_flwr.ground.processors import check_threads, processors
 from lalora_flwr.methods.method import method_of
+from lalora_flwr.server.adapters import save_adapters
 from lalora_flwr.server.asking import ROUND_TIMEOUT
 from lalora_flwr.server.best import Best
-from lalora_flwr.server.card import model_card
 from lalora_flwr.server.certificate import certificate
 from lalora_flwr.server.ending import STOPPED, last_word
 from lalora_flwr.server.exchange import RoundReport
@@ -210,7 +210,7 @@ class _Run:
         counts, report = self.strategy.counts, self._report
         line = RoundMetrics(
             round=report.server_round,
-            quality={**quality, **self._on_sites()},
+            quality={**quality, **report.on_sites()},
             epsilon=counts.epsilon(),
             sites=len(report.served),
             failures=len(report.failed),
@@ -261,11 +261,6 @@ class _Run:
         strategy.start(grid, to_arrays(stage.prepared()), num_rounds=1, timeout=ROUND_TIMEOUT, evaluate_fn=after)
         return start
 
-    def _on_sites(self) -> dict[str, float]:
-        """Mean accuracy of the sites on their own records, each site alike; nothing unless the run asks for it."""
-        found = self._report.evaluated.values()
-        return {"site_accuracy": sum(found) / len(found)} if found else {}
-
     def finish(self, ended_early: str = "") -> None:
         """Adapter, plot, and last the summary."""
         settings, counts = self._settings, self.strategy.counts
@@ -286,13 +281,5 @@ class _Run:
             ended_early=ended_early,
             tested=tested(self._test, data_set(settings).public_left_out()),
         )
-        base, adapter = self._learner.base, self._learner.adapter
-        if summary.best_round:
-            last = adapter.state()
-            adapter.load(self._best.adapter())
-            self._folder.save_adapter(adapter.save, model_card(summary, settings, base, adapter, best=True), "best")
-            adapter.load(last)
-        if average := self.strategy.averaged():
-            adapter.load(average)
-        self._folder.save_adapter(adapter.save, model_card(summary, settings, base, adapter))
+        save_adapters(self._folder, settings, self._learner, summary, self._best, self.strategy.averaged())
         self._folder.finish(summary, certificate(settings, counts, summary, self._run_ids))

@@ -163,6 +163,8 @@ def test_a_folder_of_images(config: dict[str, Any], tmp_path: Path, with_model: 
             for place in ("/nowhere/model", "prajjwal1/bert-tiny", "bert-base-uncased", "tests/cli")
         ),
         ({"answer-seconds": 0}, "answer-seconds", "warning", "how long"),
+        ({"profile": "rank=2 layers=4"}, "profile", "ok", "2 components .* and training the last 4 layers"),
+        ({"profile": "rank=two"}, "profile", "warning", "whole numbers from 1 for hetlora"),
         ({"allow-evaluation": True, "evaluation-noise": 100.0}, "evaluation", "ok", "the first answer spends epsilon 0.0"),
         ({"allow-evaluation": True, "evaluation-noise": 1.0}, "evaluation", "warning", "spends epsilon [1-9]"),
     ],
