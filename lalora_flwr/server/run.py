@@ -269,7 +269,7 @@ class _Run:
         if average := self.strategy.averaged():
             self._learner.adapter.load(average)
         self._folder.save_plot(
-            headline(self._frozen), score_figure(settings, self._frozen, self._metrics, seeded=not counts.real)
+            headline(self._frozen), lambda: score_figure(settings, self._frozen, self._metrics, seeded=not counts.real)
         )
         summary = summary_of(
             settings,
