@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 
 from lalora_flwr.ground.errors import ConfigError
@@ -10,15 +11,16 @@ EXTRAS = {"ray": "simulation", "flwr_datasets": "simulation", "sklearn": "simula
 NAMES = {"ray": "Ray", "flwr_datasets": "flwr-datasets", "sklearn": "scikit-learn"}
 
 
-def missing(module: str, what: str, instead: str = "") -> str:
+def missing(module: str, what: str, instead: str = "", find: Callable[[str], object] = find_spec) -> str:
     """One line that says how to install a library of an extra; empty if it is there. It imports nothing.
 
     Args:
         module: as Python imports it.
         what: the use that needs it.
         instead: what works without it.
+        find: None for a module that is not there.
     """
-    if find_spec(module):
+    if find(module):
         return ""
     other = f"; {instead} works without" if instead else ""
     return f'{what}: needs {NAMES.get(module, module)}; pip install "lalora-flwr[{EXTRAS[module]}]"{other}'
