@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.commands import without_waiting
 from tests.deployment.texts import save_texts, text_run
 from tests.install.made import Install
 
@@ -30,7 +31,7 @@ print([name for name in sys.argv[1:] if find_spec(name)])
 def one_line(install: Install, folder: Path, *command: str) -> str:
     """What a command says that is refused."""
     done = install.run(folder, *command)
-    lines = done.stderr.splitlines()
+    lines = without_waiting(done.stderr).splitlines()
     assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("lalora: "), done.stdout + done.stderr
     return lines[0]
 

@@ -1,4 +1,4 @@
-"""A real federation of light installs: SuperLink, a site that checks itself, its trainer, its ledger, and a verified run."""
+"""A real federation of light installs: SuperLink, checked sites and their health, trainers, ledgers, a verified run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from lalora_flwr.ledger.file import create
 from tests.deployment.federation import CAPS, SITE_START, Federation
 from tests.deployment.texts import save_texts, text_run
-from tests.install.made import Install
+from tests.install.made import ROOT, Install
 
 
 class Installed(Federation):
@@ -43,7 +43,11 @@ def test_a_run_of_real_sites(light: Install, tmp_path: Path) -> None:
         run = federation.submit(keys)
         assert federation.wait(run).startswith("finished:completed"), federation.logs(run)
         for name in data:
-            assert str(light.folder) in " ".join(psutil.Process(federation.process(name).popen.pid).cmdline()), "another install"
+            site = psutil.Process(federation.process(name).popen.pid).cmdline()
+            assert str(light.folder) in " ".join(site), "another install"
+            port = site[site.index("--port") + 1]
+            health = light.run(tmp_path, "python", str(ROOT / "docker" / "site_health.py"), str(federation.ledger(name)), port)
+            assert health.returncode == 0, health.stderr
         shown = light.run(tmp_path, "lalora", "ledger", "verify", str(federation.ledger("north")))
         assert shown.returncode == 0, shown.stderr
         ledgers = [str(federation.ledger(name)) for name in data]
