@@ -6,6 +6,10 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from lalora_flwr.ground.system import require_posix
+
+require_posix()
+
 
 def _version() -> str:
     """That of ``pyproject.toml``, which lies beside the package in a checkout and in Flower's bundle; else the installed one."""

@@ -11,9 +11,12 @@ from rich.console import Console
 
 from lalora_flwr.cli.early import check_machine, check_output, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override
+from lalora_flwr.cli.plan import print_advice
 from lalora_flwr.compare.cells import Plan
 from lalora_flwr.compare.grid import Grid, read_grid
 from lalora_flwr.ground.errors import ConfigError, Interrupted
+from lalora_flwr.ground.extras import missing
+from lalora_flwr.ground.figures import MODULE
 from lalora_flwr.settings import KEYS, Settings
 
 
@@ -71,4 +74,5 @@ def _fresh_folder(grid: Grid) -> Path:
 def print_report(text: str, folder: Path, console: Console) -> None:
     """The report's text as it is in the file, and where it lies."""
     console.print(text, markup=False, soft_wrap=True)
+    print_advice([missing(MODULE, "plots")], console)
     console.print(f"results in {folder}", soft_wrap=True, markup=False)

@@ -21,11 +21,14 @@ def diagnose(
     points: Annotated[int, typer.Option(help="Points of a side of the loss landscape, odd; 0: no landscape.")] = 11,
 ) -> None:
     """Diagnose finished runs: agreement of sites, signal and noise, sharpness, cost. Asks no site and spends no budget."""
+    from lalora_flwr.cli.plan import print_advice
     from lalora_flwr.diagnose.diagnosis import Effort
     from lalora_flwr.diagnose.diagnosis import diagnose as of
     from lalora_flwr.diagnose.opened import opened
     from lalora_flwr.diagnose.report import chosen, columns_of, named, write
     from lalora_flwr.diagnose.table import Column, markdown
+    from lalora_flwr.ground.extras import missing
+    from lalora_flwr.ground.figures import MODULE
 
     effort, console = Effort(records, points), Console(highlight=False)
     results, left_out = chosen(runs)
@@ -41,6 +44,7 @@ def diagnose(
     if out is not None:
         write(out, columns)
     console.print(markdown(columns), markup=False, soft_wrap=True)
+    print_advice([missing(MODULE, "plots")], console)
     for line in left_out:
         console.print(f"left out: {line}", markup=False, soft_wrap=True)
     where = out if out is not None else results[0].path if len(results) == 1 else "each run's folder"

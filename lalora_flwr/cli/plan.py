@@ -15,7 +15,8 @@ from rich.table import Table
 from lalora_flwr.cli.early import check_machine, check_places, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.ground.figures import readable
+from lalora_flwr.ground.extras import missing, need
+from lalora_flwr.ground.figures import MODULE, readable
 from lalora_flwr.ground.waiting import Waiting
 from lalora_flwr.settings import Settings
 
@@ -39,6 +40,8 @@ def plan(
     settings = resolve(config, override, lambda asked: check_places(asked, data=data or _reads_data(asked)))
     if plot and not data:
         raise ConfigError("--plot: draws who holds what; add --data")
+    if plot:
+        need(MODULE, "--plot")
     without_hub(settings, weights=False)
     console = Console()
     with Waiting(console, "libraries"):  # torch and friends, only once the settings hold
@@ -68,11 +71,27 @@ def _not_here(settings: Settings) -> Iterator[str]:
 
 def _show_holdings(settings: Settings, plot: Path, console: Console) -> int:
     """Who holds what, as a table and a picture. Returns the records of the smallest site."""
-    from lalora_flwr.data.holdings import class_members, holdings, holdings_figure, unreadable_images
+    from lalora_flwr.data.holdings import class_members, holdings, unreadable_images
 
     with Waiting(console, "data"):
         held, members, broken = holdings(settings), class_members(settings), unreadable_images(settings)
     console.print(_table_of(settings, held))
+    without = missing(MODULE, "plots")
+    if not without:
+        _draw_holdings(settings, held, plot)
+    if members:
+        said = ", ".join(f"{name} {count}" for name, count in members.items())
+        console.print(f"records of each class: {said}", soft_wrap=True, highlight=False, markup=False)
+    if not without:
+        console.print(f"who holds what: {plot}", soft_wrap=True, highlight=False)
+    shown = [f"data: {line}" for line in broken[:ROWS]]
+    print_advice([without, *shown, *([f"data: {len(broken)} images cannot be read"] if len(broken) > ROWS else [])], console)
+    return min(held.records())
+
+
+def _draw_holdings(settings: Settings, held: Holdings, plot: Path) -> None:
+    from lalora_flwr.data.holdings import holdings_figure
+
     split = settings.data.partition + (f" (β = {settings.data.beta:g})" if settings.data.partition == "dirichlet" else "")
     figure = holdings_figure(held, f"{settings.data.name}, {split}, seed {settings.seed}")
     try:
@@ -81,18 +100,11 @@ def _show_holdings(settings: Settings, plot: Path, console: Console) -> int:
         figure.savefig(plot, dpi=120)
     except (OSError, ValueError) as error:  # ValueError: an ending that is no picture's
         raise ConfigError(f"--plot {plot}: {error}") from None
-    if members:
-        said = ", ".join(f"{name} {count}" for name, count in members.items())
-        console.print(f"records of each class: {said}", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"who holds what: {plot}", soft_wrap=True, highlight=False)
-    shown = [f"data: {line}" for line in broken[:ROWS]]
-    print_advice([*shown, *([f"data: {len(broken)} images cannot be read"] if len(broken) > ROWS else [])], console)
-    return min(held.records())
 
 
 def print_advice(lines: Iterable[str], console: Console) -> None:
-    """Warnings, each one line of its own."""
-    for line in lines:
+    """Warnings, each one line of its own; empty ones are none."""
+    for line in filter(None, lines):
         console.print(f"warning: {line}", soft_wrap=True, markup=False, highlight=False, style="yellow")
 
 

@@ -15,6 +15,8 @@ from lalora_flwr.api import run_in
 from lalora_flwr.cli.early import check_early, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError, Interrupted
+from lalora_flwr.ground.extras import missing, need
+from lalora_flwr.ground.figures import MODULE
 from lalora_flwr.ground.waiting import Waiting
 from lalora_flwr.server.metrics import CONFIG, HEADLINE_OF, HEADLINES, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.settings import Settings, read_toml, settings_from
@@ -84,6 +86,8 @@ def run(
     if start_from:
         override = [*(override or []), f"lora.start-from={json.dumps(str(start_from.absolute()))}"]
     settings = resumed(resume, config, override) if resume else resolve(config, override, check_early)
+    if engine is Engine.ray:
+        need("ray", "--engine ray", "--engine inline")
     console = Console(highlight=False)
     if without_hub(settings):
         console.print("the hub cannot be reached; what is not in its cache cannot be loaded", markup=False)
@@ -99,7 +103,7 @@ def run(
     print_plan(settings, made, console)
     with Waiting(console, "data"):
         smallest = smallest_site(settings)
-    print_advice(advice(settings, made, smallest), console)
+    print_advice([*advice(settings, made, smallest), missing(MODULE, "plots")], console)
     try:
         with Progress(settings, console) as progress:
             progress.header()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lalora_flwr.compare.results import Result, by_epsilon, by_method, metric_name
 from lalora_flwr.compare.table import spread
-from lalora_flwr.ground.figures import Style, as_label, plain, styles_of
+from lalora_flwr.ground.figures import Style, as_label, blank, plain, styles_of, whole_numbers
 from lalora_flwr.ground.words import epsilon_label
 from lalora_flwr.server.metrics import HEADLINES
 
@@ -55,11 +55,9 @@ def _stems(results: Sequence[Result]) -> Iterator[tuple[tuple[str, float], list[
 
 def _panels(epsilons: Sequence[float], xlabel: str, metric: str) -> tuple[Figure, dict[float, Axes]]:
     """One panel an ε, up to three in a row, on one scale."""
-    from matplotlib.figure import Figure
-
     columns = min(3, len(epsilons))
     rows = math.ceil(len(epsilons) / columns)
-    figure = Figure(figsize=(1.2 + 3.6 * columns if columns > 1 else 6, 0.9 + 3 * rows), layout="constrained")
+    figure = blank(1.2 + 3.6 * columns if columns > 1 else 6, 0.9 + 3 * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for spare in grid[len(epsilons) :]:
         spare.remove()
@@ -148,13 +146,11 @@ def _byte_points(result: Result) -> list[Point]:
 
 def by_round(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
     """Score against round, with a band of one standard deviation."""
-    from matplotlib.ticker import MaxNLocator
-
     groups = by_epsilon(final)
     figure, panels = _panels(list(groups), "round", metric_name(final))
     for epsilon, results in groups.items():
         axes = panels[epsilon]
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes)
         for method, xs, means, stds in _curves(results, _round_points):
             axes.plot(xs, means, label=as_label(method), markevery=max(1, len(xs) // 8), **styles[method])
             _band(axes, xs, means, stds, styles[method]["color"])
@@ -178,10 +174,8 @@ def by_bytes(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
 
 def by_privacy(final: Sequence[Result], styles: Mapping[str, Style]) -> Figure:
     """Score of the last round against ε; without privacy is a place of its own at the end."""
-    from matplotlib.figure import Figure
-
     epsilons = list(by_epsilon(final))
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    figure = blank(6.5, 4)
     axes = figure.subplots()
     plain(axes)
     names = list(styles)

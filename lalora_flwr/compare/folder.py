@@ -12,7 +12,8 @@ from lalora_flwr.compare.cells import Labels, Plan, Role
 from lalora_flwr.compare.grid import RESERVED
 from lalora_flwr.compare.results import Result, csv_text, is_finished, read_run
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.ground.figures import SUFFIXES, rendered
+from lalora_flwr.ground.extras import missing
+from lalora_flwr.ground.figures import MODULE, SUFFIXES, rendered
 from lalora_flwr.ground.files import PUBLIC, lock, replace_file
 from lalora_flwr.settings import Value, flatten
 
@@ -134,6 +135,8 @@ def _result(out: Path, role: Role, stages: tuple[str, ...], failures: Mapping[st
 def write_report(out: Path, results: Sequence[Result], markdown: str) -> None:
     """``results.csv``, ``results.md`` and ``plots/*`` (PNG, SVG, PDF), each whole or not at all; plots of an earlier report go.
 
+    Without matplotlib there are no plots.
+
     Raises:
         ConfigError: if the folder cannot be written.
     """
@@ -143,7 +146,8 @@ def write_report(out: Path, results: Sequence[Result], markdown: str) -> None:
     try:
         plots.mkdir(parents=True, exist_ok=True)
         replace_file(out / "results.csv", csv_text(results, out), mode=PUBLIC)
-        drawn = {name + suffix: content for name, figure in figures(results) for suffix, content in rendered(figure).items()}
+        shown = () if missing(MODULE, "plots") else figures(results)
+        drawn = {name + suffix: content for name, figure in shown for suffix, content in rendered(figure).items()}
         for name, content in drawn.items():
             replace_file(plots / name, content, mode=PUBLIC)
         for name in _stale(drawn):

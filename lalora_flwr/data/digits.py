@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lalora_flwr.data.named import NamedDataSet
 from lalora_flwr.data.records import Records
+from lalora_flwr.ground.extras import need
 
 IMAGE_SIZE = 8
 NUM_CLASSES = 10
@@ -31,7 +32,12 @@ _TILT_DEGREES = 45.0
 
 
 def all_records() -> tuple[Tensor, Tensor]:
-    """Upright images (1797, 1, 8, 8) scaled to [-1, 1] and labels (1797,), in the fixed permuted order."""
+    """Upright images (1797, 1, 8, 8) scaled to [-1, 1] and labels (1797,), in the fixed permuted order.
+
+    Raises:
+        ConfigError: scikit-learn, which holds them, is not installed.
+    """
+    need("sklearn", "data.name = 'digits'")
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lalora_flwr.data.data_set import data_set
 from lalora_flwr.data.partition import site_rows
 from lalora_flwr.data.table_set import TableSet
-from lalora_flwr.ground.figures import as_label
+from lalora_flwr.ground.figures import as_label, blank, colours_of, whole_numbers
 from lalora_flwr.settings import Settings
 
 if TYPE_CHECKING:
@@ -62,22 +62,16 @@ def unreadable_images(settings: Settings) -> list[str]:
 
 def holdings_figure(held: Holdings, title: str) -> Figure:
     """One stacked bar per site, coloured by class."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     sites, classes = len(held.counts), len(held.labels)
-    figure = Figure(figsize=(max(6.0, min(16.0, 2 + 0.4 * sites)), 4.5), layout="constrained")
+    figure = blank(max(6.0, min(16.0, 2 + 0.4 * sites)), 4.5)
     axes = figure.subplots()
-    colours = colormaps["tab20" if classes > 10 else "tab10"] if classes <= 20 else colormaps["turbo"]
     bottom = [0] * sites
-    for number, label in enumerate(held.labels):
+    for number, (label, colour) in enumerate(zip(held.labels, colours_of(classes), strict=True)):
         heights = [row[number] for row in held.counts]
-        colour = colours(number) if classes <= 20 else colours(number / classes)
         axes.bar(range(sites), heights, bottom=bottom, width=0.85, color=colour, label=as_label(label, 30))
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
     axes.set(xlabel="site", ylabel="records", title=title, xlim=(-0.6, sites - 0.4), ylim=(0, 1.05 * max(bottom)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes)
     if 1 < classes <= 20:
         handles, names = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], names[::-1], loc="outside right center", title="class", fontsize="small")

@@ -1,4 +1,7 @@
-"""How the virtual sites of a simulation share a data set: by Flower Datasets' partitioners, and shards that lose no record."""
+"""How the virtual sites of a simulation share a data set.
+
+In equal shares or shards, which lose no record, or by the partitioners of Flower Datasets, which only a simulation installs.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 from lalora_flwr.data.named import named_data_set
 from lalora_flwr.ground.cache import Cache
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.extras import need
 from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.settings import DataSettings
 
@@ -64,6 +68,9 @@ def _site_rows(
     equal_share(len(labels), sites)
     if settings.partition == "shards":
         parts = _shards(labels, settings, seed, sites)
+    elif settings.partition == "iid":
+        shares = np.array_split(_order(len(labels), settings, seed), sites)
+        parts = [sorted(int(row) for row in share) for share in shares]
     else:
         parts = _by_flower(labels, settings, seed, sites, owners)
     small = min(range(sites), key=lambda site: len(parts[site]))
@@ -127,6 +134,7 @@ def _shards(labels: tuple[float, ...], settings: DataSettings, seed: int, sites:
 
 
 def _partitioner(settings: DataSettings, seed: int, sites: int, classes: int) -> Partitioner:
+    need("flwr_datasets", f"data.partition = {settings.partition!r}")
     from flwr_datasets import partitioner as p
 
     match settings.partition:
@@ -143,5 +151,5 @@ def _partitioner(settings: DataSettings, seed: int, sites: int, classes: int) ->
             return kinds[settings.size_skew](sites)
         case "natural":
             return p.NaturalIdPartitioner("site")
-        case _:
-            return p.IidPartitioner(sites)
+        case other:
+            raise ValueError(f"{other!r} is no partition of Flower Datasets")

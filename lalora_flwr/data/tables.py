@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
@@ -151,29 +151,22 @@ def _first_line(reason: str) -> str:
     return next((line.strip() for line in reason.splitlines() if line.strip()), "unknown reason")
 
 
-def from_hub(name: str, split: str) -> Dataset | None:
-    """A split of a data set of the hub, through Flower Datasets; None if the data set has no such split.
+def from_hub(name: str, split: str, load: Callable[..., DatasetDict] = load_dataset) -> Dataset | None:
+    """A split of a data set of the hub; None if the data set has no such split.
 
     Args:
         name: ``dataset``, ``owner/dataset`` or ``owner/dataset/config``, with ``@revision`` behind it if wanted.
         split: its name there.
+        load: as ``datasets.load_dataset``.
 
     Raises:
         ConfigError: out of reach, unknown, or only loadable by running its own code.
     """
-    from flwr_datasets import FederatedDataset
-
     path, _, revision = name.partition("@")
     parts = path.split("/")
     repository, config = "/".join(parts[:2]), "/".join(parts[2:]) or None
     options = {"revision": revision} if revision else {}
     try:
-        data = FederatedDataset(dataset=repository, subset=config, partitioners={}, shuffle=False, **options)
-        return data.load_split(split)
-    except ValueError as error:
-        if "is not present in the dataset's splits" in str(error):
-            return None
-        reason = str(error)
+        return load(path=repository, name=config, **options).get(split)
     except Exception as error:  # no network, no such data set, a data set that is a script
-        reason = str(error)
-    raise ConfigError(f"data.name = 'hub:{name}': cannot be loaded: {_first_line(reason)}")
+        raise ConfigError(f"data.name = 'hub:{name}': cannot be loaded: {_first_line(str(error))}") from None

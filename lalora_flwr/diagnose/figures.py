@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lalora_flwr.diagnose.landscape import Landscape
 from lalora_flwr.diagnose.noise import SPANS
 from lalora_flwr.diagnose.table import Column, Value, share_of_product
-from lalora_flwr.ground.figures import Style, as_label, plain, styles_of
+from lalora_flwr.ground.figures import Style, as_label, blank, plain, styles_of, whole_numbers
 from lalora_flwr.server.metrics import RoundMetrics
 
 if TYPE_CHECKING:
@@ -79,12 +79,9 @@ def _said(figure: Figure, note: str) -> None:
 
 def by_round(columns: Sequence[Column], shown: Sequence[str], styles: Mapping[str, Style]) -> Figure:
     """What the rounds say of their updates; a band is one standard deviation."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     wide = min(2, len(shown))
     high = math.ceil(len(shown) / wide)
-    figure = Figure(figsize=(1.2 + 3.6 * wide if wide > 1 else 6, 1 + 2.7 * high), layout="constrained")
+    figure = blank(1.2 + 3.6 * wide if wide > 1 else 6, 1 + 2.7 * high)
     grid = figure.subplots(high, wide, squeeze=False).ravel()
     for spare in grid[len(shown) :]:
         spare.remove()
@@ -92,7 +89,7 @@ def by_round(columns: Sequence[Column], shown: Sequence[str], styles: Mapping[st
         plain(axes)
         axes.axhline(0, color="0.45", linewidth=0.8, zorder=1)
         axes.set(xlabel="round", ylabel=name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes)
         for column in columns:
             curve = _curve(column, BY_ROUND[name])
             rounds, means, stds = ([point[i] for point in curve] for i in range(3))
@@ -123,9 +120,7 @@ def _points(axes: Axes, columns: Sequence[Column], of: Sequence[Value], styles: 
 
 def noise(columns: Sequence[Column], styles: Mapping[str, Style]) -> Figure:
     """How much of the noise in a product comes of both factors having it, after a step, a round and the run."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    figure = blank(6.5, 4)
     axes = figure.subplots()
     plain(axes)
 
@@ -143,9 +138,7 @@ def noise(columns: Sequence[Column], styles: Mapping[str, Style]) -> Figure:
 
 def sharpness(columns: Sequence[Column], styles: Mapping[str, Style]) -> Figure:
     """The largest eigenvalues."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    figure = blank(6.5, 4)
     axes = figure.subplots()
     plain(axes)
     _points(axes, columns, [lambda run: run.merged.value if run.merged else None, lambda run: run.adapter.value], styles)
@@ -158,9 +151,7 @@ def sharpness(columns: Sequence[Column], styles: Mapping[str, Style]) -> Figure:
 
 def line(columns: Sequence[Column], styles: Mapping[str, Style]) -> Figure:
     """The loss along one direction."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    figure = blank(6.5, 4)
     axes = figure.subplots()
     plain(axes)
     lowest, highest = math.inf, 0.0
@@ -183,23 +174,19 @@ def line(columns: Sequence[Column], styles: Mapping[str, Style]) -> Figure:
 
 def plane(columns: Sequence[Column]) -> Figure:
     """The loss on a plane, a panel for the first run of each column, on one scale."""
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
     slices = [_slices(column)[0] for column in columns]
     values = [value for found in slices for row in found.plane for value in row if math.isfinite(value) and value > 0]
     wide = min(3, len(columns))
     high = math.ceil(len(columns) / wide)
-    figure = Figure(figsize=(1.4 + 2.8 * wide if wide > 1 else 5, 0.5 + 2.7 * high), layout="constrained")
+    figure = blank(1.4 + 2.8 * wide if wide > 1 else 5, 0.5 + 2.7 * high)
     grid = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False).ravel()
     for spare in grid[len(columns) :]:
         spare.remove()
     low, top = min(values, default=1.0), max(values, default=2.0)
-    norm = LogNorm(low, top if top > low else 2 * low)
+    top = top if top > low else 2 * low
+    look: Style = {"norm": "log", "vmin": low, "vmax": top, "cmap": "cividis", "shading": "gouraud", "rasterized": True}
     for i, (axes, column, found) in enumerate(zip(grid, columns, slices, strict=False)):
-        mesh = axes.pcolormesh(
-            found.coarse, found.coarse, found.plane, norm=norm, cmap="cividis", shading="gouraud", rasterized=True
-        )
+        mesh = axes.pcolormesh(found.coarse, found.coarse, found.plane, **look)
         axes.contour(found.coarse, found.coarse, found.plane, levels=8, colors="white", linewidths=0.6, alpha=0.8)
         axes.plot([0], [0], marker="+", color="white", markersize=8)
         axes.set_title(as_label(column.name, 34), fontsize=10)

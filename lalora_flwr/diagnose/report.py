@@ -12,7 +12,8 @@ from lalora_flwr.diagnose.figures import NAMES, figures
 from lalora_flwr.diagnose.opened import opened
 from lalora_flwr.diagnose.table import Column
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.ground.figures import SUFFIXES, rendered
+from lalora_flwr.ground.extras import missing
+from lalora_flwr.ground.figures import MODULE, SUFFIXES, rendered
 from lalora_flwr.ground.files import PUBLIC, replace_file
 from lalora_flwr.ground.words import epsilon_label
 from lalora_flwr.server.folder import to_json
@@ -51,6 +52,8 @@ def named(results: Sequence[Result], *, over_seeds: bool) -> dict[str, list[Resu
 def write(folder: Path, columns: Sequence[Column]) -> None:
     """``diagnosis.json`` and ``plots/diagnosis-*``, each whole or not at all; pictures of an earlier diagnosis go.
 
+    Without matplotlib there are no pictures.
+
     Raises:
         ConfigError: the folder cannot be written.
     """
@@ -58,7 +61,8 @@ def write(folder: Path, columns: Sequence[Column]) -> None:
     try:
         (folder / "plots").mkdir(parents=True, exist_ok=True)
         replace_file(folder / FILE, to_json(content, indent=2) + "\n", mode=PUBLIC)
-        drawn = {name + suffix: data for name, figure in figures(columns) for suffix, data in rendered(figure).items()}
+        shown = () if missing(MODULE, "plots") else figures(columns)
+        drawn = {name + suffix: data for name, figure in shown for suffix, data in rendered(figure).items()}
         for name, data in drawn.items():
             replace_file(folder / "plots" / name, data, mode=PUBLIC)
         for name in {name + suffix for name in NAMES for suffix in SUFFIXES} - drawn.keys():

@@ -29,6 +29,7 @@ import psutil
 import tomli_w
 
 from lalora_flwr.ground.errors import RunFailed, WorkerDied
+from lalora_flwr.ground.extras import need
 from lalora_flwr.ground.owner import OWNER
 from lalora_flwr.server.folder import LOG, WORKER_DIED
 from lalora_flwr.server.metrics import FAILURE, METRICS, SUMMARY, OnRound, RoundMetrics
@@ -201,8 +202,10 @@ def run_simulation(
         flower: its commands; default: the installed ones.
 
     Raises:
+        ConfigError: Ray is not installed.
         RunFailed: if the run ended without a summary, with its reason; Flower's log then lies in the run folder.
     """
+    need("ray", "the Ray engine")
     settings = with_absolute_paths(named(settings))  # the server runs in another folder
     for attempt in range(restarts + 1):
         try:

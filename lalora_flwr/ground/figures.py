@@ -7,10 +7,13 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lalora_flwr.ground.extras import need
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MODULE = "matplotlib"  # imported in this file alone, and only to draw
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 150
 # Okabe and Ito's palette, told apart by colour-blind readers as well; yellow last, for it is faint on white
@@ -32,6 +35,33 @@ def styles_of(names: Sequence[str]) -> dict[str, Style]:
         }
         for i, name in enumerate(unique)
     }
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, which keeps its parts apart by itself.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    need(MODULE, "plots")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def whole_numbers(axes: Axes) -> None:
+    """No tick of the x axis between two whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def colours_of(count: int) -> list[tuple[float, ...]]:
+    """So many colours, told apart as well as their number allows."""
+    from matplotlib import colormaps
+
+    colours = colormaps["tab20" if count > 10 else "tab10"] if count <= 20 else colormaps["turbo"]
+    return [colours(number) if count <= 20 else colours(number / count) for number in range(count)]
 
 
 def plain(axes: Axes) -> None:

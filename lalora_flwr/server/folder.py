@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,7 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lalora_flwr.ground.errors import ConfigError, RunFailed
-from lalora_flwr.ground.figures import rendered
+from lalora_flwr.ground.extras import missing
+from lalora_flwr.ground.figures import MODULE, rendered
 from lalora_flwr.ground.files import PUBLIC, lock, replace_file
 from lalora_flwr.server.certificate import CERTIFICATE, READABLE, digests, readable, sealed
 from lalora_flwr.server.counts import Asked
@@ -27,6 +29,7 @@ from lalora_flwr.settings import Settings, Value, flatten
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+log = logging.getLogger("lalora_flwr.server")
 ASKED = "checkpoint/asked.json"
 WORKER_DIED = "worker-died"  # kind of a failure
 CHECKPOINT = "checkpoint/adapter.safetensors"
@@ -164,10 +167,13 @@ class RunFolder:
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that died after it; the checkpoint holds the same
         part.replace(folder)
 
-    def save_plot(self, name: str, figure: Figure) -> None:
-        """A figure as ``plots/<name>.png``, ``.svg`` and ``.pdf``."""
+    def save_plot(self, name: str, draw: Callable[[], Figure]) -> None:
+        """A figure as ``plots/<name>.png``, ``.svg`` and ``.pdf``; only a line in the log if matplotlib is not installed."""
+        if without := missing(MODULE, "plots"):
+            log.warning(without)
+            return
         (self.path / "plots").mkdir(exist_ok=True)
-        for suffix, content in rendered(figure).items():
+        for suffix, content in rendered(draw()).items():
             _write(self.path / "plots" / (name + suffix), content)
 
     def finish(self, summary: Summary, about: Mapping[str, Any] | None = None) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lalora_flwr.ground.figures import blank, whole_numbers
 from lalora_flwr.ground.words import epsilon_label
 from lalora_flwr.server.metrics import HEADLINES, Quality, RoundMetrics, headline
 from lalora_flwr.settings import Settings
@@ -25,10 +26,7 @@ def score_figure(settings: Settings, frozen: Quality, metrics: Sequence[RoundMet
         metrics: one per round.
         seeded: whether the sites' noise followed from the run's seed, as only in a simulation.
     """
-    from matplotlib.figure import Figure  # slow to import, and only the end of a run needs it
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = blank(7, 4)
     axes = figure.subplots()
     rounds = [0, *(line.round for line in metrics)]
     metric = headline(frozen)
@@ -41,7 +39,7 @@ def score_figure(settings: Settings, frozen: Quality, metrics: Sequence[RoundMet
     if (below := sum(score < LOWEST for _, score in seen)) > 0:
         note = f"below {LOWEST:g} and not shown: {below} of {len(seen)} values"
         axes.text(0.5, 0.97, note, transform=axes.transAxes, fontsize=8, color="0.35", ha="center", va="top")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes)
     if settings.private:
         spent = axes.twinx()
         spent.plot(rounds, [0, *(line.epsilon for line in metrics)], color="tab:orange", label="ε spent")

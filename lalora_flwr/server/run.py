@@ -265,7 +265,7 @@ class _Run:
         """Adapter, plot, and last the summary."""
         settings, counts = self._settings, self.strategy.counts
         self._folder.save_plot(
-            headline(self._frozen), score_figure(settings, self._frozen, self._metrics, seeded=not counts.real)
+            headline(self._frozen), lambda: score_figure(settings, self._frozen, self._metrics, seeded=not counts.real)
         )
         summary = summary_of(
             settings,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lalora_flwr.tasks.label_text import as_text
 from lalora_flwr.tasks.problem import Problem, Target
+from lalora_flwr.tasks.scores import area_under_roc, f1
 
 LONGEST = 1 << 16  # characters of a field with classes: taking a longer one apart would show in how long a site takes
 SEPARATORS = "|;,"  # the first of them that a field (without known classes: any field of its column) holds separates classes
@@ -111,16 +112,14 @@ class MultiLabel(Problem):
 
     def metrics(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
         """``auroc``, the mean over the classes with and without records; ``f1``, the mean over those with; ``exact_match``."""
-        from sklearn.metrics import f1_score, roc_auc_score
-
         truth, guesses = (targets > 0.5).numpy(), (logits > 0).numpy()
         both = [c for c in range(truth.shape[1]) if 0 < truth[:, c].sum() < len(truth)]
         there = [c for c in range(truth.shape[1]) if truth[:, c].any()]
         finite = bool(logits.isfinite().all())
-        areas = [float(roc_auc_score(truth[:, c], logits[:, c])) for c in both] if finite else []
+        areas = [area_under_roc(truth[:, c], logits[:, c].numpy()) for c in both] if finite else []
         return {
             "auroc": sum(areas) / len(areas) if areas else math.nan,
-            "f1": sum(float(f1_score(truth[:, c], guesses[:, c], zero_division=0)) for c in there) / max(1, len(there)),
+            "f1": sum(f1(truth[:, c], guesses[:, c]) for c in there) / max(1, len(there)),
             "exact_match": float(self.right(logits, targets).double().mean()),
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lalora_flwr.tasks.problem import Problem
+from lalora_flwr.tasks.scores import confusion, f1_of_classes, matthews
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class SingleLabel(Problem):
         return logits.argmax(-1) == targets
 
     def metrics(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """``accuracy``; ``f1`` of class 1 if there are two classes, else the mean over the classes; ``matthews``."""
-        from sklearn.metrics import f1_score, matthews_corrcoef
-
+        """``accuracy``; ``f1`` of class 1 if there are two classes, else the mean over those that occur; ``matthews``."""
         guesses = logits.argmax(-1)
-        average = "binary" if logits.shape[1] == 2 else "macro"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that all records and guesses are of one class
-            f1 = f1_score(targets, guesses, average=average, zero_division=0)
-            matthews = matthews_corrcoef(targets, guesses)
-        return {"accuracy": int((guesses == targets).sum()) / len(targets), "f1": float(f1), "matthews": float(matthews)}
+        counts = confusion(targets, guesses, logits.shape[1])
+        f1 = f1_of_classes(counts)
+        there = [value for value, seen in zip(f1, counts.sum(0) + counts.sum(1), strict=True) if seen]
+        return {
+            "accuracy": int((guesses == targets).sum()) / len(targets),
+            "f1": f1[1] if len(f1) == 2 else sum(there) / len(there),
+            "matthews": matthews(counts),
+        }
 
     def groups(self, targets: Tensor) -> list[int]:
         return [int(target) for target in targets]

@@ -1,4 +1,4 @@
-"""Data sets of the hub, through Flower Datasets."""
+"""Data sets of the hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lalora_flwr.ground.errors import ConfigError
 
 
 class FakeHub:
-    """A hub that holds one data set; Flower Datasets asks it through ``datasets``."""
+    """A hub that holds one data set, in place of ``datasets.load_dataset``."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
@@ -26,10 +26,8 @@ class FakeHub:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    fake = FakeHub()
-    monkeypatch.setattr("flwr_datasets.federated_dataset.datasets.load_dataset", fake)
-    return fake
+def hub() -> FakeHub:
+    return FakeHub()
 
 
 @pytest.mark.parametrize(
@@ -43,13 +41,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     ],
 )
 def test_a_data_set_of_the_hub_is_asked_for_by_name(hub: FakeHub, name: str, asked: dict[str, Any]) -> None:
-    read = from_hub(name, "test")
+    read = from_hub(name, "test", hub)
     assert read is not None and read["text"][:] == ["test", "b", "a"]
     assert hub.asked == [asked]
 
 
 def test_a_split_that_the_hub_lacks_is_none(hub: FakeHub) -> None:
-    assert from_hub("owner/set", "validation") is None
+    assert from_hub("owner/set", "validation", hub) is None
 
 
 @pytest.mark.parametrize(
@@ -65,5 +63,5 @@ def test_a_hub_out_of_reach_is_one_line(hub: FakeHub, error: Exception) -> None:
     hub.error = error
     reason = str(error).strip().split("\n")[0] or "unknown reason"
     with pytest.raises(ConfigError) as caught:
-        from_hub("owner/set", "train")
+        from_hub("owner/set", "train", hub)
     assert str(caught.value) == f"data.name = 'hub:owner/set': cannot be loaded: {reason}"

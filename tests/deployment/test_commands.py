@@ -1,4 +1,4 @@
-"""The commands of docker/ and docs/deploy.md against Flower's own parsers: a flag that Flower drops fails here."""
+"""The commands of docs/deploy.md against Flower's own parsers."""
 
 from __future__ import annotations
 
@@ -8,30 +8,18 @@ import shlex
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
 
-import pytest
-import yaml
 from flwr.common.config import parse_config_args
-from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
-from flwr.superlink.routers.control import router as control_router
-from flwr.superlink.routers.fleet.router import router as fleet_router
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from typer.main import get_command
 
 from lalora_flwr.cli.main import app
-from lalora_flwr.engines.supernode import approved_digests, parse_arguments
-from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.ledger.caps import NEEDED, caps_from
+from lalora_flwr.engines.supernode import approved_digests
+from lalora_flwr.ledger.caps import caps_from
 from lalora_flwr.settings import read_toml, settings_from
 from tests.deployment.federation import ROOT
+from tests.deployment.flags import superlink_flags, supernode_flags
 
-COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-SITE_START = ["lalora", "site", "start", "--"]  # in place of flower-supernode, whose arguments follow
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
-VARIABLE = re.compile(r"\$\{\w+:-([^}]*)\}")
 
 
 def blocks(kind: str) -> list[str]:
@@ -52,108 +40,6 @@ def documented(program: str) -> list[list[str]]:
         if program in words[:1]:
             found.append(words[1:])
     return found
-
-
-def superlink_flags(arguments: list[str]) -> Any:
-    """What Flower makes of the arguments; an unknown flag ends the test."""
-    return _parse_args_run_superlink().parse_args(arguments)
-
-
-def supernode_flags(words: list[str]) -> Any:
-    """The same, of a site's whole command."""
-    assert words[:4] == SITE_START
-    return parse_arguments(words[4:])
-
-
-def command(service: str) -> list[str]:
-    return [VARIABLE.sub(r"\1", word) for word in SERVICES[service]["command"]]
-
-
-def mounts(service: str) -> dict[str, tuple[str, bool]]:
-    """Path in the container -> path on the host, and whether it is read-only."""
-    found = {}
-    for volume in SERVICES[service]["volumes"]:
-        source, target, *options = volume.split(":")
-        found[target] = (source, options == ["ro"])
-    return found
-
-
-def lies_in(path: str, service: str) -> str | None:
-    return next((target for target in mounts(service) if Path(path).is_relative_to(target)), None)
-
-
-SITES = [name for name in SERVICES if name.startswith("supernode")]
-
-
-def test_the_superlink_speaks_tls_and_authenticates_nodes() -> None:
-    program, *arguments = command("superlink")
-    flags = superlink_flags(arguments)
-    assert program == "flower-superlink"
-    assert flags.enable_supernode_auth and not flags.insecure and not flags.runtime_dependency_install
-    assert flags.host == "0.0.0.0" and flags.port == 8000
-    for path in (flags.ssl_ca_certfile, flags.ssl_certfile, flags.ssl_keyfile):
-        assert mounts("superlink")[path][1]
-    assert lies_in(flags.database, "superlink") == "/state"
-    assert SERVICES["superlink"]["ports"] == ["127.0.0.1:8001:8000"] and SERVICES["superlink"]["networks"] == ["control"]
-
-
-@pytest.mark.parametrize("site", SITES)
-def test_a_site_has_its_own_key_data_and_ledger(site: str) -> None:
-    flags, volumes = supernode_flags(command(site)), mounts(site)
-    assert not flags.insecure and flags.superlink == "gateway:8000" and flags.host == "127.0.0.1"
-    assert volumes[flags.root_certificates][1] and volumes[flags.auth_supernode_private_key][1]
-    with pytest.raises(ConfigError, match="approved-code must be digests"):  # unless the owner gives APPROVED_CODE
-        approved_digests(flags)
-    config = parse_config_args([flags.node_config.replace('approved-code=""', f'approved-code="{"0" * 64}"')])
-    assert set(NEEDED) <= set(config) and caps_from(config, needed=True)
-    for key, read_only in (("data-path", True), ("model-path", True), ("ledger-path", False)):
-        place = lies_in(config[key], site)
-        assert place and volumes[place][1] is read_only, key
-    number = site.removeprefix("supernode-")
-    own = {source for source, _ in volumes.values()} - {"./certificates/ca.crt", "./model"}
-    assert own and all(source.startswith(f"./site-{number}/") for source in own)
-    assert SERVICES[site]["networks"] == ["fleet"] and "ports" not in SERVICES[site]
-
-
-def test_no_container_is_root_or_can_become_it() -> None:
-    assert set(SERVICES) == {"superlink", "gateway", *SITES} and len(SITES) == 2
-    for service in SERVICES.values():
-        assert service["user"] == "${LALORA_UID:-1000}:${LALORA_GID:-1000}"
-        assert service["read_only"] and service["cap_drop"] == ["ALL"]
-        assert service["security_opt"] == ["no-new-privileges:true"]
-    assert re.search(r"^USER 1000:1000$", (ROOT / "docker" / "Dockerfile").read_text(), re.MULTILINE)
-
-
-def test_every_network_and_dependency_is_declared() -> None:
-    for service in SERVICES.values():
-        assert set(service["networks"]) <= set(COMPOSE["networks"])
-        assert set(service.get("depends_on", [])) <= set(SERVICES)
-
-
-def test_the_gateway_lets_sites_pass_to_the_fleet_api_only() -> None:
-    assert fleet_router.prefix == "/v1/fleet" and control_router.prefix == "/v1/control"
-    text = (ROOT / "docker" / "gateway.conf").read_text()
-    locations = re.findall(r"location (\S+) \{\s*(.*?)\s*\}", text, re.DOTALL)
-    assert [place for place, _ in locations] == ["/v1/fleet/", "/"]
-    assert locations[1][1] == "return 403;" and "proxy_ssl_verify on;" in locations[0][1]
-    assert "proxy_pass https://superlink:8000;" in locations[0][1]
-    files = set(re.findall(r"/certificates/\S+(?=;)", text))
-    assert files <= set(mounts("gateway"))
-
-
-def test_the_image_has_the_versions_that_the_project_allows() -> None:
-    pins = dict(line.split("==") for line in (ROOT / "docker" / "constraints.txt").read_text().splitlines() if line[0] != "#")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for requirement in map(Requirement, project["dependencies"]):
-        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
-    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
-    assert re.search(r"^FROM python:3\.\d+\.\d+-slim", dockerfile, re.MULTILINE)
-    python = re.search(r"FROM python:([\d.]+)", dockerfile)
-    assert python and Requirement(f"python{project['requires-python']}").specifier.contains(python[1])
-    assert f"lalora-flwr:{project['version']}" == SERVICES["superlink"]["image"]
-    for line in dockerfile.splitlines():
-        if line.startswith("COPY"):
-            assert all((ROOT / source).exists() for source in line.split()[1:-1]), line
 
 
 def test_the_guides_superlink_listens_to_its_own_machine_only() -> None:
