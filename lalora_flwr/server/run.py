@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from lalora_flwr.server.certificate import certificate
 from lalora_flwr.server.ending import STOPPED, last_word
 from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder
+from lalora_flwr.server.following import Followers
 from lalora_flwr.server.metrics import OnRound, Quality, RoundMetrics, headline
 from lalora_flwr.server.plots import score_figure
 from lalora_flwr.server.resuming import check_same_run, choices
@@ -32,6 +34,8 @@ from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.strategy import FederatedStrategy
 from lalora_flwr.server.summing_up import peak_memory_mb, summary_of
 from lalora_flwr.server.tested import check_measurable, tested
+from lalora_flwr.server.trackers.tracker import Tracker
+from lalora_flwr.server.tracking import trackers_of
 from lalora_flwr.server.watched import WatchedGrid, watched
 from lalora_flwr.settings import Settings
 from lalora_flwr.training.evaluate import evaluate
@@ -55,6 +59,7 @@ def run_federation(
     at_exit: Callable[[Callable[[], None]], None] = lambda handler: None,
     models: ModelStore | None = None,
     records: Sequence[int] = (),
+    trackers: Mapping[str, Tracker] | None = None,
 ) -> Path:
     """Run all rounds, or with ``resume`` those after the last checkpoint, and write the run folder.
 
@@ -65,6 +70,7 @@ def run_federation(
         at_exit: takes a function that the process calls when it is told to end; the run's folder then says so.
         models: where the frozen model comes from; default: a store of its own.
         records: of each virtual site; none: as the run's data are split.
+        trackers: who follows the run, by name; default: those that its settings name.
 
     Returns:
         The run folder.
@@ -74,6 +80,7 @@ def run_federation(
         RunFailed: if the run stopped; the folder then says why in ``failure.json``.
     """
     settings = named(settings)
+    trackers = trackers_of(settings) if trackers is None else trackers
     grid = watched(grid)
     real = isinstance(grid, WatchedGrid)
     if not real and not os.environ.get("RAY_ADDRESS"):  # virtual sites compute here, unless Ray joins a cluster
@@ -81,10 +88,13 @@ def run_federation(
     torch.set_num_threads(min(settings.train.num_threads, processors()))  # the same arithmetic in every engine
     models = models or ModelStore()
     learner = models.learner(settings)
-    with RunFolder(settings) as folder, last_word(folder, at_exit):
+    with ExitStack() as stack:
+        folder = stack.enter_context(RunFolder(settings))
+        stack.enter_context(last_word(folder, at_exit))
+        followers = stack.enter_context(Followers(settings, folder.path, trackers, on_round))
         try:
             run_id = str(grid.run.run_id) if real else ""
-            run = _Run(settings, learner, folder, on_round, Roster(settings, real=real, records=records), models, run_id)
+            run = _Run(settings, learner, folder, followers, Roster(settings, real=real, records=records), models, run_id)
             start = run.restore() if settings.resume else run.start()
             run.finish(ended_early=run.serve(grid, start))
         except RunNotRunningException:
@@ -107,7 +117,7 @@ class _Run:
         settings: Settings,
         learner: Learner,
         folder: RunFolder,
-        on_round: OnRound | None,
+        followers: Followers,
         roster: Roster,
         models: ModelStore,
         run_id: str,
@@ -115,7 +125,7 @@ class _Run:
         self._run_ids = [run_id] if run_id else []  # of Flower: a resumed run has had others
         self._settings, self._learner, self._folder, self._models = settings, learner, folder, models
         self._test = data_set(settings).public(learner.base.encode)
-        self._on_round = on_round
+        self._followers = followers
         self._metrics: list[RoundMetrics] = []
         self._frozen: Quality = {}
         self._last: Quality = {}  # of the last round's own adapter, if the run's is an average
@@ -161,6 +171,7 @@ class _Run:
         self._seconds_before = state["seconds"]
         self._run_ids = [*state.get("run_ids", ()), *self._run_ids]
         self._folder.add_metrics(*self._metrics)
+        self._followers.resumed(self._metrics)
         self.strategy.restore(checkpoint.server_round, state["strategy"], checkpoint.tensors, asked)
         return checkpoint.adapter
 
@@ -227,8 +238,7 @@ class _Run:
         self._metrics.append(line)
         self._folder.save_checkpoint(self._checkpoint(line.round, state))
         self._folder.add_metrics(line)
-        if self._on_round:
-            self._on_round(line)
+        self._followers.round(line, report.served)
 
     def _ridge_head(self, grid: Grid, start: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Serve the first round, which releases a ridge head; what the other rounds start from."""
@@ -286,3 +296,4 @@ class _Run:
         card = model_card(summary, settings, self._learner.base, self._learner.adapter)
         self._folder.save_adapter(self._learner.adapter.save, card)
         self._folder.finish(summary, certificate(settings, counts, summary, self._run_ids))
+        self._followers.finish(summary)

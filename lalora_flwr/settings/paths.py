@@ -9,13 +9,14 @@ from lalora_flwr.settings import Settings
 
 
 def with_absolute_paths(settings: Settings) -> Settings:
-    """The settings with absolute paths for ``output-dir``, files of data and model folders; hub names stay as they are."""
+    """The settings with absolute paths for ``output-dir``, ``metrics-file``, files of data, model folders; hub names stay."""
     family, _, name = settings.model.name.partition("/")
     if (folder := Path(name).expanduser()).is_dir():
         name = str(folder.absolute())
     return dataclasses.replace(
         settings,
         output_dir=str(Path(settings.output_dir).absolute()),
+        metrics_file=settings.metrics_file and str(Path(settings.metrics_file).expanduser().absolute()),
         model=dataclasses.replace(settings.model, name=f"{family}/{name}"),
         data=dataclasses.replace(settings.data, name=_files(settings.data.name), test=_files(settings.data.test)),
     )

@@ -72,11 +72,11 @@ SAID: dict[str, tuple[Any, Any]] = {  # of every key: a value as Flower parses i
     "device": ("cuda", "cuda"),
     "allow-evaluation": (True, True),
     "profile": ("rank=2", "rank=2"),
-    "sharing-key": ("k", "k"),
-    "sharing-roster": ("r", "r"),
+    **dict.fromkeys(("sharing-key", "sharing-roster", "metrics-path"), ("p", "p")),
     "sharing-colluders": (0, 0),
     "min-sharing-sites": (2, 2),
     "max-epsilon-alone": (40, 40.0),
+    "alert-epsilon": (0.5, 0.5),
 }
 
 
@@ -168,6 +168,7 @@ def test_what_cannot_be_used_is_named_without_its_value(key: str, value: Any) ->
         ({"labels": None}, "labels are missing: the names of the classes, in order"),
         ({"task": "language", "response-column": "r"}, "labels are for classes: task image or text, and no regression"),
         ({"problem-type": "regression", "label-range": "0,1"}, "labels are for classes: task image or text, and no regression"),
+        ({"alert-epsilon": 3.0}, "alert-epsilon must be below max-epsilon, which is never passed"),
         ({"problem-type": "regression", "labels": None}, "label-range is missing: problem-type regression needs it"),
         ({"problem-type": "multi-label", "label-range": "0,1"}, "label-range is for problem-type regression"),
         (
