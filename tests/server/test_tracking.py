@@ -157,7 +157,7 @@ def test_a_missing_library_is_one_line_that_says_how_to_install_it() -> None:
 
 @pytest.mark.parametrize("track", ["a,,b", ",", "wandb,wandb", "a, a"])
 def test_a_list_that_is_none_is_refused(track: str) -> None:
-    with pytest.raises(ConfigError, match="^track = .*: must be names with commas between, each once$"):
+    with pytest.raises(ConfigError, match=r"^track = .*: must be names with commas between, each once$"):
         named(track)
 
 
@@ -206,6 +206,6 @@ def test_the_tracker_of_another_package_is_chosen_by_its_name(tmp_path: Path) ->
 def test_a_tracker_that_cannot_be_made_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="track = 'half': a tracker has start, round and finish"):
         run_inline(small(tmp_path, track="half"), models=MODELS)
-    with pytest.raises(ConfigError, match="track = 'broken': cannot be made: RuntimeError: no licence$"):
+    with pytest.raises(ConfigError, match=r"^track = 'broken': cannot be made: RuntimeError: no licence$"):
         run_inline(small(tmp_path, track="broken"), models=MODELS)
     assert not (tmp_path / "run").exists()
