@@ -22,6 +22,8 @@ from lalora_flwr.ground.prometheus import Family, Labels, Samples, labels, sampl
 log = logging.getLogger("lalora_flwr.site")
 REFUSALS, SECONDS, MESSAGES = "lalora_site_refusals_total", "lalora_site_seconds_total", "lalora_site_messages_total"
 CONTACT = "lalora_site_last_contact_timestamp_seconds"
+USABLE = "lalora_site_ledger_usable", "Whether the ledger could be read."
+NOTHING = [Family(*USABLE, {(): 0})], 0.0  # where the ledger cannot be read
 LOCK_TRIES, LOCK_PAUSE = 50, 0.02  # a second at most: a message is worth more than a count
 NodeConfig = Mapping[str, bool | int | float | str]
 _warned: set[str] = set()
@@ -39,7 +41,8 @@ def noted(node_config: NodeConfig, reason: str, seconds: float, clock: Callable[
         seconds: from the message to its answer.
         clock: seconds since 1970.
     """
-    _update(node_config, lambda before: _after(before, reason, seconds, clock()))
+    readable = subject_of(reason) != "node-config"  # else the log would say once more what cannot be used
+    _update(node_config, lambda before: _after(before, reason, seconds, clock()), readable)
 
 
 def refreshed(node_config: NodeConfig) -> None:
@@ -47,14 +50,14 @@ def refreshed(node_config: NodeConfig) -> None:
     _update(node_config, lambda before: before)
 
 
-def _update(node_config: NodeConfig, change: Callable[[Samples], Samples]) -> None:
+def _update(node_config: NodeConfig, change: Callable[[Samples], Samples], readable: bool = True) -> None:
     path = Path(str(node_config.get("metrics-path", ""))).expanduser()
     if not path.name:
         return
     try:
         with _alone(path.parent):
             before = samples_of(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            write_metrics(path, _families(change(before), *_of_ledger(node_config)))
+            write_metrics(path, _families(change(before), *(_of_ledger(node_config) if readable else NOTHING)))
     except Exception as error:  # whatever a disk, a ledger or an owner's file has come to: the message is answered
         if str(path) not in _warned:
             reason = error.strerror if isinstance(error, OSError) else type(error).__name__
@@ -96,21 +99,20 @@ def _of_ledger(node_config: NodeConfig) -> tuple[list[Family], float]:
     from lalora_flwr.settings import Settings
     from lalora_flwr.site.admission import ledger_for, request_for
 
-    usable = "lalora_site_ledger_usable", "Whether the ledger could be read."
     try:
         caps = caps_from(node_config, needed=True)
         assert caps is not None
         spent = ledger_for(caps, request_for(caps, Settings(), 0, 0, "", clip_norm=1.0)).spent()
         book = LedgerFile(caps.ledger_path, witness=caps.witness_path).state().book
     except LaloraError:  # the message's own answer and log say why
-        return [Family(*usable, {(): 0})], 0.0
+        return NOTHING
     of = labels(dataset=caps.dataset)
     rounds, evaluations = book.served(caps.dataset)
     records = book.records_of(caps.dataset)
     alert = caps.alert_epsilon if caps.alert_epsilon < math.inf else None
     alerted = None if alert is None else int(spent >= alert)
     families = [
-        Family(*usable, {(): 1}),
+        Family(*USABLE, {(): 1}),
         Family("lalora_site_epsilon_spent", "Spent on the records, over all runs and servers.", {of: spent}),
         Family("lalora_site_epsilon_left", "What max-epsilon leaves.", {of: max(0.0, caps.max_epsilon - spent)}),
         Family("lalora_site_alert_epsilon", "The owner's alert-epsilon.", {of: alert}),
