@@ -15,10 +15,12 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run-config describes."""
     from flwr.supercore.exit import add_exit_handler
 
+    from lalora_flwr.ground.logs import json_logs
     from lalora_flwr.ground.owner import end_with_owner
     from lalora_flwr.server.run import run_federation
     from lalora_flwr.settings import settings_from
 
+    json_logs()
     log = logging.getLogger("lalora_flwr.server")
     log.handlers = logging.getLogger("flwr").handlers  # so that the run's log, which Flower keeps, holds these lines too
     log.setLevel(logging.INFO)

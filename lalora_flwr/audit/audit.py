@@ -181,7 +181,7 @@ def _run(settings: Settings, models: ModelStore, observer: Observer, parts: Part
     app: Any = Replaying(parts.app(host), again, observer, REPLAYED)  # the grid only calls it
     with tempfile.TemporaryDirectory() as folder, logs_in(Path(folder) / "audit" / LOG):
         own = dataclasses.replace(settings, output_dir=str(Path(folder)), run_name="audit", resume=False)
-        own = dataclasses.replace(own, evaluate_every=settings.num_rounds, evaluate_sites=False)
+        own = dataclasses.replace(own, track="", metrics_file="", evaluate_every=settings.num_rounds, evaluate_sites=False)
         grid = InlineGrid(app, own.num_supernodes, dict(flatten(own)))
         try:
             sizes = [site.canaries.records for site in observer.sites.values()]

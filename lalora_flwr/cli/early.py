@@ -12,8 +12,10 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.logs import wants_json
 from lalora_flwr.ground.processors import check_threads
 from lalora_flwr.server.place import folder_for
+from lalora_flwr.server.tracking import check_trackers
 from lalora_flwr.settings import Settings
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvmap", "/dev/dxg", "/dev/kfd")  # NVIDIA's, Jetson's, WSL's, AMD's
@@ -38,11 +40,16 @@ def check_early(settings: Settings) -> None:
     """All of it, for a run on this machine.
 
     Raises:
-        ConfigError: as `check_machine`, `check_output` and `check_places`.
+        ConfigError: as `check_machine`, `check_output`, `check_places` and `check_trackers`; LALORA_LOG holds an unknown word.
     """
     check_machine(settings)
     check_output(settings)
     check_places(settings)
+    check_trackers(settings)
+    try:
+        wants_json()
+    except ValueError as wrong:
+        raise ConfigError(str(wrong)) from None
 
 
 def check_places(settings: Settings, *, data: bool = True) -> None:

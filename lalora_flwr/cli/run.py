@@ -19,6 +19,7 @@ from lalora_flwr.ground.extras import missing, need
 from lalora_flwr.ground.figures import MODULE
 from lalora_flwr.ground.waiting import Waiting
 from lalora_flwr.server.metrics import CONFIG, HEADLINE_OF, HEADLINES, SUMMARY, RoundMetrics, Summary
+from lalora_flwr.server.tracking import dropped
 from lalora_flwr.settings import Settings, read_toml, settings_from
 
 
@@ -177,6 +178,8 @@ def report(folder: Path, console: Console) -> None:
     if of_sites is not None:
         covered = "exact, on private records; ε does NOT cover it" if summary.leaks else "noised, which the ε above covers"
         console.print(f"sites' own accuracy {_figure(of_sites)}: {covered}")
+    for tracker, reason in dropped(folder).items():
+        console.print(f"the run went on without its tracker {tracker}: {reason}", soft_wrap=True, markup=False, style="yellow")
     console.print(f"results in {folder}", soft_wrap=True)
 
 

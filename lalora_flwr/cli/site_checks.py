@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,8 @@ def checks(
     if caps.sharing_key:
         yield from _sharing(caps)
     yield from _disk(Path(caps.ledger_path))
+    if caps.metrics_path:
+        yield _metrics(Path(caps.metrics_path).expanduser())
     try:
         yield Finding(OK, "device", str(choose_device(caps.device or "auto")))
     except LaloraError as error:
@@ -118,6 +121,8 @@ def _ledger(caps: Caps) -> Iterator[Finding]:
     budget = f"dataset {caps.dataset}: epsilon {spent:.4g} spent, {max(0.0, left):.4g} left"
     text = f"{len(content.entries)} entries, all hashes right; {budget}, {queries} queries in the last day"
     yield Finding(OK if left > 0 else FAULT, "ledger", text)
+    if spent >= caps.alert_epsilon:
+        yield Finding(WARNING, "alert-epsilon", f"epsilon has reached {caps.alert_epsilon:g}")
     if not caps.witness_path:
         yield Finding(WARNING, "witness", "no witness-path: a ledger put back to an older copy would not be noticed")
     else:
@@ -159,6 +164,15 @@ def _disk(ledger: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(place).free // 2**20
     state = FAULT if free < LEAST_FREE else WARNING if free < ROOM else OK
     yield Finding(state, "disk", f"{free} MiB free for the ledger")
+
+
+def _metrics(path: Path) -> Finding:
+    """A site answers without its file, so that none of this is a fault."""
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        return Finding(WARNING, "metrics-path", f"{path}: its folder is not there, or cannot be written")
+    if path.suffix != ".prom":
+        return Finding(WARNING, "metrics-path", f"{path}: node_exporter reads only names that end in .prom")
+    return Finding(OK, "metrics-path", str(path))
 
 
 def _settings(caps: Caps) -> Settings:

@@ -48,8 +48,9 @@ def start(
 
     Does not start on a fault (exit code 2). With approved-code in the node-config, no other app bundle runs.
     """
-    from lalora_flwr.cli.site import check_node_config
+    from lalora_flwr.cli.site import check_node_config, parse_node_config
     from lalora_flwr.engines.supernode import approved_digests, parse_arguments
+    from lalora_flwr.site.monitoring import refreshed
 
     flags = parse_arguments(arguments)
     approved = approved_digests(flags)
@@ -64,6 +65,7 @@ def start(
             f"lalora: warning: no {APPROVED_CODE} in the node-config: this site runs whatever code the operator sends",
             file=sys.stderr,
         )
+    refreshed(parse_node_config(flags.node_config))
     sys.stderr.flush()
     # A fresh interpreter in the same process: nothing that the check loaded stays, and signals and exit codes are Flower's.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "lalora_flwr.engines.supernode", *arguments])

@@ -16,6 +16,7 @@ from lalora_flwr.ground.words import epsilon_label
 from lalora_flwr.settings import Settings, Value, flatten, settings_from
 
 TUNING, FINAL = "tuning", "final"
+TRACK = "track"
 Labels = tuple[tuple[str, str], ...]  # axis -> label, in the order of the grid
 Tuned = tuple[tuple[str, Value], ...]
 
@@ -91,7 +92,8 @@ def make_cell(values: Mapping[str, object], runs: Path, early: Callable[[Setting
     rate = f"-lr{settings.train.lr:g}" if settings.train.lr else ""
     plain = f"{settings.strategy}-eps{settings.privacy.epsilon:g}{rate}-seed{settings.seed}"
     name = re.sub(r"[^\w.+-]", "_", plain) + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
-    return Cell(name, settings_from({**kept, "output-dir": str(runs), "run-name": name}))
+    followed = {TRACK: values[TRACK]} if TRACK in values else {}  # who follows the runs is no difference between them
+    return Cell(name, settings_from({**kept, **followed, "output-dir": str(runs), "run-name": name}))
 
 
 @dataclass(frozen=True)

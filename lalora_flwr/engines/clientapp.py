@@ -11,10 +11,12 @@ import importlib.util
 import os
 import runpy
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 PACKAGE = "flwr.supernode.cli"
+LOGS = Path(__file__).parents[1] / "ground" / "logs.py"
 PULLING = Path(__file__).parents[1] / "wire" / "pulling.py"
 
 
@@ -35,6 +37,8 @@ def main(real: str, arguments: list[str]) -> None:
     except ImportError:
         os.execv(real, [real, *arguments])
     runpy.run_path(str(PULLING))["pull_soon"]()
+    with suppress(ValueError):  # the SuperNode, which checks it, would not have started
+        runpy.run_path(str(LOGS))["json_logs"]()
     flwr_clientapp()
 
 

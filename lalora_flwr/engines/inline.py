@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from lalora_flwr.engines.together import SitesTogether
+from lalora_flwr.ground.logs import JsonLines, wants_json
 from lalora_flwr.server.folder import LOG
 from lalora_flwr.server.metrics import OnRound
 from lalora_flwr.server.place import named
 from lalora_flwr.server.run import run_federation
+from lalora_flwr.server.trackers.tracker import Tracker
 from lalora_flwr.settings import Settings, Value, flatten
 from lalora_flwr.site.app import make_client_app
 from lalora_flwr.site.host import Host
@@ -92,6 +94,7 @@ def run_inline(
     on_round: OnRound | None = None,
     app: ClientApp | None = None,
     models: ModelStore | None = None,
+    trackers: Mapping[str, Tracker] | None = None,
 ) -> Path:
     """Run a whole federation in this process and return its run folder.
 
@@ -100,6 +103,7 @@ def run_inline(
         on_round: gets each line of metrics.
         app: of the sites; default: `simulated_app`.
         models: where the frozen model comes from; default: a store of its own.
+        trackers: who follows the run, by name; default: those that its settings name.
 
     Raises:
         ConfigError, RunFailed: as `run_federation`.
@@ -108,7 +112,7 @@ def run_inline(
     together = None if app else SitesTogether(models)
     grid = InlineGrid(app or simulated_app(models), settings.num_supernodes, dict(flatten(settings)), together)
     with logs_in(Path(settings.output_dir).absolute() / settings.run_name / LOG):
-        return run_federation(settings, grid, on_round, models=models)
+        return run_federation(settings, grid, on_round, models=models, trackers=trackers)
 
 
 class _OnceThere(logging.FileHandler):
@@ -131,7 +135,7 @@ def logs_in(path: Path) -> Iterator[None]:
     Of the sites' own logs only warnings: training losses are raw and stay out of the run folder, as they do under Ray.
     """
     handler = _OnceThere(path, delay=True, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(JsonLines() if wants_json() else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("flwr", "lalora_flwr")]
     sites = logging.getLogger("lalora_flwr.site")
     before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in (*loggers, sites)]

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from lalora_flwr.engines import with_parent
 from lalora_flwr.engines.receiving import Calls, Connect, eager
 from lalora_flwr.ground.errors import ConfigError, LaloraError
+from lalora_flwr.ground.logs import JSON, VARIABLE, json_logs
 from lalora_flwr.site.bundle import APPROVED_CODE, ENFORCED, digest, digests, parse
 from lalora_flwr.wire.pulling import pull_soon
 
@@ -190,6 +191,10 @@ def main(arguments: list[str]) -> None:
     from flwr.supernode import start_client_internal as supernode
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
+    try:
+        json_logs()
+    except ValueError as wrong:
+        raise LaloraError(str(wrong)) from None
     own = get_flwr_home().absolute() / "lalora"
     try:
         with_parent.make_scripts(own / "bin")
@@ -216,7 +221,10 @@ def main(arguments: list[str]) -> None:
 
 def _end(text: str) -> None:
     """End this process at once: Flower's threads would keep it alive, deaf, where no supervisor sees that it failed."""
-    print(text, file=sys.stderr, flush=True)
+    if os.environ.get(VARIABLE) == JSON:
+        log.critical("%s", text)
+    else:
+        print(text, file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -34,6 +34,16 @@ class SiteRefusal(LaloraError):
 
 
 BUDGET = "budget: "  # how the reason begins with which a site leaves a run
+SUBJECTS = frozenset(  # what a site's reasons begin with, before the colon
+    {"adapter", "budget", "cap", "configuration", "data", "dataset", "evaluation", "failure", "ledger", "node-config", "order"}
+    | {"profile", "sharing"}
+)
+
+
+def subject_of(reason: str) -> str:
+    """What a reason is about, one of a few words whatever a site sends: ``other`` if it is none of the package's own."""
+    subject, colon, _ = reason.partition(":")
+    return subject if colon and subject in SUBJECTS else "other"
 
 
 class BudgetExhausted(SiteRefusal):

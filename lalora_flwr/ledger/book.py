@@ -43,6 +43,8 @@ class _Dataset:
     alone: Steps = field(default_factory=Counter)  # the same steps, by the site's own part of a noise that it shared
     records: Records | None = None
     hours: dict[int, int] = field(default_factory=dict)  # hours since 1970 -> reservations, in the order of the entries
+    rounds: int = 0  # reservations for training
+    evaluations: int = 0  # and for answers about a run's adapter
 
 
 @dataclass
@@ -110,6 +112,10 @@ class Book:
         dataset = self._datasets.setdefault(entry.dataset, _Dataset())
         dataset.totals[entry.sigma, entry.q] += entry.steps
         dataset.alone[own, entry.q] += entry.steps
+        if run is None:
+            dataset.evaluations += 1
+        else:
+            dataset.rounds += 1
         dataset.hours[hour] = dataset.hours.pop(hour, 0) + 1
         if len(dataset.hours) > KEPT_HOURS:
             del dataset.hours[next(iter(dataset.hours))]
@@ -160,6 +166,11 @@ class Book:
         """Which records the dataset was when steps on it were last reserved."""
         return self._datasets[dataset].records if dataset in self._datasets else None
 
+    def served(self, dataset: str) -> tuple[int, int]:
+        """How many rounds and evaluations were ever reserved on a dataset, those that came to nothing included."""
+        found = self._datasets.get(dataset, _Dataset())
+        return found.rounds, found.evaluations
+
     def segments(self, dataset: str, *, plus: SampledGaussian | None = None) -> tuple[SampledGaussian, ...]:
         """All steps on a dataset as sorted (σ, q, steps), one for each (σ, q); with more steps added if given."""
         return _sum(self._datasets[dataset].totals if dataset in self._datasets else Counter(), plus)
@@ -186,7 +197,13 @@ class Book:
         return {
             "length": self.length,
             "datasets": {
-                name: [_sorted(d.totals), _sorted(d.alone), astuple(d.records) if d.records else None, list(d.hours.items())]
+                name: [
+                    _sorted(d.totals),
+                    _sorted(d.alone),
+                    astuple(d.records) if d.records else None,
+                    list(d.hours.items()),
+                    [d.rounds, d.evaluations],
+                ]
                 for name, d in self._datasets.items()
             },
             "runs": self._runs,
@@ -204,9 +221,10 @@ class Book:
         """
         book = cls()
         book.length = int(state["length"])
-        for name, (totals, alone, records, hours) in state["datasets"].items():
+        for name, (totals, alone, records, hours, (rounds, evaluations)) in state["datasets"].items():
             last = Records(*records) if records else None
-            book._datasets[name] = _Dataset(_counted(totals), _counted(alone), last, dict(map(tuple, hours)))
+            sums = _counted(totals), _counted(alone), last, dict(map(tuple, hours))
+            book._datasets[name] = _Dataset(*sums, int(rounds), int(evaluations))
         book._runs, book._names = dict(state["runs"]), dict(state["names"])
         book._attempts = {run: (newest[0], newest[1]) for run, newest in state["attempts"].items()}
         book._open = {number: _Open(*values) for number, *values in state["open"]}

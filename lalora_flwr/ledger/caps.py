@@ -98,6 +98,8 @@ class Caps:
     sharing_key: str = _key(text, "", cap=False)
     sharing_roster: str = _key(text, "", cap=False)
     resident_seconds: float = _key(seconds, RESIDENT_SECONDS, cap=False)
+    metrics_path: str = _key(text, "", cap=False)
+    alert_epsilon: float = _key(number, math.inf, cap=False)
 
     @property
     def has_classes(self) -> bool:
@@ -179,6 +181,10 @@ TOGETHER: tuple[tuple[str, Callable[[Caps], bool]], ...] = (
     (
         "delta must be below 1 / num-records, since a larger one permits publishing a record outright",
         lambda caps: caps.delta * caps.num_records < 1,
+    ),
+    (
+        "alert-epsilon must be below max-epsilon, which is never passed",
+        lambda caps: caps.alert_epsilon == math.inf or caps.alert_epsilon < caps.max_epsilon,
     ),
     ("max-epsilon is above 100, which protects nobody", lambda caps: caps.max_epsilon <= MOST_EPSILON),
     (

@@ -76,6 +76,7 @@ class SiteLedger:
         *,
         max_queries_per_day: float = math.inf,
         max_epsilon_alone: float = math.inf,
+        alert_epsilon: float = math.inf,
         clock: Callable[[], datetime] = clock,
     ) -> None:
         """Nothing is read yet.
@@ -88,12 +89,13 @@ class SiteLedger:
             max_queries_per_day: most reservations on the dataset in 24 hours; see `Book.recent`.
             max_epsilon_alone: the owner's budget for all that is done to the dataset, if all other sites of its secure sums side
                 with the server.
+            alert_epsilon: the log has a warning when the dataset's ε reaches it.
             clock: the site's time, with its zone.
         """
         self._file, self._request = file, request
         self._max_epsilon, self._delta = max_epsilon, delta
         self._max_queries_per_day, self._clock = max_queries_per_day, clock
-        self._max_epsilon_alone = max_epsilon_alone
+        self._max_epsilon_alone, self._alert_epsilon = max_epsilon_alone, alert_epsilon
         self._compose = _remembering(compose or _composer(file))
         self._fingerprint = ""
         self._run: RunLedger | None = None  # counts the steps to take, from the moment they were reserved
@@ -137,9 +139,11 @@ class SiteLedger:
         request = self._request
         entry: Reserve | None = None
         before: Records | None = None
+        alerting, spent = self._alert_epsilon < math.inf, math.inf
 
         def make(book: Book) -> Reserve:
-            nonlocal entry, before
+            nonlocal entry, before, spent
+            spent = self._compose(book.segments(request.dataset), self._delta, ACCOUNTANT) if alerting else math.inf
             self._run, entry = self._admit(book, noise_multiplier, sample_rate, steps, self._fingerprint)
             before = book.records_of(request.dataset)
             before = replace(before) if before else None  # the book goes on
@@ -154,6 +158,8 @@ class SiteLedger:
                 "what was spent on it stays spent",
                 *(request.dataset, before.until, before.since),
             )
+        if spent < self._alert_epsilon <= entry.epsilon:
+            log.warning("dataset %s: epsilon has reached alert-epsilon = %g", request.dataset, self._alert_epsilon)
         log.info(
             "run %s, round %d, %s: reserved %d steps; epsilon of dataset %s is now %.4g of %.4g at delta %g; %s",
             *(request.run, request.server_round, request.schedule, steps, request.dataset),

@@ -20,7 +20,7 @@ from lalora_flwr.ledger.book import Book
 from lalora_flwr.ledger.entries import NO_HASH, Genesis, hash_after, read_chain
 
 log = logging.getLogger("lalora_flwr.site")
-VERSION = 3
+VERSION = 4
 NAME = "checkpoint"
 PUT_BACK = "the file was changed or put back to an older copy"
 Row = tuple[Any, Any, Any]  # number, body, hash

@@ -88,6 +88,10 @@ class RoundMetrics(Signals):
     def to_json(self) -> dict[str, object]:
         return _flat(self)
 
+    def numbers(self) -> dict[str, float | None]:
+        """All plain numbers by name, those that are not finite as None."""
+        return _numbers(self)
+
     @staticmethod
     def from_json(line: Mapping[str, object]) -> RoundMetrics:
         """Also of a line of an older version, which lacks fields.
@@ -238,11 +242,7 @@ class Summary:
 
     def numbers(self) -> dict[str, float | None]:
         """All plain numbers by name, those that are not finite as None."""
-        found: dict[str, float | None] = {}
-        for name, value in self.to_json().items():
-            if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-                found[name] = value if value is None or math.isfinite(value) else None
-        return found
+        return _numbers(self)
 
 
 def _flat(record: RoundMetrics | SiteReport | Summary) -> dict[str, object]:
@@ -254,6 +254,14 @@ def _flat(record: RoundMetrics | SiteReport | Summary) -> dict[str, object]:
             found.update((f"{QUALITIES[f.name]}{name}", number) for name, number in value.items())
         elif not f.metadata or value not in (None, ""):
             found[f.name] = value
+    return found
+
+
+def _numbers(record: RoundMetrics | Summary) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for name, value in record.to_json().items():
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            found[name] = value if value is None or math.isfinite(value) else None
     return found
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from lalora_flwr.server.certificate import certificate
 from lalora_flwr.server.ending import STOPPED, last_word
 from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder
+from lalora_flwr.server.following import Followers
 from lalora_flwr.server.metrics import OnRound, Quality, RoundMetrics, headline
 from lalora_flwr.server.place import named
 from lalora_flwr.server.plots import score_figure
@@ -34,6 +36,8 @@ from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.strategy import FederatedStrategy
 from lalora_flwr.server.summing_up import peak_memory_mb, summary_of
 from lalora_flwr.server.tested import check_measurable, tested
+from lalora_flwr.server.trackers.tracker import Tracker
+from lalora_flwr.server.tracking import trackers_of
 from lalora_flwr.server.watched import WatchedGrid, watched
 from lalora_flwr.settings import Settings
 from lalora_flwr.training.evaluate import evaluate
@@ -48,6 +52,7 @@ def run_federation(
     at_exit: Callable[[Callable[[], None]], None] = lambda handler: None,
     models: ModelStore | None = None,
     records: Sequence[int] = (),
+    trackers: Mapping[str, Tracker] | None = None,
 ) -> Path:
     """Run all rounds, or with ``resume`` those after the last checkpoint, and write the run folder.
 
@@ -58,6 +63,7 @@ def run_federation(
         at_exit: takes a function that the process calls when it is told to end; the run's folder then says so.
         models: where the frozen model comes from; default: a store of its own.
         records: of each virtual site; none: as the run's data are split.
+        trackers: who follows the run, by name; default: those that its settings name.
 
     Returns:
         The run folder.
@@ -67,6 +73,7 @@ def run_federation(
         RunFailed: if the run stopped; the folder then says why in ``failure.json``.
     """
     settings = named(settings)
+    trackers = trackers_of(settings) if trackers is None else trackers
     grid = watched(grid)
     real = isinstance(grid, WatchedGrid)
     if not real and not os.environ.get("RAY_ADDRESS"):  # virtual sites compute here, unless Ray joins a cluster
@@ -76,10 +83,13 @@ def run_federation(
     learner = models.learner(settings)
     if not settings.resume:
         load_earlier(learner.adapter, learner.base, settings.lora)  # refused before there is a folder
-    with RunFolder(settings) as folder, last_word(folder, at_exit):
+    with ExitStack() as stack:
+        folder = stack.enter_context(RunFolder(settings))
+        stack.enter_context(last_word(folder, at_exit))
+        followers = stack.enter_context(Followers(settings, folder.path, trackers, on_round))
         try:
             run_id = str(grid.run.run_id) if real else ""
-            run = _Run(settings, learner, folder, on_round, Roster(settings, real=real, records=records), models, run_id)
+            run = _Run(settings, learner, folder, followers, Roster(settings, real=real, records=records), models, run_id)
             start = run.restore() if settings.resume else run.start()
             run.finish(ended_early=run.serve(grid, start))
         except RunNotRunningException:
@@ -102,7 +112,7 @@ class _Run:
         settings: Settings,
         learner: Learner,
         folder: RunFolder,
-        on_round: OnRound | None,
+        followers: Followers,
         roster: Roster,
         models: ModelStore,
         run_id: str,
@@ -110,7 +120,7 @@ class _Run:
         self._run_ids = [run_id] if run_id else []  # of Flower: a resumed run has had others
         self._settings, self._learner, self._folder, self._models = settings, learner, folder, models
         self._test = data_set(settings).public(learner.base.encode)
-        self._on_round = on_round
+        self._followers = followers
         self._metrics: list[RoundMetrics] = []
         self._frozen: Quality = {}
         self._best, self._started_from = Best(folder.path / "checkpoint"), ""
@@ -160,6 +170,7 @@ class _Run:
         self._seconds_before = state["seconds"]
         self._run_ids = [*state.get("run_ids", ()), *self._run_ids]
         self._folder.add_metrics(*self._metrics)
+        self._followers.resumed(self._metrics)
         self.strategy.restore(checkpoint.server_round, state["strategy"], checkpoint.tensors, asked)
         return checkpoint.adapter
 
@@ -230,8 +241,7 @@ class _Run:
         self._folder.save_checkpoint(self._checkpoint(line.round, state))
         self._best.tidy()
         self._folder.add_metrics(line)
-        if self._on_round:
-            self._on_round(line)
+        self._followers.round(line, report.served)
 
     def _ridge_head(self, grid: Grid, start: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Serve the first round, which releases a ridge head; what the other rounds start from."""
@@ -283,3 +293,4 @@ class _Run:
         )
         save_adapters(self._folder, settings, self._learner, summary, self._best, self.strategy.averaged())
         self._folder.finish(summary, certificate(settings, counts, summary, self._run_ids))
+        self._followers.finish(summary)

@@ -128,6 +128,15 @@ TRAVELS = Registry(
         "everything-down": f"{_METHODS}.travel:EVERYTHING_DOWN",
     },
 )
+TRACKERS = Registry(
+    "track",
+    "lalora.trackers",
+    {
+        "tensorboard": "lalora_flwr.server.trackers.tensorboard:TensorBoard",
+        "wandb": "lalora_flwr.server.trackers.wandb:WeightsAndBiases",
+        "mlflow": "lalora_flwr.server.trackers.mlflow:Mlflow",
+    },
+)
 DATASETS = Registry("data.name", "lalora.datasets", {"digits": "lalora_flwr.data.digits:DIGITS"})
 
 

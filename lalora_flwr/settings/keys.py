@@ -19,7 +19,7 @@ class Kind(StrEnum):
     METHOD = "method"  # what is computed
     BUDGET = "budget"  # what a fair comparison holds equal: data, rounds, steps, δ
     PERFORMANCE = "performance"  # what the computation costs, not what comes out
-    PLACE = "place"  # where a run lies and what it is called
+    PLACE = "place"  # where a run lies, what it is called, and who follows it
 
 
 @dataclass(frozen=True)

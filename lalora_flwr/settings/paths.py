@@ -9,7 +9,7 @@ from lalora_flwr.settings import Settings
 
 
 def with_absolute_paths(settings: Settings) -> Settings:
-    """The settings with absolute ``output-dir``, data and folders of models and adapters; hub names stay as they are."""
+    """The settings with absolute ``output-dir``, ``metrics-file``, data, folders of models and adapters; hub names stay."""
     family, _, name = settings.model.name.partition("/")
     if (folder := Path(name).expanduser()).is_dir():
         name = str(folder.absolute())
@@ -17,6 +17,7 @@ def with_absolute_paths(settings: Settings) -> Settings:
         settings,
         lora=dataclasses.replace(settings.lora, start_from=_folder(settings.lora.start_from)),
         output_dir=str(Path(settings.output_dir).absolute()),
+        metrics_file=settings.metrics_file and str(Path(settings.metrics_file).expanduser().absolute()),
         model=dataclasses.replace(settings.model, name=f"{family}/{name}"),
         data=dataclasses.replace(settings.data, name=_files(settings.data.name), test=_files(settings.data.test)),
     )

@@ -19,6 +19,11 @@ ROUNDS_A_REPEAT = 20  # by default the noise has room for one repeat of a spoilt
 BUDGET, PERFORMANCE, PLACE = Kind.BUDGET, Kind.PERFORMANCE, Kind.PLACE
 
 
+def _each_once(names: str) -> bool:
+    found = names.split(",") if names.strip() else []
+    return all(name.strip() for name in found) and len({name.strip() for name in found}) == len(found)
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """The frozen base model."""
@@ -188,6 +193,17 @@ class Settings:
     resume: bool = key(
         False, "go on with the run of this run-name after its last checkpoint; all other keys must be the same", kind=PLACE
     )
+    track: str = key(
+        "",
+        "who follows the run, with commas between several: tensorboard, wandb, mlflow, or another package's tracker; only the "
+        "server looks at it",
+        "names with commas between, each once",
+        _each_once,
+        kind=PLACE,
+    )
+    metrics_file: str = key(
+        "", "file that the server keeps up to date for Prometheus, such as /var/lib/node_exporter/lalora.prom", kind=PLACE
+    )
     model: ModelSettings = field(default_factory=ModelSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -205,6 +221,11 @@ class Settings:
         """What a virtual site says of itself."""
         words = self.profiles.split(";")
         return words[site % len(words)].strip()
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names of those who follow the run. No site knows all of them: a tracker is installed on the server alone."""
+        return tuple(name.strip() for name in self.track.split(",") if name.strip())
 
     @property
     def private(self) -> bool:

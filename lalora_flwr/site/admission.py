@@ -49,6 +49,7 @@ def ledger_for(caps: Caps, request: Request) -> SiteLedger:
         caps.delta,
         max_queries_per_day=caps.max_queries_per_day,
         max_epsilon_alone=caps.max_epsilon_alone,
+        alert_epsilon=caps.alert_epsilon,
     )
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from lalora_flwr.ground.errors import ConfigError, LedgerError, SiteRefusal
+from lalora_flwr.ground.logs import json_logs
 from lalora_flwr.site.bundle import check_enforced
+from lalora_flwr.site.monitoring import noted
 from lalora_flwr.site.resident.words import EVALUATE, FAILURE, TRAIN, Told
 from lalora_flwr.wire.packed import BadPack, is_packed, packed, unpacked
 from lalora_flwr.wire.replies import IDENTITY, LONGEST_WORDS, PROFILE, SHARING
@@ -63,7 +66,10 @@ def answer(
     arrived = clock()
     found = _elsewhere(elsewhere, message, context) or _done(work, message, context)
     reply = Message(found.content, reply_to=message) if found.content is not None else _error(found.reason, message)
-    seconds = every() if found.every is None else found.every
+    seconds = found.every
+    if seconds is None:  # it was served here, or elsewhere by a process that died of it
+        seconds = every()
+        _note(context, found, clock() - arrived, seconds)
     now = clock()
     if (left := leaves_at(arrived, now, seconds) - now) > 0:
         wait(left)
@@ -72,8 +78,16 @@ def answer(
 
 def told(kind: str, content: RecordDict, context: Context, host: Callable[[], Host]) -> Told:
     """What a real site's reply says to a message, and when it leaves; never raises but to end the process."""
+    begun = time.monotonic()
     found = _told(_work(kind, host), content, context)
-    return dataclasses.replace(found, every=_every(host, context))
+    every = _every(host, context)
+    _note(context, found, time.monotonic() - begun, every)
+    return dataclasses.replace(found, every=every)
+
+
+def _note(context: Context, found: Told, took: float, every: float) -> None:
+    """For the owner's monitoring; what it learns of the time is what the server sees."""
+    noted(context.node_config, found.reason, leaves_at(0.0, took, every))
 
 
 def _error(reason: str, message: Message) -> Message:
@@ -213,7 +227,9 @@ def _begin(host: Host, context: Context) -> None:
 
 
 def speak() -> None:
-    """A real site's own log goes where the SuperNode's goes."""
+    """A real site's own log goes where the SuperNode's goes, and in the same form."""
+    with suppress(ValueError):  # a wrong word ends the SuperNode when it starts, and no message
+        json_logs()
     log.setLevel(logging.INFO)
     for handler in logging.getLogger("flwr").handlers:
         log.addHandler(handler)  # once, however often it is added

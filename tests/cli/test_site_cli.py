@@ -20,7 +20,7 @@ from lalora_flwr.cli.site import Finding, check_node_config, parse_node_config
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ledger.file import LedgerFile
 from tests.data.files import write, write_csv, write_images
-from tests.ledger.site_ledgers import new_ledger
+from tests.ledger.site_ledgers import new_ledger, serve
 from tests.models.folders import save_hf, save_timm
 
 ROWS = [("the film is good", "good"), ("the film is bad", "bad")] * 10
@@ -165,6 +165,10 @@ def test_a_folder_of_images(config: dict[str, Any], tmp_path: Path, with_model: 
         ({"answer-seconds": 0}, "answer-seconds", "warning", "how long"),
         ({"profile": "rank=2 layers=4"}, "profile", "ok", "2 components .* and training the last 4 layers"),
         ({"profile": "rank=two"}, "profile", "warning", "whole numbers from 1 for hetlora"),
+        ({"metrics-path": "/nowhere/site.prom"}, "metrics-path", "warning", "its folder is not there"),
+        ({"metrics-path": "site.txt"}, "metrics-path", "warning", "names that end in .prom"),
+        ({"metrics-path": "site.prom"}, "metrics-path", "ok", "site.prom"),
+        ({"alert-epsilon": 3.0}, "keys", "fault", "alert-epsilon must be below max-epsilon"),
         ({"allow-evaluation": True, "evaluation-noise": 100.0}, "evaluation", "ok", "the first answer spends epsilon 0.0"),
         ({"allow-evaluation": True, "evaluation-noise": 1.0}, "evaluation", "warning", "spends epsilon [1-9]"),
     ],
@@ -173,6 +177,14 @@ def test_a_folder_of_images(config: dict[str, Any], tmp_path: Path, with_model: 
 def test_each_fault_has_its_line(changed: dict[str, Any], subject: str, state: str, says: str, config: dict[str, Any]) -> None:
     finding = found({**config, **changed})[subject]
     assert finding.state == state and re.search(says, finding.detail), finding
+
+
+def test_an_alert_that_was_reached_is_a_warning(config: dict[str, Any]) -> None:
+    assert "alert-epsilon" not in found(config | {"alert-epsilon": 0.1})
+    serve(Path(config["ledger-path"]), sigma=1.0, q=0.5, steps=3)
+    assert found(config | {"alert-epsilon": 0.1})["alert-epsilon"] == Finding(
+        "warning", "alert-epsilon", "epsilon has reached 0.1"
+    )
 
 
 def test_keys_and_certificates(config: dict[str, Any], tmp_path: Path) -> None:

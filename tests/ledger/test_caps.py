@@ -72,11 +72,11 @@ SAID: dict[str, tuple[Any, Any]] = {  # of every key: a value as Flower parses i
     "device": ("cuda", "cuda"),
     "allow-evaluation": (True, True),
     "profile": ("rank=2", "rank=2"),
-    "sharing-key": ("k", "k"),
-    "sharing-roster": ("r", "r"),
+    **dict.fromkeys(("sharing-key", "sharing-roster", "metrics-path"), ("p", "p")),
     "sharing-colluders": (0, 0),
     "min-sharing-sites": (2, 2),
     "max-epsilon-alone": (40, 40.0),
+    "alert-epsilon": (0.5, 0.5),
 }
 
 
@@ -148,8 +148,7 @@ def test_what_is_missing_is_named(key: str) -> None:
         *[("answer-seconds", bad) for bad in (-1, math.nan, math.inf, "5", True)],
         *[("max-tokens", bad) for bad in (1, "64", 2.0)],
         *[("allowed-strategies", bad) for bad in ("", " ", 3)],
-        *[("dataset", bad) for bad in ("", 3)],
-        *[("ledger-path", bad) for bad in ("", 3)],
+        *[(key, bad) for key in ("dataset", "ledger-path", "metrics-path") for bad in ("", 3)],
         *[("label-range", bad) for bad in ("", "1", "2,1", "1,1", "nan,1", "0,inf", 3)],
         *[("problem-type", bad) for bad in ("", "classes", 3)],
         *[("device", bad) for bad in ("gpu", 3)],
@@ -168,6 +167,7 @@ def test_what_cannot_be_used_is_named_without_its_value(key: str, value: Any) ->
         ({"labels": None}, "labels are missing: the names of the classes, in order"),
         ({"task": "language", "response-column": "r"}, "labels are for classes: task image or text, and no regression"),
         ({"problem-type": "regression", "label-range": "0,1"}, "labels are for classes: task image or text, and no regression"),
+        ({"alert-epsilon": 3.0}, "alert-epsilon must be below max-epsilon, which is never passed"),
         ({"problem-type": "regression", "labels": None}, "label-range is missing: problem-type regression needs it"),
         ({"problem-type": "multi-label", "label-range": "0,1"}, "label-range is for problem-type regression"),
         (

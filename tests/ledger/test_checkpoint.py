@@ -93,7 +93,7 @@ def test_hours_are_kept_by_entry_and_not_without_end(path: Path) -> None:
     for hour in range(KEPT_HOURS + 5):
         time = f"{2000 + hour // 600}-{1 + hour // 24 % 25 // 3:02}-{1 + hour // 24 % 3:02}T{hour % 24:02}:00:00+00:00"
         book.add(replace(reserve, time=time, segments=book.segments("b", plus=reserve.event)))
-    ((_, _, _, hours),) = book.state()["datasets"].values()
+    ((_, _, _, hours, _),) = book.state()["datasets"].values()
     assert len(hours) <= KEPT_HOURS
 
 

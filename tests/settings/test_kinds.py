@@ -20,7 +20,7 @@ def test_every_key_has_the_kind_that_its_users_rely_on() -> None:
     data = {name for name in KEYS if name.startswith("data.")} - {"data.records"}
     assert keys_of(Kind.BUDGET) == BUDGET | data
     assert keys_of(Kind.PERFORMANCE) == PERFORMANCE | {"max-failures", "data.records"}
-    assert keys_of(Kind.PLACE) == {"output-dir", "run-name", "resume"}
+    assert keys_of(Kind.PLACE) == {"output-dir", "run-name", "resume", "track", "metrics-file"}
     assert keys_of(*Kind) == set(KEYS)
 
 

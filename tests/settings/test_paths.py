@@ -27,3 +27,9 @@ def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "model").mkdir()
     settings = with_absolute_paths(settings_from({"data.name": "file:~/a.csv", "model.name": "timm/~/model"}))
     assert (settings.data.name, settings.model.name) == (f"file:{tmp_path}/a.csv", f"timm/{tmp_path}/model")
+
+
+def test_the_file_for_prometheus_is_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert with_absolute_paths(settings_from({"metrics-file": "a.prom"})).metrics_file == f"{tmp_path}/a.prom"
+    assert with_absolute_paths(settings_from({})).metrics_file == ""
