@@ -27,7 +27,6 @@ bench: $(VENV)/installed  ## step time and memory against the non-private step a
 	$(BIN)/python -W ignore -m benchmarks.engine
 
 docs: $(VENV)/installed  ## the documentation as a site, in site/; a broken link or reference is an error
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # no --quiet: it would hide the warnings from --strict
 
 lint: $(VENV)/installed
@@ -38,8 +37,8 @@ lint: $(VENV)/installed
 clean:
 	rm -rf $(VENV) runs site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-# Made again whenever the dependencies change.
-$(VENV)/installed: pyproject.toml
+# Made again whenever the dependencies change. The tests run with the versions that the image has (docker/pins.py renews them).
+$(VENV)/installed: pyproject.toml docker/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint docker/constraints.txt -e ".[dev]"
 	touch $@

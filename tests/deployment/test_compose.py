@@ -120,7 +120,7 @@ def test_the_gateway_lets_sites_pass_to_the_fleet_api_only() -> None:
 
 
 def test_the_image_has_the_versions_that_the_tests_run_with() -> None:
-    """A newer release in this environment: `python docker/pins.py > docker/constraints.txt`."""
+    """Which `make` installs. In an environment made by hand: `pip install -c docker/constraints.txt -e ".[dev]"`."""
     made = runpy.run_path(str(DOCKER / "pins.py"))
     assert (DOCKER / "constraints.txt").read_text().splitlines() == [made["HEAD"], *made["pins"]()]
 
