@@ -2,8 +2,8 @@
 
     python docker/pins.py > docker/constraints.txt
 
-writes them anew, in an environment that ``pip install --upgrade --upgrade-strategy eager -e ".[dev]"`` brought up to date and whose tests
-have passed. ``make`` installs by the file, and a test compares it with the environment that it runs in.
+writes them anew, in an environment that ``pip install --upgrade --upgrade-strategy eager -e ".[dev]"`` brought up to date and
+whose tests have passed. ``make`` installs by the file, and a test compares it with the environment that it runs in.
 """
 
 from __future__ import annotations
