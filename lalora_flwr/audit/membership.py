@@ -59,10 +59,7 @@ def attack_settings(settings: Settings, runs: int = RUNS, workers: int = 0, told
     found = [one for one in _by_kind(made, shadows) if len(one.inside) and len(one.outside)]
     if not found:
         raise ConfigError("data: too few records for an attack on membership")
-    confidence = 1 - (1 - CONFIDENCE) / len(found)
-    delta = settings.privacy.delta
-    results = [_result(one, bounds.one_run(one.inside, one.outside, delta, confidence)) for one in found]
-    return _record(settings, results, runs - shadows, shadows, begun)
+    return _record(settings, found, runs - shadows, shadows, begun)
 
 
 def attack_run(path: Path, runs: int = RUNS, workers: int = 0, told: Told = lambda done: None) -> MembershipRecord:
@@ -97,10 +94,7 @@ def attack_run(path: Path, runs: int = RUNS, workers: int = 0, told: Told = lamb
         Found(KINDS[REAL], "loss", own, others),
         Found(KINDS[REAL], "lira offline", scores[:members], scores[members:]),
     ]
-    confidence = 1 - (1 - CONFIDENCE) / len(found)
-    delta = settings.privacy.delta
-    results = [_result(one, attacks.implied_epsilon(one.inside, one.outside, delta, confidence)) for one in found]
-    return _record(settings, results, 1, runs, begun, before)
+    return _record(settings, found, 1, runs, begun, before)
 
 
 def _check(runs: int) -> None:
@@ -126,7 +120,7 @@ def _by_kind(made: Runs, shadows: int) -> Iterator[Found]:
             yield Found(name, attack, scores[truth], scores[~truth])
 
 
-def _result(found: Found, epsilon: float) -> Attacked:
+def _result(found: Found, delta: float, confidence: float, *, coins: bool) -> Attacked:
     rates = attacks.rates(found.inside, found.outside, attacks.FEW, 1 - CONFIDENCE)
     return Attacked(
         records=found.records,
@@ -138,13 +132,16 @@ def _result(found: Found, epsilon: float) -> Attacked:
         tpr=rates.tpr,
         tpr_lower=rates.tpr_lower,
         fpr_upper=rates.fpr_upper,
-        epsilon_lower=epsilon,
+        epsilon_if_independent=attacks.implied_epsilon(found.inside, found.outside, delta, confidence),
+        epsilon_one_run=bounds.one_run(found.inside, found.outside, delta, confidence) if coins else None,
     )
 
 
 def _record(
-    settings: Settings, results: list[Attacked], attacked: int, shadows: int, begun: float, before: float | None = None
+    settings: Settings, found: list[Found], attacked: int, shadows: int, begun: float, before: float | None = None
 ) -> MembershipRecord:
+    confidence = 1 - (1 - CONFIDENCE) / len(found)  # all together at 95 %
+    results = [_result(one, settings.privacy.delta, confidence, coins=before is None) for one in found]
     return MembershipRecord(
         version=__version__,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
