@@ -152,7 +152,7 @@ def audit(settings: Settings) -> AuditRecord:
     return of(settings)
 
 
-def membership(target: Settings | Path, runs: int = 24, workers: int = 0) -> MembershipRecord:
+def membership(target: Settings | Path, runs: int = 18, workers: int = 0) -> MembershipRecord:
     """Infer membership from the adapter of a finished run's folder, or from those of runs with the settings; as
     ``lalora audit --membership``. Processes are spawned: a script calls this under ``if __name__ == "__main__"``.
 

@@ -22,7 +22,7 @@ from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.settings import Settings
 from lalora_flwr.training.evaluate import evaluate
 
-RUNS = 24  # that are trained
+RUNS = 18  # that are trained
 FEWEST = 3
 CONFIDENCE = 0.95
 

@@ -121,7 +121,7 @@ def pool_of(settings: Settings, learner: Learner, *, plant: bool) -> Pool:
     split = site_rows(data.classes(), settings.data, settings.seed, settings.num_supernodes, data.owners())
     own = [data.private(rows, base.encode) for rows in split]
     kinds = _kinds(settings, base) if plant else ()
-    room = min(math.prod(slot.shape) for name, slot in learner.adapter.layout.items() if name in learner.adapter.trainable)
+    room = _room(learner)
     sites: list[Planted] = []
     gradients = 0
     for site, records in enumerate(own):
@@ -132,6 +132,13 @@ def pool_of(settings: Settings, learner: Learner, *, plant: bool) -> Pool:
         )
         gradients += int((sites[-1].kinds == GRADIENT).sum())
     return Pool(tuple(sites), base.num_classes, gradients)
+
+
+def _room(learner: Learner) -> int:
+    """How many directions there may be so that each lies in a slot of every part that trains."""
+    layout, trainable = learner.adapter.layout, learner.adapter.trainable
+    parts = [layout.of(part) & trainable for part in layout.parts]
+    return min(max(math.prod(layout[name].shape) for name in part) for part in parts if part)
 
 
 def _kinds(settings: Settings, base: BaseModel) -> Sequence[int]:

@@ -31,7 +31,7 @@ def audit(
             help="Infer membership from finished adapters instead: RUN's own, or of runs over real records and canaries.",
         ),
     ] = False,
-    runs: Annotated[int, typer.Option(help="Runs that --membership trains; without RUN a third of them is attacked.")] = 24,
+    runs: Annotated[int, typer.Option(help="Runs that --membership trains; without RUN a third of them is attacked.")] = 18,
     workers: Annotated[int, typer.Option(min=0, help="Processes of --membership; 0: as many as the processors carry.")] = 0,
 ) -> None:
     """Attack the run's own code with records made for it: does what sites let out keep the claimed epsilon?

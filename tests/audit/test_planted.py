@@ -74,6 +74,19 @@ def test_gradients_of_canaries_are_orthogonal_and_those_of_others_their_own(sett
     assert torch.allclose(flat @ flat.t(), 4 * torch.eye(4), atol=1e-5)
 
 
+def test_a_small_slot_leaves_room_for_canaries_in_others(tmp_path: Path) -> None:
+    headed = small(tmp_path, num_rounds=1, lora__head="trained", privacy__epsilon=float("inf"))  # its bias has ten entries
+    planted = pool(headed)
+    assert planted.gradients > 100
+    learner = PlantedLearners(MODELS, planted, 3.0).learner(headed)
+    learner.adapter.activate(learner.adapter.trainable)
+    site = planted.sites[-1]
+    rows = torch.nonzero(site.kinds == GRADIENT).flatten()
+    found, _ = learner.gradients(*site.batch(rows))
+    flat = torch.cat([value.flatten(1) for value in found.values()], 1)
+    assert torch.allclose(flat @ flat.t(), 9 * torch.eye(len(rows)), atol=1e-4)
+
+
 def test_an_adapter_that_went_a_canarys_way_shows_it(settings: Settings) -> None:
     planted = pool(settings)
     learner = PlantedLearners(MODELS, planted, 1.0).learner(settings)
