@@ -22,6 +22,7 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import Settings, read_toml, settings_from
 
 if TYPE_CHECKING:
+    from lalora_flwr.audit.membership_record import MembershipRecord
     from lalora_flwr.audit.record import AuditRecord
     from lalora_flwr.compare.results import Result as Row
     from lalora_flwr.server.metrics import RoundMetrics, Summary
@@ -149,6 +150,20 @@ def audit(settings: Settings) -> AuditRecord:
     from lalora_flwr.audit.audit import audit as of
 
     return of(settings)
+
+
+def membership(target: Settings | Path, runs: int = 18, workers: int = 0) -> MembershipRecord:
+    """Infer membership from the adapter of a finished run's folder, or from those of runs with the settings; as
+    ``lalora audit --membership``. Processes are spawned: a script calls this under ``if __name__ == "__main__"``.
+
+    Args:
+        target: a run's folder, or settings.
+        runs: that are trained.
+        workers: processes; 0: as many as the processors carry; 1: this one alone.
+    """
+    from lalora_flwr.audit.membership import attack_run, attack_settings
+
+    return attack_run(target, runs, workers) if isinstance(target, Path) else attack_settings(target, runs, workers)
 
 
 def verify(folder: Path, ledgers: Sequence[Path] = ()) -> list[str]:

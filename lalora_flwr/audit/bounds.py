@@ -87,21 +87,24 @@ def clopper_pearson(
         delta: at which ε is stated.
         random: of the curves.
     """
-    alpha = (1 - confidence) / (2 * sum(len(test.cuts) for test in tests))
-    limits = [_limits(test.inside >= cut, test.outside >= cut, alpha) for test in tests for cut in test.cuts]
-
-    def refuted(noise: float) -> bool:
-        there, outside = _pooled(groups, noise, random)
-        return any(right > (there >= np.quantile(outside, 1 - wrong)).mean() for right, wrong in limits)
-
     low, high = math.log(1e-3), math.log(1e2)  # of the noise, in units of the claimed one
     for _ in range(14):
         middle = (low + high) / 2
-        low, high = (low, middle) if refuted(math.exp(middle)) else (middle, high)
+        low, high = (low, middle) if refuted(tests, groups, math.exp(middle), random, confidence) else (middle, high)
     return max(
         epsilon_spent([SampledGaussian(sigma * math.exp(high), q, times) for sigma, q, times in group.steps], delta)
         for group in groups
     )
+
+
+def refuted(
+    tests: Sequence[Separation], groups: Sequence[Group], noise: float, random: np.random.Generator, confidence: float = 0.95
+) -> bool:
+    """Whether the tests refute mechanisms with ``noise`` times the σ of the groups; of 1: whether the claim is false."""
+    alpha = (1 - confidence) / (2 * sum(len(test.cuts) for test in tests))
+    limits = [_limits(test.inside >= cut, test.outside >= cut, alpha) for test in tests for cut in test.cuts]
+    there, outside = _pooled(groups, noise, random)
+    return any(right > (there >= np.quantile(outside, 1 - wrong)).mean() for right, wrong in limits)
 
 
 def _limits(inside: NDArray[np.bool_], outside: NDArray[np.bool_], alpha: float) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lalora_flwr.audit import membership_record
 from lalora_flwr.audit.record import FILE, read
 from lalora_flwr.ground.errors import ConfigError, LaloraError, RunFailed
 from lalora_flwr.ground.files import file_digest
@@ -41,6 +42,7 @@ def verify(folder: Path, ledgers: Sequence[Path] = ()) -> Iterator[str]:
         yield from _folder(folder, whole)
         yield from _numbers(folder, whole)
         yield from _audited(folder, whole)
+        yield from _attacked(folder)
         for path in ledgers:
             yield _ledger(path, whole)
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
@@ -162,6 +164,16 @@ def _audited(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
     if whole["differentially_private"] and (audit.epsilon, audit.delta) != (whole["epsilon_of_the_run"], whole["delta"]):
         raise RunFailed(f"{folder / FILE}: is an audit of another claim: ε = {audit.epsilon:g} at δ = {audit.delta:g}")
     yield f"audited: {audit.sentence}"
+
+
+def _attacked(folder: Path) -> Iterator[str]:
+    """Membership inference refutes nothing on a run's own adapter, but it is said."""
+    path = folder / membership_record.FILE
+    if path.exists():
+        try:
+            yield f"attacked: {membership_record.read(path).sentence}"
+        except ConfigError as fault:
+            raise RunFailed(str(fault)) from None
 
 
 def _ledger(path: Path, whole: dict[str, Any]) -> str:

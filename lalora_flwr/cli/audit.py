@@ -21,13 +21,28 @@ def audit(
     override: Override = None,
     config: ConfigFile = None,
     out: Annotated[
-        Path | None, typer.Option(help="File for the result; default: audit.json in the run's folder, if one is named.")
+        Path | None,
+        typer.Option(help="File for the result; default: audit.json or membership.json in the run's folder, if one is named."),
     ] = None,
+    membership: Annotated[
+        bool,
+        typer.Option(
+            "--membership",
+            help="Infer membership from finished adapters instead: RUN's own, or of runs over real records and canaries.",
+        ),
+    ] = False,
+    runs: Annotated[int, typer.Option(help="Runs that --membership trains; without RUN a third of them is attacked.")] = 18,
+    workers: Annotated[int, typer.Option(min=0, help="Processes of --membership; 0: as many as the processors carry.")] = 0,
 ) -> None:
     """Attack the run's own code with records made for it: does what sites let out keep the claimed epsilon?
 
     Exit 0: the claim survived; 1: it is false, or a contract is broken.
     """
+    if membership:
+        from lalora_flwr.cli.membership import attack
+
+        attack(run, override, config, out, runs, workers)
+        return
     from lalora_flwr.audit.audit import audit as of
     from lalora_flwr.audit.record import FILE, write
 
