@@ -66,7 +66,7 @@ def test_processes_make_the_same_runs(tmp_path: Path) -> None:
 def test_mislabelled_records_are_seen_where_there_is_no_noise(
     epsilon: float, rate: float, low: float, high: float, tmp_path: Path
 ) -> None:
-    """One site learns its records 35 times over; two runs, 274 mislabelled records, the runs of the table in ``docs/audit.md``."""
+    """One site learns its records 35 times over; two runs, those of the table in ``docs/audit.md``."""
     shape: dict[str, Any] = {"num_supernodes": 1, "num_rounds": 1, "train__local_steps": 300, "train__batch_size": 64}
     shape |= {"lora__targets": "auto", "lora__rank": 8, "lora__alpha": 8.0, "privacy__clip_norm": 2.0}
     settings = small(tmp_path, **shape, privacy__epsilon=epsilon, train__lr=rate)
