@@ -71,7 +71,7 @@ def _number(value: float) -> str:
 def samples_of(text: str) -> Samples:
     """What `exposition` wrote, by name and labels; lines of another form are passed over."""
     found: Samples = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a label may hold what Python takes for other ends of a line
         if match := _SAMPLE.fullmatch(line):
             of = tuple((name, _plain(value)) for name, value in _LABEL.findall(match["labels"] or ""))
             with suppress(ValueError):
