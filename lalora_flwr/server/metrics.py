@@ -12,12 +12,8 @@ HEADLINES = {"accuracy": "accuracy", "auroc": "AUROC", "r2": "R²"}  # a task ha
 HEADLINE_OF = {"single-label": "accuracy", "multi-label": "auroc", "regression": "r2"}  # by data.problem-type
 Record = TypeVar("Record", "RoundMetrics", "SiteReport", "Summary")
 METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"  # in a run's folder
-QUALITIES = {
-    "quality": "",
-    "frozen": "frozen_",
-    "last": "last_",
-    "best": "best_",
-}  # fields that are several numbers, and what stands before their names
+# Fields that are several numbers, and what stands before their names.
+QUALITIES = {"quality": "", "frozen": "frozen_", "last": "last_", "best": "best_"}
 IF_SET = {"if-set": True}  # the field is in the file only if it says something
 SIGNAL = {"if-set": True, "signal": True}  # likewise, and stands behind the others
 
