@@ -130,6 +130,10 @@ def test_a_profile_that_says_nothing_known_is_refused_in_one_line(wrong: str) ->
             "merge.name = 'mean': takes whole adapters, but hetlora lets sites differ",
         ),
         ({"strategy": "flexlora", "filter__name": "disk"}, "filter.name = 'disk': disk remembers gradients"),
+        (
+            {"strategy": "hetlora", "lora__form": "lora-sb", "profiles": "rank=1"},
+            "lora.form = 'lora-sb': sites of hetlora differ in the ranks of lora_A and lora_B",
+        ),
         ({"strategy": "ffa-lora", "merge__name": "product-svd"}, "the merge 'product-svd' changes what does not train"),
         ({"strategy": "hetlora", "trust": "secure-sum", "train__local_steps": 1}, "combines adapters, and no gradients"),
     ],
