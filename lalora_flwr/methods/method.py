@@ -159,8 +159,8 @@ class Method:
             )
         if parts and own.travel.takes_profiles and not {LORA_A, LORA_B} <= parts:
             raise ConfigError(
-                f"lora.form = {own.form!r}: sites of {settings.strategy} differ in the ranks of lora_A and lora_B, which the form "
-                "does not train; choose lora or lora-residual, or another strategy"
+                f"lora.form = {own.form!r}: sites of {settings.strategy} differ in the ranks of lora_A and lora_B, which the "
+                "form does not train; choose lora or lora-residual, or another strategy"
             )
         if settings.profiles and not own.travel.takes_profiles:
             raise ConfigError(

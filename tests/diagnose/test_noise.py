@@ -95,11 +95,22 @@ def test_one_factor_a_round_meets_itself_only_over_the_run_and_one_factor_never(
         ({"privacy.epsilon": math.inf}, "no noise"),
         ({"train.optimizer": "adamw"}, "train.optimizer = 'adamw'"),
         ({"train.local-steps": 1, "train.step-at": "server", "train.momentum": 0.5}, "train.momentum = 0.5"),
+        ({"strategy": "as-lora"}, "merge.name = 'as-lora': what trains when follows from directives"),
+        ({"strategy": "dynamic-rank"}, "merge.name = 'above-noise': what trains when follows from directives"),
+        ({"strategy": "hetlora", "profiles": "rank=1;layers=1"}, "sites may train different parts"),
+        ({"strategy": "flora"}, "merge.name = 'stack': the noise of a round is turned into other factors"),
     ],
 )
 def test_where_the_noise_is_not_known_the_reason_is_said(keys: dict[str, Any], why: str) -> None:
     found = of(settings(**keys))
     assert found.whole is None and why in found.unknown
+
+
+def test_factors_that_are_frozen_get_no_noise() -> None:
+    run = settings(strategy="fed-sb")
+    frozen = Layout(dataclasses.replace(slot, frozen=True) for slot in LAYOUT.values())
+    found = amplification(run, method_of(run), frozen, SUMMARY, ADAPTER)
+    assert found.whole is None and "no factors A and B that train" in found.unknown
 
 
 def test_the_noise_of_a_mean_is_that_of_its_sites() -> None:
