@@ -155,3 +155,11 @@ def test_means_and_costs_over_the_rounds() -> None:
     assert (found.seconds, found.bytes_up, found.peak_memory_mb) == (2.0, 20.0, 77.0)
     assert cost([dataclasses.replace(lines[0], peak_memory_mb=5.0)], 77.0).peak_memory_mb == 5.0
     assert without_signals([RoundMetrics(round=1)])
+
+
+def test_numbers_that_are_not_finite_are_left_out() -> None:
+    lines = [
+        RoundMetrics(round=i, sites=4, snr_A=s, cosine_A=0.5) for i, s in enumerate((4.0, math.inf, math.nan, 5.0, -math.inf))
+    ]
+    finite = [lines[0], lines[3]]
+    assert released(lines) == released(finite) and released(finite).clean_cosine_A is not None
