@@ -18,7 +18,7 @@ from lalora_flwr.methods.method import method_of
 from lalora_flwr.server.metrics import RoundMetrics, SiteReport, Summary
 from lalora_flwr.settings import Settings, settings_from
 
-LAYERS = {"one": (3, 14, 11), "two": (2, 8, 9)}  # rank, inputs, outputs
+LAYERS = {"one": (3, 24, 5), "two": (2, 16, 5)}  # rank, inputs, outputs: unequal, so that A and B cannot be exchanged
 LAYOUT = Layout(
     slot
     for name, (r, n, m) in LAYERS.items()
