@@ -68,7 +68,7 @@ def released(rounds: Sequence[RoundMetrics]) -> Released:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and math.isfinite(value)]
     return statistics.fmean(known) if known else None
 
 
@@ -89,8 +89,9 @@ def clean_cosine(rounds: Iterable[tuple[float | None, float | None, int]]) -> fl
     for cosine, snr, sites in rounds:
         if cosine is not None and snr is not None and 1 + (sites - 1) * cosine > 0:
             x = (snr + 1) / (1 + (sites - 1) * cosine)
-            inner.append(cosine * x)
-            own.append(x - 1)
+            if math.isfinite(cosine * x):  # a run that diverged, or a damaged file, has numbers that are not
+                inner.append(cosine * x)
+                own.append(x - 1)
     if len(own) < 2 or statistics.fmean(own) <= SURE * statistics.stdev(own) / math.sqrt(len(own)):
         return None
     return sum(inner) / sum(own)

@@ -83,6 +83,7 @@ class Scored(Mean):
 
     name = "as-lora"
     needs_parts = frozenset({LORA_A, LORA_B})
+    steers = True
 
     def start(self, layout: Layout) -> Public:
         return everywhere(layout, a=False)  # at B = 0 the gradient of A is zero

@@ -78,8 +78,7 @@ class AboveNoise(Merge):
 
     name = "above-noise"
     needs_parts = frozenset({LORA_A, LORA_B})
-    moves_frozen = True
-    rewrites = True
+    moves_frozen, rewrites, steers = True, True, True
 
     def least_updates(self, settings: MergeSettings) -> int:
         return 2

@@ -38,7 +38,7 @@ Factors = tuple[NDArray[np.floating], NDArray[np.floating]]  # A (r, n), B (m, r
 class Products(PerEntry):
     """The mean of the products B A over the sites that trained either factor; of other slots the mean."""
 
-    rewrites = True
+    rewrites, moves_frozen = True, True
     needs_parts = frozenset({LORA_A, LORA_B})
 
     def __init__(self, name: str, *, split: bool) -> None:

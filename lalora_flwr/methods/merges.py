@@ -88,6 +88,7 @@ class Merge:
         needs_each: whether it looks at single updates; if not, their sum is all that it uses, and a transport may hide the rest.
         needs_parts: the parts of slots that it combines in a way of their own.
         moves_frozen: whether it changes slots that do not train, so that all must go down.
+        steers: whether its directives say what trains.
     """
 
     name: str = ""
@@ -97,6 +98,7 @@ class Merge:
     needs_parts: frozenset[str] = frozenset()
     moves_frozen: bool = False
     takes_parts: bool = False
+    steers: bool = False
 
     def least_updates(self, settings: MergeSettings) -> int:
         """With fewer updates in a round the run stops."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lalora_flwr.adapter.form import AdapterForm
-from lalora_flwr.adapter.slots import Layout, Mask
+from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout, Mask
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.filters import NONE, Filter, filter_of
 from lalora_flwr.methods.merges import MEAN, Merge
@@ -162,6 +162,11 @@ class Method:
             raise ConfigError(
                 f"merge.name = {name!r}: takes whole adapters, but {settings.strategy} lets sites differ; choose auto, "
                 "per-entry, zero-padded, product-svd or product-svd-split"
+            )
+        if parts and own.travel.takes_profiles and not {LORA_A, LORA_B} <= parts:
+            raise ConfigError(
+                f"lora.form = {own.form!r}: sites of {settings.strategy} differ in the ranks of lora_A and lora_B, which the "
+                "form does not train; choose lora or lora-residual, or another strategy"
             )
         if settings.profiles and not own.travel.takes_profiles:
             raise ConfigError(

@@ -285,7 +285,7 @@ def _value(name: str, hint: Any, value: object) -> object:
     """A field's value, checked."""
     if hint is float and value is None:
         return math.inf  # JSON has no word for it
-    if name == "sites" and isinstance(value, Mapping):
+    if name == "sites" and get_origin(hint) is Mapping and isinstance(value, Mapping):
         return {site: _read(SiteReport, report) for site, report in value.items()}
     kinds = getattr(hint, "__args__", None) if get_origin(hint) not in (Mapping, Sequence) else None
     if not any(_is(kind, value) for kind in kinds or (hint,)):
@@ -293,7 +293,11 @@ def _value(name: str, hint: Any, value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+LONGEST = 2**63  # no count is beyond; a larger whole number may be no float
+
+
 def _is(kind: Any, value: object) -> bool:
     if kind in (float, int):
-        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < LONGEST
+        return whole or (kind is float and isinstance(value, float))
     return isinstance(value, get_origin(kind) or kind)

@@ -12,6 +12,7 @@ from lalora_flwr.methods.merges import Merged
 from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.public import written
+from lalora_flwr.wire.tensors import LARGEST
 
 log = logging.getLogger("lalora_flwr.server")
 RAY_DEATHS = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "OutOfMemoryError")
@@ -81,3 +82,18 @@ def check_merged(server_round: int, merge: str, layout: Layout, merged: Merged) 
         fault = f"its directive or its notes cannot be written: {error}"
     if fault:
         raise RunFailed(f"round {server_round}: the merge {merge!r} is broken: {fault}")
+
+
+def check_size(server_round: int, merge: str, merged: Merged) -> None:
+    """Stop before sites are asked to start from values next to which all that they could answer is refused.
+
+    Each reply is within bounds, so no mean is beyond them; products of two factors can be.
+
+    Raises:
+        RunFailed: a value is above `LARGEST`.
+    """
+    if any((np.abs(value) > LARGEST).any() for value in merged.tensors.values()):
+        raise RunFailed(
+            f"round {server_round}: the merge {merge!r} made values above {LARGEST:g}, next to which what sites send is refused: "
+            "one of them sent too much, or train.lr is too large"
+        )

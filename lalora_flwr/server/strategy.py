@@ -28,7 +28,7 @@ from lalora_flwr.server.released import noise_by_slot
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.signals import Round, signals_of
 from lalora_flwr.server.stepping import ServerStep
-from lalora_flwr.server.stopping import check_merged
+from lalora_flwr.server.stopping import check_merged, check_size
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.orders import EvaluateOrder
 from lalora_flwr.wire.public import Public
@@ -148,6 +148,7 @@ class FederatedStrategy(Strategy):
         report.signals = self._signals(report.server_round, updates, noise)
         merged = self._merge(report.server_round, updates, nodes, noise)
         check_merged(report.server_round, self._method.merge.name, self._layout, merged)
+        check_size(report.server_round, self._method.merge.name, merged)
         changed = to_arrays({name: torch.from_numpy(np.asarray(value)) for name, value in merged.tensors.items()})
         self._arrays = ArrayRecord({**self._arrays, **changed})
         self._memory, self._directive = merged.memory, merged.directive

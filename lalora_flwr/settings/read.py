@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
@@ -43,10 +44,14 @@ def keys_of(*kinds: Kind) -> frozenset[str]:
     return frozenset(name for name, key in KEYS.items() if key.kind in kinds)
 
 
+MOST_WHOLE = int(sys.float_info.max)
+WHOLE = 2**63  # Flower's messages hold no larger one
+
+
 def _typed(key: Key, value: object) -> Value:
     want = type(key.default)
     if want is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) <= MOST_WHOLE else value  # beyond, there is no float
     if type(value) is not want:
         kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[want]
         raise ConfigError(f"{key.name} = {value!r}: must be {kind}")
@@ -54,6 +59,8 @@ def _typed(key: Key, value: object) -> Value:
         raise ConfigError(f"{key.name} = {value!r}: holds half a character, which no file can; write it whole")
     if wanted := key.refusal(value):
         raise ConfigError(f"{key.name} = {value!r}: must be {wanted}")
+    if type(value) is int and abs(value) >= WHOLE:
+        raise ConfigError(f"{key.name} = {value!r}: must be a whole number below 2^63")
     return value
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 
 import torch
-from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
+from flwr.app import Context, MetricRecord, RecordDict
 from torch import Tensor
 
 from lalora_flwr.data.inputs import to_device
@@ -23,15 +23,14 @@ from lalora_flwr.privacy.randomness import RandomSource
 from lalora_flwr.settings import Settings
 from lalora_flwr.site.admission import ledger_for, request_for
 from lalora_flwr.site.host import Host
-from lalora_flwr.site.model import own_model, start_from
+from lalora_flwr.site.model import own_model, start_from, tensors_of
 from lalora_flwr.site.pins import own_settings
 from lalora_flwr.site.records import counted_records
 from lalora_flwr.site.round import Site
 from lalora_flwr.training.evaluate import evaluate
 from lalora_flwr.training.learner import Learner
-from lalora_flwr.wire.orders import ARRAYS, EvaluateOrder
+from lalora_flwr.wire.orders import EvaluateOrder
 from lalora_flwr.wire.replies import SITE_METRICS
-from lalora_flwr.wire.tensors import to_tensors
 
 SHARES = ("accuracy", "exact_match", "within_tenth")  # of right answers: what each kind of label calls it
 log = logging.getLogger("lalora_flwr.site")
@@ -83,10 +82,7 @@ def _learner(site: Site, settings: Settings, order: EvaluateOrder, content: Reco
     learner = own_model(site.host, settings, site.node_config, order.model_digest, quiet=quiet)
     method = method_of(settings)
     held = method.travel.held(learner.adapter.layout, site.profile)
-    arrays = content.get(ARRAYS)
-    if not isinstance(arrays, ArrayRecord):
-        raise SiteRefusal("order: it holds no tensors")
-    start_from(learner, held, to_tensors(arrays), method.travel.down(method.at_rest(held)))
+    start_from(learner, held, tensors_of(content), method.travel.down(method.at_rest(held)))
     return learner
 
 

@@ -6,14 +6,18 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
-from lalora_flwr.adapter.slots import Layout, corner, digest
+from lalora_flwr.adapter.slots import Layout, Slot, corner, digest
 from lalora_flwr.ground.errors import SiteRefusal
 from lalora_flwr.settings import Settings
 from lalora_flwr.site.host import Host
 from lalora_flwr.site.records import NodeConfig
 from lalora_flwr.training.learner import Learner
+from lalora_flwr.wire.orders import ARRAYS
+from lalora_flwr.wire.tensors import to_tensors
 
 log = logging.getLogger("lalora_flwr.site")
 MODEL_DIFFERS = (
@@ -59,8 +63,26 @@ def own_model(host: Host, settings: Settings, node_config: NodeConfig, model_dig
     return learner
 
 
+def tensors_of(content: RecordDict) -> dict[str, Tensor]:
+    """The tensors of an order.
+
+    Raises:
+        SiteRefusal: it has none, or they cannot be read.
+    """
+    arrays = content.get(ARRAYS)
+    if not isinstance(arrays, ArrayRecord):
+        raise SiteRefusal("order: it holds no tensors")
+    try:
+        return to_tensors(arrays)
+    except Exception:  # whatever numpy and torch make of bytes that are no arrays
+        raise SiteRefusal("order: its tensors cannot be read") from None
+
+
 def start_from(learner: Learner, held: Layout, received: Mapping[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
     """Load the adapter that the server sent; what did not travel is as the seed draws it.
+
+    No honest server sends values that are not finite: they would buy noise alone with the site's budget, and a form that
+    solves for what it loads, as a ridge head's, would fail on them.
 
     Args:
         learner: of the site.
@@ -72,13 +94,19 @@ def start_from(learner: Learner, held: Layout, received: Mapping[str, Tensor], w
         What was loaded.
 
     Raises:
-        SiteRefusal: the tensors are not those of the method, or not of the shapes that the site holds.
+        SiteRefusal: the tensors are not those of the method, not of the shapes that the site holds, or not finite float32.
     """
-    if set(received) != wanted or any(received[name].shape != held[name].shape for name in wanted):
+    if set(received) != wanted or any(not _fits(received[name], held[name]) for name in wanted):
         raise SiteRefusal("adapter: the tensors sent are not those that the run's method sends")
+    if not all(torch.isfinite(received[name]).all() for name in wanted):
+        raise SiteRefusal("adapter: the tensors sent hold values that are not finite")
     start = {name: received[name] if name in received else corner(learner.initial[name], held[name]) for name in held}
     learner.adapter.load(start)
     return start
+
+
+def _fits(tensor: Tensor, slot: Slot) -> bool:
+    return tensor.shape == slot.shape and tensor.dtype == torch.float32
 
 
 def check_start(learner: Learner, adapter_digest: str) -> None:

@@ -30,7 +30,7 @@ from lalora_flwr.settings.stages import stage_of
 from lalora_flwr.site import memory
 from lalora_flwr.site.admission import admitted
 from lalora_flwr.site.host import Host
-from lalora_flwr.site.model import check_start, own_model, start_from
+from lalora_flwr.site.model import check_start, own_model, start_from, tensors_of
 from lalora_flwr.site.pins import own_settings, with_own_model
 from lalora_flwr.site.records import NodeConfig, counted_records
 from lalora_flwr.site.sharing import secrets_of, sharing_of
@@ -41,7 +41,6 @@ from lalora_flwr.wire.orders import ARRAYS, MEMORY, TrainOrder
 from lalora_flwr.wire.profile import Profile
 from lalora_flwr.wire.replies import COUNTERS, Counters
 from lalora_flwr.wire.sharing import Secrets
-from lalora_flwr.wire.tensors import to_tensors
 
 log = logging.getLogger("lalora_flwr.site")  # the site's own log; the server never sees it
 LEDGER = "ledger"  # record of Flower's per-site state that holds the counted steps
@@ -193,10 +192,7 @@ def _start(
     if any(not mask or mask - layout.trainable for mask in masks):
         raise SiteRefusal("order: a step would train nothing, or what the adapter does not have")
     turn = method.turn(layout, order.server_round, steps, order.directive, site.profile)
-    arrays = content.get(ARRAYS)
-    if not isinstance(arrays, ArrayRecord):
-        raise SiteRefusal("order: it holds no tensors")
-    start_from(learner, layout, to_tensors(arrays), method.travel.down(turn))
+    start_from(learner, layout, tensors_of(content), method.travel.down(turn))
     check_start(learner, order.adapter_digest)
     remembered: dict[str, State] = {}
     if method.sites_remember:

@@ -60,7 +60,7 @@ class Attack:
         kind, size = self.adapter
         draw, out = generator(5), {}
         for name, tensor in state.items():
-            noise = torch.randn(tensor.shape, generator=draw) * size
+            noise = (torch.randn(tensor.shape, generator=draw) * size).clamp(-HUGE, HUGE) if abs(size) <= HUGE else tensor + size
             if kind == "everything" or factor_of(name) == kind:
                 out[name] = noise
             elif kind == "one" and tensor.numel():

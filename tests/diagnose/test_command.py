@@ -111,6 +111,8 @@ def test_an_unfinished_run_is_one_line(run: Path, lalora: Lalora) -> None:
         ("checkpoint/adapter.safetensors", None, "its checkpoint is missing"),
         ("metrics.jsonl", b"{", "not a finished run"),
         ("metrics.jsonl", b"", "metrics.jsonl is empty"),
+        ("metrics.jsonl", b'{"round": 1, "sites": {}}', "sites: {} is not a value of it"),
+        ("metrics.jsonl", b'{"round": 1, "bytes_up": 1' + 400 * b"0" + b"}", "bytes_up: 1"),
         ("summary.json", b"[]", "not a finished run"),
         ("config.toml", b"a = ", "not valid TOML"),
         ("config.toml", b"[lora]\nrank = 3\n", "config.toml lacks"),

@@ -18,7 +18,7 @@ from lalora_flwr.methods.method import method_of
 from lalora_flwr.server.metrics import RoundMetrics, SiteReport, Summary
 from lalora_flwr.settings import Settings, settings_from
 
-LAYERS = {"one": (3, 14, 11), "two": (2, 8, 9)}  # rank, inputs, outputs
+LAYERS = {"one": (3, 24, 5), "two": (2, 16, 5)}  # rank, inputs, outputs: unequal, so that A and B cannot be exchanged
 LAYOUT = Layout(
     slot
     for name, (r, n, m) in LAYERS.items()
@@ -95,11 +95,22 @@ def test_one_factor_a_round_meets_itself_only_over_the_run_and_one_factor_never(
         ({"privacy.epsilon": math.inf}, "no noise"),
         ({"train.optimizer": "adamw"}, "train.optimizer = 'adamw'"),
         ({"train.local-steps": 1, "train.step-at": "server", "train.momentum": 0.5}, "train.momentum = 0.5"),
+        ({"strategy": "as-lora"}, "merge.name = 'as-lora': what trains when follows from directives"),
+        ({"strategy": "dynamic-rank"}, "merge.name = 'above-noise': what trains when follows from directives"),
+        ({"strategy": "hetlora", "profiles": "rank=1;layers=1"}, "sites may train different parts"),
+        ({"strategy": "flora"}, "merge.name = 'stack': the noise of a round is turned into other factors"),
     ],
 )
 def test_where_the_noise_is_not_known_the_reason_is_said(keys: dict[str, Any], why: str) -> None:
     found = of(settings(**keys))
     assert found.whole is None and why in found.unknown
+
+
+def test_factors_that_are_frozen_get_no_noise() -> None:
+    run = settings(strategy="fed-sb")
+    frozen = Layout(dataclasses.replace(slot, frozen=True) for slot in LAYOUT.values())
+    found = amplification(run, method_of(run), frozen, SUMMARY, ADAPTER)
+    assert found.whole is None and "no factors A and B that train" in found.unknown
 
 
 def test_the_noise_of_a_mean_is_that_of_its_sites() -> None:
@@ -144,3 +155,11 @@ def test_means_and_costs_over_the_rounds() -> None:
     assert (found.seconds, found.bytes_up, found.peak_memory_mb) == (2.0, 20.0, 77.0)
     assert cost([dataclasses.replace(lines[0], peak_memory_mb=5.0)], 77.0).peak_memory_mb == 5.0
     assert without_signals([RoundMetrics(round=1)])
+
+
+def test_numbers_that_are_not_finite_are_left_out() -> None:
+    lines = [
+        RoundMetrics(round=i, sites=4, snr_A=s, cosine_A=0.5) for i, s in enumerate((4.0, math.inf, math.nan, 5.0, -math.inf))
+    ]
+    finite = [lines[0], lines[3]]
+    assert released(lines) == released(finite) and released(finite).clean_cosine_A is not None

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from lalora_flwr.adapter.lora_sb import LORA_R, LORA_SB
+from lalora_flwr.adapter.lora_sb import GRID, LORA_R, LORA_SB
 from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout
 from lalora_flwr.engines.inline import run_inline
 from lalora_flwr.gradients.engine import PerSampleGradients
@@ -86,6 +86,14 @@ def test_the_fixed_factors_are_orthonormal_and_follow_from_the_seed() -> None:
         torch.testing.assert_close(B.T @ B, torch.eye(2), atol=1e-4, rtol=0)
         assert R.shape == (2, 2) and not R.any() and not torch.equal(A, other[own[LORA_A]])
     assert all(torch.equal(one[name], same[name]) for name in one)
+
+
+def test_the_fixed_factors_lie_on_a_grid_that_hides_a_machines_last_digits() -> None:
+    """Sites derive them instead of getting them, and compare digests; decompositions differ by far less than half a step."""
+    adapter = LORA_SB.attach(BASES["mlp"](), LORA, 0)
+    for name in adapter.layout.of(LORA_A, LORA_B):
+        steps = adapter.parameters[name].detach().double() / GRID
+        assert torch.equal(steps, steps.round()) and steps.any()
 
 
 def test_only_cores_and_the_head_travel_and_the_mean_is_the_mean_of_the_products(finished: Callable[..., Finished]) -> None:

@@ -90,13 +90,15 @@ def test_the_mean_of_products_is_cut_as_its_dense_matrix_would_be(merge: Merge, 
     np.testing.assert_allclose(new["head"], np.mean([u.tensors["head"] for u in updates], axis=0), atol=1e-6)
 
 
-def test_a_factor_that_was_frozen_is_the_runs() -> None:
+@pytest.mark.parametrize("frozen", ["A", "B"])
+def test_a_factor_that_was_frozen_is_the_runs(frozen: str) -> None:
     current, updates = drawn(["", "rank=2"], 0)
-    only_B = [Update(u.site, {name: v for name, v in u.tensors.items() if not name.endswith(".A")}) for u in updates]
-    new = merged(PRODUCT_SVD, current, only_B)
-    A, B = current["first.A"].astype(float), [u.tensors["first.B"].astype(float) for u in only_B]
-    expected = (B[0] @ A + B[1] @ A[:2]) / 2
-    np.testing.assert_allclose(new["first.B"] @ new["first.A"], expected, atol=1e-4)
+    one = [Update(u.site, {name: v for name, v in u.tensors.items() if not name.endswith(f".{frozen}")}) for u in updates]
+    new = merged(PRODUCT_SVD, current, one)
+    A, B = ([u.tensors.get(f"first.{factor}", current[f"first.{factor}"]).astype(float) for u in one] for factor in "AB")
+    expected = (B[0] @ A[0] + B[1][:, :2] @ A[1][:2]) / 2
+    U, S, W = np.linalg.svd(expected)
+    np.testing.assert_allclose(new["first.B"] @ new["first.A"], (U[:, :RANK] * S[:RANK]) @ W[:RANK], atol=1e-4)
 
 
 def test_sites_that_send_zeros_leave_an_adapter_that_can_train() -> None:
@@ -130,6 +132,11 @@ def test_a_profile_that_says_nothing_known_is_refused_in_one_line(wrong: str) ->
             "merge.name = 'mean': takes whole adapters, but hetlora lets sites differ",
         ),
         ({"strategy": "flexlora", "filter__name": "disk"}, "filter.name = 'disk': disk remembers gradients"),
+        (
+            {"strategy": "hetlora", "lora__form": "lora-sb", "profiles": "rank=1"},
+            "lora.form = 'lora-sb': sites of hetlora differ in the ranks of lora_A and lora_B",
+        ),
+        ({"strategy": "ffa-lora", "merge__name": "product-svd"}, "the merge 'product-svd' changes what does not train"),
         ({"strategy": "hetlora", "trust": "secure-sum", "train__local_steps": 1}, "combines adapters, and no gradients"),
     ],
 )

@@ -30,6 +30,10 @@ from tests.conftest import AppCall, Finished, Spy, files_in, rounded, run_spied,
 MakeFinished = Callable[..., Finished]
 MIXED = {"strategy": "rolora", "num_rounds": 4, "num_supernodes": 4, "fraction_train": 0.5, "evaluate_every": 2}
 
+DIFFERING = {  # ranks and layers, and a filter that remembers gradients of their shapes
+    **{"strategy": "hetlora", "profiles": "rank=1;rank=1 layers=1;layers=1", "num_rounds": 3, "num_supernodes": 4},
+    **{"fraction_train": 0.5, "filter__name": "disk", "lora__head": "trained"},
+}
 AVERAGED = {"num_rounds": 8, "merge__average": "ema"}
 
 
@@ -68,6 +72,7 @@ def resumed(folder: Path, **overrides: Any) -> Settings:
         ({"num_rounds": 3}, 3),
         (MIXED, 1),
         (MIXED, 3),
+        (DIFFERING, 2),
         (AVERAGED, 5),
         (AVERAGED, 8),
     ],

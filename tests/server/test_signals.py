@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
@@ -164,3 +165,11 @@ def test_what_a_filter_keeps_is_measured() -> None:
     narrow = Slot("b", "b", LORA_A, (8, 4), 1)  # where the mirrored edge keeps more
     matrix = np.array([GAUSS5(narrow, torch.eye(4)[i].repeat(8, 1), {}, Around())[0].numpy() for i in range(4)])
     assert kept_by(GAUSS5, narrow) == pytest.approx(float(np.square(matrix).sum()) / 4, rel=0.03)
+
+
+def test_a_site_that_fails_leaves_the_others_rates_as_they_are() -> None:
+    """Rates by rule follow from the noise of all sites of a round: with fewer the mean has more noise, and no other rate."""
+    run = settings(**{"train.lr": 0.0})
+    all_sites, two = at(run, 0.1), dataclasses.replace(at(run, 0.1 * math.sqrt(SITES / 2)), sites=2)
+    energies = [noise_energy(now, trained_times(now)) for now in (all_sites, two)]
+    assert energies[0] and energies[1] == pytest.approx({name: e * SITES / 2 for name, e in energies[0].items()})

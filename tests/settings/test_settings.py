@@ -161,6 +161,11 @@ def test_the_ends_of_a_range_are_accepted(name: str, value: Any) -> None:
     assert flatten(settings_from({name: value}))[name] == value
 
 
+@pytest.mark.parametrize("name", ["train.weight-decay", "num-rounds", "seed"])
+def test_a_whole_number_beyond_every_float_is_one_line(name: str) -> None:
+    assert refusal({name: 10**400}).startswith(f"{name} = 1000") and ": must be a " in refusal({name: 10**400})
+
+
 def test_only_an_infinite_epsilon_is_not_private() -> None:
     assert settings_from({"privacy.epsilon": 100.0}).private
     assert not settings_from({"privacy.epsilon": math.inf}).private
