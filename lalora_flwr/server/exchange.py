@@ -14,7 +14,7 @@ from torch import Tensor
 from lalora_flwr.adapter.slots import Layout, Mask, corner, digest
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.transport import Exchange, Packed
-from lalora_flwr.server.metrics import Signals
+from lalora_flwr.server.round_signals import Signals
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.orders import ARRAYS, CONFIG, MEMORY, EvaluateOrder, TrainOrder
 from lalora_flwr.wire.profile import Profile

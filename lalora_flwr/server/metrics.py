@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, get_origin, get_type_hints
 
+from lalora_flwr.server.round_signals import IF_SET, Signals
+
 Quality = Mapping[str, float | None]  # headline, loss, and what the task has besides; None: not evaluated, or not finite
 HEADLINES = {"accuracy": "accuracy", "auroc": "AUROC", "r2": "R²"}  # a task has one; each grows with the quality, up to 1
 HEADLINE_OF = {"single-label": "accuracy", "multi-label": "auroc", "regression": "r2"}  # by data.problem-type
@@ -14,30 +16,6 @@ Record = TypeVar("Record", "RoundMetrics", "SiteReport", "Summary")
 METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"  # in a run's folder
 # Fields that are several numbers, and what stands before their names.
 QUALITIES = {"quality": "", "frozen": "frozen_", "last": "last_", "best": "best_"}
-IF_SET = {"if-set": True}  # the field is in the file only if it says something
-SIGNAL = {"if-set": True, "signal": True}  # likewise, and stands behind the others
-
-
-@dataclass(frozen=True, kw_only=True)
-class Signals:
-    """What a round's released updates say; `lalora_flwr.server.signals` has the formulas. None: there is no such thing.
-
-    Attributes:
-        snr, snr_A, snr_B: signal over noise of the mean update, without the energy that its noise is expected to have, so that it
-            is 0 in the mean of pure noise and now and then below.
-        cosine_A, cosine_B: how alike the sites' updates are.
-        coupling, cross_term: how what A's move does to the product meets what B's does, and what comes of both.
-        aggregation_bias: how far the mean of the products is from the product of the means.
-    """
-
-    snr: float | None = field(default=None, metadata=SIGNAL)
-    snr_A: float | None = field(default=None, metadata=SIGNAL)
-    snr_B: float | None = field(default=None, metadata=SIGNAL)
-    cosine_A: float | None = field(default=None, metadata=SIGNAL)
-    cosine_B: float | None = field(default=None, metadata=SIGNAL)
-    coupling: float | None = field(default=None, metadata=SIGNAL)
-    cross_term: float | None = field(default=None, metadata=SIGNAL)
-    aggregation_bias: float | None = field(default=None, metadata=SIGNAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout, Slot, factors_of
 from lalora_flwr.methods.filters import Around, Filter, State
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.updates import Tensors, Updates
-from lalora_flwr.server.metrics import Signals
+from lalora_flwr.server.round_signals import Signals
 from lalora_flwr.settings import Settings
 from lalora_flwr.training.rate import rate_for
 from lalora_flwr.wire.public import Public

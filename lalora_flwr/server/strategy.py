@@ -23,9 +23,9 @@ from lalora_flwr.methods.updates import Update, Updates, together
 from lalora_flwr.server.asking import Asking
 from lalora_flwr.server.counts import Asked, SiteCounts
 from lalora_flwr.server.exchange import RoundReport, content_of, evaluation
-from lalora_flwr.server.metrics import Signals
 from lalora_flwr.server.released import noise_by_slot
 from lalora_flwr.server.roster import Roster
+from lalora_flwr.server.round_signals import Signals
 from lalora_flwr.server.signals import Round, signals_of
 from lalora_flwr.server.stepping import ServerStep
 from lalora_flwr.server.stopping import check_merged, check_size

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lalora_flwr.server.folder import to_json
-from lalora_flwr.server.metrics import RoundMetrics, Signals, SiteReport, Summary
+from lalora_flwr.server.metrics import RoundMetrics, SiteReport, Summary
+from lalora_flwr.server.round_signals import Signals
 from tests.conftest import Finished
 
 counts, sizes, words = st.integers(0, 2**40), st.floats(0, 1e9), st.text(max_size=9)
