@@ -14,7 +14,7 @@ test: $(VENV)/installed lint  ## style, types and the fast tests
 test-slow: $(VENV)/installed  ## the tests that start real Flower simulations
 	$(BIN)/pytest --durations=12 -m "slow and not nightly"
 
-test-nightly: $(VENV)/installed  ## what test-slow only samples: every extension of tests/probes under Ray
+test-nightly: $(VENV)/installed  ## what test-slow only samples: every extension of tests/probes under Ray, docs/operate.md on a real federation
 	$(BIN)/pytest -m nightly
 
 test-faults: $(VENV)/installed  ## kill -9 of sites, servers and simulations at random moments; about 25 minutes
