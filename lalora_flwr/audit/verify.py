@@ -12,7 +12,7 @@ from lalora_flwr.audit import membership_record
 from lalora_flwr.audit.agreement import Files
 from lalora_flwr.audit.record import FILE, read
 from lalora_flwr.ground.errors import ConfigError, LaloraError, RunFailed
-from lalora_flwr.ground.files import file_digest
+from lalora_flwr.ground.files import file_digest, read_small
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.verify import ERROR, SAME, SECOND
 from lalora_flwr.ledger.verify import verify as verify_ledger
@@ -56,7 +56,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{folder}: holds no {CERTIFICATE}; name the folder of a run that finished, of this version or newer")
     try:
-        whole = json.loads(path.read_bytes())
+        whole = json.loads(read_small(path))
         if not isinstance(whole, dict):
             raise ValueError("not a table")
         return whole
@@ -67,7 +67,7 @@ def _read(folder: Path) -> dict[str, Any]:
 def _folder(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
     rest = {name: value for name, value in whole.items() if name != "digest"}
     text = json.dumps({**rest, "digest": seal(rest)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if (folder / CERTIFICATE).read_bytes() != text.encode():
+    if read_small(folder / CERTIFICATE) != text.encode():
         raise RunFailed(f"{folder / CERTIFICATE}: was changed: its digest is not that of its content")
     for name, digest in whole["files"].items():
         path = folder / name
@@ -82,10 +82,10 @@ def _folder(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
             raise RunFailed(f"{folder / CERTIFICATE}: is not about {name}")
     for part in ("adapter", "best", "checkpoint"):  # plots may be added by `lalora diagnose`
         for path in sorted((folder / part).rglob("*")):
-            if not path.is_dir() and path.relative_to(folder).as_posix() not in whole["files"]:
+            if (path.is_symlink() or not path.is_dir()) and path.relative_to(folder).as_posix() not in whole["files"]:
                 raise RunFailed(f"{path}: was added after the run ended")
     yield f"{len(whole['files'])} files have the bytes that they had when the run ended"
-    if not (folder / READABLE).is_file() or (folder / READABLE).read_bytes() != readable(whole).encode():
+    if not (folder / READABLE).is_file() or read_small(folder / READABLE) != readable(whole).encode():
         raise RunFailed(f"{folder / READABLE}: does not say what {CERTIFICATE} says")
     yield f"{READABLE} says what {CERTIFICATE} says"
 

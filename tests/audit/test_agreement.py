@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -148,3 +149,33 @@ def test_an_attack_of_another_run_is_none_of_this_one(run: Path) -> None:
         membership_record.write(bad, run / membership_record.FILE)
         with pytest.raises(RunFailed, match=match):
             list(verify(run))
+
+
+def test_a_file_that_is_a_pipe_or_without_end_is_one_line(run: Path) -> None:
+    for name in ("audit.json", "membership.json", "PRIVACY.md", "privacy.json"):
+        before = (run / name).read_bytes() if (run / name).exists() else None
+        (run / name).unlink(missing_ok=True)
+        with (run / name).open("wb") as file:
+            file.truncate(2**40)  # sparse
+        with pytest.raises(RunFailed, match="more than 64 MiB"):
+            list(verify(run))
+        (run / name).unlink()
+        if name != "privacy.json":
+            os.mkfifo(run / name)
+            with pytest.raises(RunFailed, match=r"no plain file|does not say"):
+                list(verify(run))
+            (run / name).unlink()
+        if before is not None:
+            (run / name).write_bytes(before)
+    for name in ("audit.json", "membership.json"):
+        (run / name).write_text("[" * 100_000)
+        with pytest.raises(RunFailed, match=name):
+            list(verify(run))
+        (run / name).unlink()
+    list(verify(run))
+
+
+def test_a_link_to_a_folder_was_added(run: Path) -> None:
+    (run / "adapter" / "more").symlink_to(run / "plots", target_is_directory=True)
+    with pytest.raises(RunFailed, match="was added"):
+        list(verify(run))
