@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.settings import Settings, read_toml, settings_from
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def compare(
     from lalora_flwr.compare.grid import grid_of
     from lalora_flwr.compare.runner import Comparison
 
+    out = expanded(out)
     cells = Plan(grid_of(base or {}, over, tune or {}), out / "runs")
     cells.validate()
     Comparison(cells, out, workers, Console(quiet=True)).run()
