@@ -7,7 +7,8 @@
     result = run(wanted)
     print(result.summary.score, result.path / "adapter")
 
-Keys are the run-config's, written with ``_`` for ``-`` and ``__`` for the dot between group and key. Every function raises
+Keys are the run-config's, written with ``_`` for ``-`` and ``__`` for the dot between group and key. A file or
+folder is a text or a `Path`. Every function raises
 `lalora_flwr.ground.errors.ConfigError` for what a user can mend, and `RunFailed` for a run that stopped.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.settings import Settings, read_toml, settings_from
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from lalora_flwr.server.metrics import RoundMetrics, Summary
     from lalora_flwr.server.plan import Plan
 
+Place = str | Path
 ENGINES = ("inline", "ray")
 OnRound = Callable[["RoundMetrics"], None]
 
@@ -49,7 +52,7 @@ class Result:
     metrics: tuple[RoundMetrics, ...]
 
 
-def settings(config: Path | None = None, **keys: object) -> Settings:
+def settings(config: Place | None = None, **keys: object) -> Settings:
     """Settings of a run, checked.
 
     Args:
@@ -60,7 +63,7 @@ def settings(config: Path | None = None, **keys: object) -> Settings:
         ConfigError: for the first thing that cannot be used.
     """
     named = {key.replace("__", ".").replace("_", "-"): value for key, value in keys.items()}
-    return settings_from({**(read_toml(config) if config else {}), **named})
+    return settings_from({**(read_toml(expanded(config)) if config else {}), **named})
 
 
 def plan(settings: Settings) -> Plan:
@@ -90,6 +93,7 @@ def run_in(settings: Settings, engine: str, on_round: OnRound | None = None, num
     """As `run`, but only the folder."""
     if engine not in ENGINES:
         raise ConfigError(f"engine = {engine!r}: must be one of {', '.join(ENGINES)}")
+    _check_count("num_actors", num_actors)
     if engine == "inline":
         from lalora_flwr.engines.inline import run_inline
 
@@ -99,7 +103,7 @@ def run_in(settings: Settings, engine: str, on_round: OnRound | None = None, num
     return run_simulation(settings, on_round, num_actors=num_actors)
 
 
-def opened(folder: Path) -> Result:
+def opened(folder: Place) -> Result:
     """A finished run from its folder.
 
     Raises:
@@ -107,6 +111,7 @@ def opened(folder: Path) -> Result:
     """
     from lalora_flwr.compare.results import is_finished, read_run
 
+    folder = expanded(folder)
     if not is_finished(folder):
         raise ConfigError(f"{folder}: holds no finished run")
     values, summary, metrics = read_run(folder)
@@ -115,12 +120,13 @@ def opened(folder: Path) -> Result:
 
 def compare(
     over: Mapping[str, Sequence[object]],
-    out: Path,
+    out: Place,
     base: Mapping[str, object] | None = None,
     tune: Mapping[str, Sequence[object]] | None = None,
     workers: int = 0,
 ) -> list[Row]:
     """Run every combination of the compared keys; as ``lalora compare``. A folder that was stopped goes on.
+    Processes are spawned: a script calls this under ``if __name__ == "__main__"``.
 
     Args:
         over: run-config keys, as the command has them (``"privacy.epsilon"``), and their values.
@@ -139,6 +145,10 @@ def compare(
     from lalora_flwr.compare.grid import grid_of
     from lalora_flwr.compare.runner import Comparison
 
+    if text := next((key for values in (over, tune or {}) for key, value in values.items() if isinstance(value, str)), ""):
+        raise ConfigError(f"{text}: must be a list of values, of which one is enough")
+    _check_count("workers", workers)
+    out = expanded(out)
     cells = Plan(grid_of(base or {}, over, tune or {}), out / "runs")
     cells.validate()
     Comparison(cells, out, workers, Console(quiet=True)).run()
@@ -152,7 +162,7 @@ def audit(settings: Settings) -> AuditRecord:
     return of(settings)
 
 
-def membership(target: Settings | Path, runs: int = 18, workers: int = 0) -> MembershipRecord:
+def membership(target: Settings | Place, runs: int = 18, workers: int = 0) -> MembershipRecord:
     """Infer membership from the adapter of a finished run's folder, or from those of runs with the settings; as
     ``lalora audit --membership``. Processes are spawned: a script calls this under ``if __name__ == "__main__"``.
 
@@ -163,10 +173,13 @@ def membership(target: Settings | Path, runs: int = 18, workers: int = 0) -> Mem
     """
     from lalora_flwr.audit.membership import attack_run, attack_settings
 
-    return attack_run(target, runs, workers) if isinstance(target, Path) else attack_settings(target, runs, workers)
+    _check_count("workers", workers)
+    if isinstance(target, Settings):
+        return attack_settings(target, runs, workers)
+    return attack_run(expanded(target), runs, workers)
 
 
-def verify(folder: Path, ledgers: Sequence[Path] = ()) -> list[str]:
+def verify(folder: Place, ledgers: Sequence[Place] = ()) -> list[str]:
     """Recompute every number and digest of a finished run; as ``lalora verify``. A line for each thing that is good.
 
     Raises:
@@ -175,4 +188,9 @@ def verify(folder: Path, ledgers: Sequence[Path] = ()) -> list[str]:
     """
     from lalora_flwr.audit.verify import verify as lines
 
-    return list(lines(folder, ledgers))
+    return list(lines(expanded(folder), [expanded(ledger) for ledger in ledgers]))
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 0:
+        raise ConfigError(f"{name} = {value}: must be 0 or more")

@@ -35,8 +35,8 @@ def test_a_run_its_plan_audit_and_certificate(tmp_path: Path) -> None:
     assert result.path == tmp_path / "mine" and result.settings == wanted
     assert [to_json(line.to_json()) for line in result.metrics] == [to_json(line.to_json()) for line in told]
     assert result.summary.noise_multiplier == pytest.approx(planned.mechanism.noise_multiplier, rel=1e-9)
-    assert api.opened(result.path) == result
-    assert any("follows from their steps" in line for line in api.verify(result.path))
+    assert api.opened(result.path) == api.opened(str(result.path)) == result
+    assert any("follows from their steps" in line for line in api.verify(str(result.path)))
     assert api.audit(wanted).survived
 
 
@@ -52,6 +52,7 @@ def test_the_readmes_lines_run(tmp_path: Path) -> None:
 
 def test_settings_come_from_a_file_and_from_names(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_text('strategy = "ffa-lora"\n[train]\nlr = 0.25\n')
+    assert api.settings(str(tmp_path / "my.toml")).strategy == "ffa-lora"
     found = api.settings(tmp_path / "my.toml", num_rounds=3, train__lr=0.5)
     assert (found.strategy, found.num_rounds, found.train.lr) == ("ffa-lora", 3, 0.5)
     with pytest.raises(ConfigError, match=r"privacy\.epsilonn"):
@@ -73,6 +74,13 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
         (lambda folder: api.opened(folder), "holds no finished run"),
         (lambda folder: api.compare({}, folder), "nothing to compare"),
         (lambda folder: api.compare({"seed": [0]}, folder, {"seed": 1}), "name it in one place"),
+        (lambda folder: api.compare({"strategy": "la-lora"}, folder), "^strategy: must be a list of values"),
+        (lambda folder: api.compare({"seed": [0]}, folder, tune={"filter.name": "none"}), r"^filter\.name: must be a list of"),
+        (lambda folder: api.compare({"seed": [0]}, folder, workers=-1), "workers = -1: must be 0 or more"),
+        (lambda folder: api.run(api.settings(), engine="ray", num_actors=-1), "num_actors = -1: must be 0 or more"),
+        (lambda folder: api.membership(api.settings(), workers=-1), "workers = -1: must be 0 or more"),
+        (lambda folder: api.membership(str(folder)), "no run's folder"),
+        (lambda folder: api.verify(str(folder)), r"holds no privacy\.json"),
     ],
 )
 def test_wrong_input(call: Any, match: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lalora_flwr.adapter.form import Adapter
 from lalora_flwr.adapter.lora_export import OF_LORA
 from lalora_flwr.adapter.peft_folder import CONFIG, HEAD_FILE, PLAIN, WEIGHTS, WRAPPED, head_tensors
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.ground.files import file_digest
+from lalora_flwr.ground.files import expanded, file_digest
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings
 
@@ -43,7 +43,7 @@ def load_earlier(adapter: Adapter, base: BaseModel, lora: LoraSettings) -> str:
     if not lora.start_from:
         return ""
     adapter.load(earlier(adapter, base, lora))
-    return file_digest(weights_of(Path(lora.start_from).expanduser()))
+    return file_digest(weights_of(expanded(lora.start_from)))
 
 
 def earlier(adapter: Adapter, base: BaseModel, lora: LoraSettings) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ def earlier(adapter: Adapter, base: BaseModel, lora: LoraSettings) -> dict[str, 
     Raises:
         ConfigError: the folder's adapter is of another form, shape, scale or head.
     """
-    file = weights_of(Path(lora.start_from).expanduser())
+    file = weights_of(expanded(lora.start_from))
     found = dict(_named(file, base, adapter))
     _check_scale(file.parent / CONFIG, lora)
     state = {}

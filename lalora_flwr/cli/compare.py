@@ -9,14 +9,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lalora_flwr.cli.early import check_machine, check_output, without_hub
+from lalora_flwr.cli.early import check_log, check_machine, check_output, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override
 from lalora_flwr.cli.plan import print_advice
-from lalora_flwr.compare.cells import Plan
+from lalora_flwr.compare.cells import TRACK, Plan
 from lalora_flwr.compare.grid import Grid, read_grid
 from lalora_flwr.ground.errors import ConfigError, Interrupted
 from lalora_flwr.ground.extras import missing
 from lalora_flwr.ground.figures import MODULE
+from lalora_flwr.ground.files import expanded
+from lalora_flwr.server.tracking import check_trackers
 from lalora_flwr.settings import KEYS, Settings
 
 
@@ -37,8 +39,10 @@ def compare(
     plan_grid = read_grid(grid, config, override or (), over or (), tune or ())
     if not plan_grid.over and not plan_grid.tune:
         raise ConfigError("nothing to compare: name keys and values in [over] of --grid or with --over")
-    folder = out or _fresh_folder(plan_grid)
+    folder = expanded(out) if out else _fresh_folder(plan_grid)
     check_output(Settings(output_dir=str(folder)))
+    check_trackers(Settings(track=str(plan_grid.base.get(TRACK, ""))))
+    check_log()
     plan = Plan(plan_grid, folder / "runs", check_machine)
     plan.validate()
     offline = _without_hub(plan)
@@ -68,7 +72,7 @@ def _without_hub(plan: Plan) -> bool:
 
 def _fresh_folder(grid: Grid) -> Path:
     parent = str(grid.base.get("output-dir", KEYS["output-dir"].default))
-    return Path(parent) / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
+    return expanded(parent) / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def print_report(text: str, folder: Path, console: Console) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.logs import wants_json
 from lalora_flwr.ground.processors import check_threads
 from lalora_flwr.server.place import folder_for
@@ -40,12 +41,21 @@ def check_early(settings: Settings) -> None:
     """All of it, for a run on this machine.
 
     Raises:
-        ConfigError: as `check_machine`, `check_output`, `check_places` and `check_trackers`; LALORA_LOG holds an unknown word.
+        ConfigError: as `check_log`, `check_machine`, `check_output`, `check_places` and `check_trackers`.
     """
+    check_log()
     check_machine(settings)
     check_output(settings)
     check_places(settings)
     check_trackers(settings)
+
+
+def check_log() -> None:
+    """Refuse a word in LALORA_LOG that nobody knows.
+
+    Raises:
+        ConfigError: naming the variable.
+    """
     try:
         wants_json()
     except ValueError as wrong:
@@ -59,7 +69,7 @@ def check_places(settings: Settings, *, data: bool = True) -> None:
         ConfigError: naming the key.
     """
     kind, _, name = settings.model.name.partition("/")
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     whole = f"model.name = {settings.model.name!r}"
     if kind == "hf" and folder.is_dir() and not (folder / "config.json").is_file():
         raise ConfigError(f"{whole}: a folder needs config.json, the tokenizer's files and weights as safetensors")
@@ -67,7 +77,7 @@ def check_places(settings: Settings, *, data: bool = True) -> None:
         raise ConfigError(f"{whole}: no such folder, and no name of a repository")
     if kind == "timm" and "/" in name and not (folder / "config.json").is_file():
         raise ConfigError(f"{whole}: timm has no such model and it is no folder with a config.json")
-    if (start := settings.lora.start_from) and not Path(start).expanduser().is_dir():
+    if (start := settings.lora.start_from) and not expanded(start).is_dir():
         raise ConfigError(f"lora.start-from = {start!r}: no such folder")
     for key, value in (("data.name", settings.data.name), ("data.test", settings.data.test)):
         pattern = value.removeprefix("file:")
@@ -75,22 +85,28 @@ def check_places(settings: Settings, *, data: bool = True) -> None:
             raise ConfigError(f"{key} = {pattern!r}: no such file or folder")
 
 
+def _can_be_written(file: Path) -> bool:
+    return not file.is_dir() and file.parent.is_dir() and os.access(file.parent, os.W_OK | os.X_OK)
+
+
 def _names_something(pattern: str) -> bool:
-    path = Path(pattern).expanduser()
+    path = expanded(pattern)
     return path.exists() or next(glob.iglob(str(path), recursive=True), None) is not None
 
 
 def check_output(settings: Settings) -> None:
-    """Refuse a run folder that holds a run already, or cannot be made. Leaves nothing behind.
+    """Refuse a run folder that holds a run already or cannot be made, and a metrics file without a folder. Leaves nothing.
 
     Raises:
         ConfigError: naming the key.
     """
     if settings.run_name:
         folder_for(settings)
+    if settings.metrics_file and not settings.resume and not _can_be_written(expanded(settings.metrics_file)):
+        raise ConfigError(f"metrics-file = {settings.metrics_file!r}: must be a file in a folder that exists and can be written")
     made: list[Path] = []
     try:
-        for folder in reversed([path := Path(settings.output_dir).absolute(), *path.parents]):
+        for folder in reversed([path := expanded(settings.output_dir).absolute(), *path.parents]):
             if not folder.exists():
                 folder.mkdir()
                 made.append(folder)
@@ -116,7 +132,7 @@ def without_hub(settings: Settings, reach: Callable[[], bool] | None = None, *, 
         return False
     os.environ["HF_HUB_OFFLINE"] = "1"  # before its own library is imported, which looks here once
     kind, _, name = settings.model.name.partition("/")
-    if kind == "hf" and weights and not Path(name).expanduser().exists() and not _cached(name, settings.model.revision):
+    if kind == "hf" and weights and not expanded(name).exists() and not _cached(name, settings.model.revision):
         raise ConfigError(
             f"model.name = {settings.model.name!r}: the hub cannot be reached and its cache holds no {name}; put the model into "
             "a folder and name that"
@@ -136,7 +152,7 @@ def _cached(repository: str, revision: str) -> bool:
 
 def _needs_hub(settings: Settings) -> bool:
     kind, _, name = settings.model.name.partition("/")
-    model = kind in ("hf", "timm") and settings.model.pretrained and not Path(name).expanduser().exists()
+    model = kind in ("hf", "timm") and settings.model.pretrained and not expanded(name).exists()
     return model or any(text.startswith("hub:") for text in (settings.data.name, settings.data.test))
 
 

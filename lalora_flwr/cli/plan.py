@@ -17,6 +17,7 @@ from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.extras import missing, need
 from lalora_flwr.ground.figures import MODULE, readable
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.waiting import Waiting
 from lalora_flwr.settings import Settings
 
@@ -50,7 +51,7 @@ def plan(
     with Waiting(console, "noise, model and bytes"):
         made = make_plan(settings)
     print_plan(settings, made, console)
-    smallest = _show_holdings(settings, plot or Path(settings.output_dir) / "partition.png", console) if data else None
+    smallest = _show_holdings(settings, plot or expanded(settings.output_dir) / "partition.png", console) if data else None
     print_advice([*_not_here(settings), *advice(settings, made, smallest)], console)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +18,7 @@ from lalora_flwr.cli.options import ConfigFile, Override, resolve
 from lalora_flwr.ground.errors import ConfigError, Interrupted
 from lalora_flwr.ground.extras import missing, need
 from lalora_flwr.ground.figures import MODULE
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.waiting import Waiting
 from lalora_flwr.server.metrics import CONFIG, HEADLINE_OF, HEADLINES, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.server.tracking import dropped
@@ -85,7 +87,7 @@ def run(
 ) -> None:
     """Run a federation; results go to a new folder under output-dir. Exits non-zero unless the summary was written."""
     if start_from:
-        override = [*(override or []), f"lora.start-from={json.dumps(str(start_from.absolute()))}"]
+        override = [*(override or []), f"lora.start-from={json.dumps(str(expanded(start_from).absolute()))}"]
     settings = resumed(resume, config, override) if resume else resolve(config, override, check_early)
     if engine is Engine.ray:
         need("ray", "--engine ray", "--engine inline")
@@ -110,7 +112,7 @@ def run(
             progress.header()
             folder = run_in(settings, engine.value, progress, num_actors)
     except KeyboardInterrupt:
-        again = f"lalora run --resume {Path(settings.output_dir) / settings.run_name}"
+        again = f"lalora run --resume {shlex.quote(str(expanded(settings.output_dir) / settings.run_name))}"
         raise Interrupted(f"interrupted; {again} goes on after the last finished round") from None
     report(folder, console)
 
@@ -121,16 +123,12 @@ def resumed(run: Path, config: Path | None, override: list[str] | None) -> Setti
     Raises:
         ConfigError: if there is none, it is finished, or other settings are given too.
     """
-    from lalora_flwr.server.place import folder_for
-
     if config or override:
         raise ConfigError("--resume: a run goes on with its own settings; leave out --config, --from and -c")
     if not (run / CONFIG).is_file():
         raise ConfigError(f"--resume {run}: no run folder; it must hold {CONFIG}")
     place = {"output-dir": str(run.absolute().parent), "run-name": run.absolute().name}
-    settings = settings_from({**read_toml(run / CONFIG), **place, "resume": True})
-    folder_for(settings)
-    return settings
+    return settings_from({**read_toml(run / CONFIG), **place, "resume": True}, check_early)
 
 
 def smallest_site(settings: Settings) -> int:

@@ -23,7 +23,8 @@ from lalora_flwr.data.own_lines import OPEN_QUOTE
 from lalora_flwr.data.own_records import OwnRecords, own_records
 from lalora_flwr.data.pins import pinned
 from lalora_flwr.data.records import Records, RecordSet
-from lalora_flwr.ground.errors import LaloraError
+from lalora_flwr.ground.errors import ConfigError, LaloraError
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.hardware import choose_device
 from lalora_flwr.ground.lists import joined
 from lalora_flwr.ledger.book import Book
@@ -65,7 +66,7 @@ def checks(
         yield from _sharing(caps)
     yield from _disk(Path(caps.ledger_path))
     if caps.metrics_path:
-        yield _metrics(Path(caps.metrics_path).expanduser())
+        yield _metrics(caps.metrics_path)
     try:
         yield Finding(OK, "device", str(choose_device(caps.device or "auto")))
     except LaloraError as error:
@@ -160,14 +161,18 @@ def _name(caps: Caps, book: Book) -> Iterator[Finding]:
 
 
 def _disk(ledger: Path) -> Iterator[Finding]:
-    place = next(folder for folder in ledger.expanduser().absolute().parents if folder.exists())
+    place = next(folder for folder in expanded(ledger).absolute().parents if folder.exists())
     free = shutil.disk_usage(place).free // 2**20
     state = FAULT if free < LEAST_FREE else WARNING if free < ROOM else OK
     yield Finding(state, "disk", f"{free} MiB free for the ledger")
 
 
-def _metrics(path: Path) -> Finding:
+def _metrics(metrics_path: str) -> Finding:
     """A site answers without its file, so that none of this is a fault."""
+    try:
+        path = expanded(metrics_path)
+    except ConfigError as error:
+        return Finding(WARNING, "metrics-path", str(error))
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         return Finding(WARNING, "metrics-path", f"{path}: its folder is not there, or cannot be written")
     if path.suffix != ".prom":

@@ -24,6 +24,7 @@ from lalora_flwr.data.own_parquet import Cell, OpenParquet, holds_paths, kinds_o
 from lalora_flwr.data.readers import READERS
 from lalora_flwr.data.tables import PARQUET, split_named, table_files
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.words import is_text, one_form
 from lalora_flwr.settings import DataSettings, Settings
 
@@ -47,7 +48,7 @@ def own_table(settings: Settings, path: str, left_out: Counter[str], broken_file
         ConfigError: the files do not exist, may not be opened, or lack the split or a column; one line for the owner.
     """
     try:
-        splits = table_files(Path(path).expanduser())
+        splits = table_files(expanded(path))
         files = [Path(file) for file in _of_split(splits, settings.data)] if splits else []
         for file in files:
             file.open("rb").close()
@@ -74,7 +75,7 @@ def _columns(features: Features, settings: Settings) -> Columns:
 
 def _images(settings: Settings, path: str, left_out: Counter[str]) -> OwnTable:
     """Of a folder with one sub-folder per class; what is read here are names only."""
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not folder.is_dir():
         raise ConfigError(f"{KEY} = {path!r}: no such file or folder")
     places = class_folders(folder, split_named)

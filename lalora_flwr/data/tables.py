@@ -17,6 +17,7 @@ from lalora_flwr.data.image_folder import class_folders, read_image_folder
 from lalora_flwr.data.readers import READERS, TextForm, read_texts
 from lalora_flwr.ground.cache import Stamp, stamp
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.files import expanded
 
 PARQUET = ".parquet"
 KINDS = (*READERS, PARQUET)
@@ -55,14 +56,14 @@ def saved_by_datasets(path: Path) -> bool:
 
 def folder_of(pattern: str) -> Path:
     """The folder that relative paths inside the files are relative to: that of the files, up to the first wildcard."""
-    path = Path(pattern).expanduser().absolute()
+    path = expanded(pattern).absolute()
     if path.is_dir():
         return path
     return next((above for above in path.parents if above.is_dir()), path.parent)
 
 
 def _from_files(key: str, pattern: str, form: TextForm | None) -> DatasetDict:
-    path = Path(pattern).expanduser()
+    path = expanded(pattern)
     if saved_by_datasets(path):
         saved = load_from_disk(str(path))
         return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
@@ -98,10 +99,10 @@ def files_of(pattern: str, split: str, table: Dataset) -> set[Path]:
         pattern, split: what was read.
         table: its records; those of an image folder are the files.
     """
-    if splits := table_files(Path(pattern).expanduser()):
+    if splits := table_files(expanded(pattern)):
         return {Path(file).resolve() for file in splits[split]}
-    if saved_by_datasets(Path(pattern).expanduser()):
-        return {file.resolve() for file in (Path(pattern).expanduser() / split).rglob("*.arrow")}
+    if saved_by_datasets(expanded(pattern)):
+        return {file.resolve() for file in (expanded(pattern) / split).rglob("*.arrow")}
     images = table.cast_column("image", Image(decode=False))["image"]
     return {Path(image["path"]).resolve() for image in images}
 
@@ -111,7 +112,7 @@ def stamp_of_files(pattern: str) -> Stamp:
 
     Never raises: what cannot be looked at has a stamp too.
     """
-    path = Path(pattern).expanduser()
+    path = expanded(pattern)
     try:
         if splits := table_files(path):
             return stamp(*(Path(file) for files in splits.values() for file in files))

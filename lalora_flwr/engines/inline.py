@@ -15,6 +15,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from lalora_flwr.engines.together import SitesTogether
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.logs import JsonLines, wants_json
 from lalora_flwr.server.folder import LOG
 from lalora_flwr.server.metrics import OnRound
@@ -111,7 +112,7 @@ def run_inline(
     settings, models = named(settings), models or ModelStore()
     together = None if app else SitesTogether(models)
     grid = InlineGrid(app or simulated_app(models), settings.num_supernodes, dict(flatten(settings)), together)
-    with logs_in(Path(settings.output_dir).absolute() / settings.run_name / LOG):
+    with logs_in(expanded(settings.output_dir).absolute() / settings.run_name / LOG):
         return run_federation(settings, grid, on_round, models=models, trackers=trackers)
 
 

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from lalora_flwr.ground.errors import ConfigError
+
 OWNER_ONLY, PUBLIC = 0o600, 0o666  # the umask takes its part of the latter
 MOST = 2**26  # bytes of a file that is read as a whole
 
@@ -37,6 +39,18 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True, mode
         raise
     if durable:
         sync_folder(path.absolute().parent)
+
+
+def expanded(path: str | Path) -> Path:
+    """With the home folder of a user in place of a leading ``~`` or ``~name``.
+
+    Raises:
+        ConfigError: nobody is known by that name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{str(path)!r}: {Path(path).parts[0]} has no home folder on this machine") from None
 
 
 def sync_folder(folder: Path) -> None:
@@ -105,7 +119,7 @@ def files_below(pattern: str) -> list[Path]:
 
     Links that lead to nothing are among them, and a folder that is linked into itself is walked once.
     """
-    path = Path(pattern).expanduser()
+    path = expanded(pattern)
     if not path.is_dir():
         return sorted(file for found in glob.glob(str(path), recursive=True) if not (file := Path(found)).is_dir())
     found, walked = [], set()

@@ -25,6 +25,7 @@ from lalora_flwr.ledger.node_values import (
     names,
     number,
     one_of,
+    place,
     positive_range,
     seconds,
     short_text,
@@ -53,7 +54,7 @@ def _key(read: Reader, default: Any = MISSING, *, cap: bool = True) -> Any:
 class Caps:
     """The owner's word, checked: the ledger and the budget, what the records are, and what a run may ask for."""
 
-    ledger_path: str = _key(text)
+    ledger_path: str = _key(place)
     max_epsilon: float = _key(number)
     delta: float = _key(below(1))
     num_records: int = _key(at_least(1))
@@ -62,7 +63,7 @@ class Caps:
     problem_type: str = _key(one_of("single-label", "multi-label", REGRESSION), "single-label")
     label_range: str = _key(any_range, "")
     dataset: str = _key(text, "default")
-    witness_path: str = _key(text, "")
+    witness_path: str = _key(place, "")
 
     split: str = _key(text, "train")
     image_column: str = _key(text, "")
@@ -88,8 +89,8 @@ class Caps:
     min_sharing_sites: int = _key(at_least(2), 3)
     max_epsilon_alone: float = _key(number, math.inf)
 
-    data_path: str = _key(text, "", cap=False)
-    model_path: str = _key(text, "", cap=False)
+    data_path: str = _key(place, "", cap=False)
+    model_path: str = _key(place, "", cap=False)
     device: str = _key(one_of("auto", "cpu", "cuda"), "", cap=False)
     allow_run_model: bool = _key(switch, False, cap=False)
     records_at_once: int = _key(at_least(1), 1, cap=False)

@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from lalora_flwr.ground.errors import LedgerError
-from lalora_flwr.ground.files import sync_folder
+from lalora_flwr.ground.files import expanded, sync_folder
 from lalora_flwr.ledger.book import Book
 from lalora_flwr.ledger.content import Appended, Content
 from lalora_flwr.ledger.database import (
@@ -62,7 +62,7 @@ class LedgerFile:
             busy_seconds: patience with other processes that use the file; default `BUSY_SECONDS`.
             witness: the file that remembers the newest entry; none if empty.
         """
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.cache = self.path.with_name(f"{self.path.name}.cache")
         self._busy_seconds = BUSY_SECONDS if busy_seconds is None else busy_seconds
         self._witness = Witness(witness) if str(witness) else None
@@ -258,7 +258,7 @@ def create(path: Path | str) -> str:
     Raises:
         LedgerError: if something is there already, or nothing can be written there.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     first = Genesis(time=written(clock()), ledger=secrets.token_hex(16), format=FORMAT)
     body = to_json(first)
     try:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.lists import ends_of, listed
 from lalora_flwr.ground.words import is_text
 
@@ -17,6 +19,15 @@ def text(value: object) -> str:
     if not isinstance(value, str) or not value.strip() or not is_text(value):
         raise ValueError("a text")
     return value
+
+
+def place(value: object) -> str:
+    """A file or folder, which need not be there."""
+    try:
+        expanded(text(value))
+    except ConfigError:
+        raise ValueError("a path; its user has no home folder here") from None
+    return str(value)
 
 
 LONGEST = 1000  # letters of a short text, which travels

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lalora_flwr.ground.errors import LedgerError
-from lalora_flwr.ground.files import replace_file
+from lalora_flwr.ground.files import expanded, replace_file
 from lalora_flwr.ledger.entries import clock, written
 
 
@@ -31,7 +31,7 @@ class Witness:
     """The file in which one ledger's newest entry is remembered."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
 
     def read(self) -> Sighting | None:
         """What it remembers; None if there is no file.

@@ -19,6 +19,7 @@ from transformers import (
 
 from lalora_flwr.data.data_set import Facts
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.hf_published import WITH_POOLER, hf_published
 from lalora_flwr.models.known import known_config
@@ -98,7 +99,7 @@ def hf_model(settings: ModelSettings, facts: Facts, max_tokens: int, answer: str
 def _place(settings: ModelSettings) -> tuple[str, HubPlace]:
     """A folder, or a repository of the hub and the arguments that say which state of it."""
     name = settings.name.removeprefix("hf/")
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         return str(folder), {}
     if name.startswith(("/", "~", ".")) or name.count("/") > 1:

@@ -16,6 +16,7 @@ from lalora_flwr.data.data_set import Facts
 from lalora_flwr.data.images import ImageRecords
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.provenance import Provenance, commit_of, provenance
 from lalora_flwr.models.published import Published
@@ -63,7 +64,7 @@ def timm_model(
     if facts.task != "image":
         raise ConfigError(f"model.name = {settings.name!r}: timm models take images; choose an hf/ model")
     name = settings.name.removeprefix("timm/")
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     local = (folder / "config.json").is_file()
     if not local and not timm.is_model(name.partition(".")[0]):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:3]

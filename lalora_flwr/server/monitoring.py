@@ -6,9 +6,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
-from lalora_flwr.ground.errors import BUDGET, subject_of
+from lalora_flwr.ground.errors import BUDGET, ConfigError, subject_of
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.prometheus import Family, labels, write_metrics
 from lalora_flwr.server.metrics import RoundMetrics
 from lalora_flwr.settings import Settings
@@ -47,8 +47,8 @@ class MetricsFile:
         if not self._settings.metrics_file:
             return
         try:
-            write_metrics(Path(self._settings.metrics_file).expanduser(), self._families(state))
-        except (OSError, ValueError) as error:
+            write_metrics(expanded(self._settings.metrics_file), self._families(state))
+        except (OSError, ValueError, ConfigError) as error:
             if not self._warned:
                 reason = error.strerror if isinstance(error, OSError) else error
                 log.warning("metrics-file = %r: cannot be written (%s); the run goes on", self._settings.metrics_file, reason)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from datetime import datetime
 from pathlib import Path
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.ground.files import is_locked
+from lalora_flwr.ground.files import expanded, is_locked
 from lalora_flwr.server.metrics import CONFIG, FAILURE, SUMMARY
 from lalora_flwr.settings import KEYS, Kind, Settings, flatten, read_toml, settings_from
 
@@ -47,11 +48,11 @@ def folder_for(settings: Settings) -> Path:
     Raises:
         ConfigError: if it holds a run already; with ``resume``: if it holds none, a finished one, or one of other settings.
     """
-    path = Path(settings.output_dir).absolute() / settings.run_name
+    path = expanded(settings.output_dir).absolute() / settings.run_name
     if not settings.resume:
         if (path / CONFIG).exists():
             how = how_it_ended(path)
-            go_on = "" if how == FINISHED else f", or go on with it by lalora run --resume {path}"
+            go_on = "" if how == FINISHED else f", or go on with it by lalora run --resume {shlex.quote(str(path))}"
             raise ConfigError(f"run-name = {settings.run_name!r}: {path} holds a run already, {how}; choose another name{go_on}")
         return path
     if not (path / CONFIG).is_file():

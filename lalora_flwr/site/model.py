@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, RecordDict
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from lalora_flwr.adapter.slots import Layout, Slot, corner, digest
 from lalora_flwr.ground.errors import SiteRefusal
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.settings import Settings
 from lalora_flwr.site.host import Host
 from lalora_flwr.site.records import NodeConfig
@@ -29,7 +29,7 @@ NO_FOLDER = "no folder with a config.json"
 
 def is_model_folder(path: str) -> bool:
     """Whether ``model-path`` can be a model: anything else would be taken for the name of one, and fetched from the hub."""
-    return (Path(path).expanduser() / "config.json").is_file()
+    return (expanded(path) / "config.json").is_file()
 
 
 def own_model(host: Host, settings: Settings, node_config: NodeConfig, model_digest: str, *, quiet: bool) -> Learner:

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lalora_flwr.ground.errors import LaloraError, subject_of
+from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.prometheus import Family, Labels, Samples, labels, samples_of, write_metrics
 
 log = logging.getLogger("lalora_flwr.site")
@@ -51,10 +52,11 @@ def refreshed(node_config: NodeConfig) -> None:
 
 
 def _update(node_config: NodeConfig, change: Callable[[Samples], Samples], readable: bool = True) -> None:
-    path = Path(str(node_config.get("metrics-path", ""))).expanduser()
+    path = Path(str(node_config.get("metrics-path", "")))
     if not path.name:
         return
     try:
+        path = expanded(path)
         with _alone(path.parent):
             before = samples_of(path.read_text(encoding="utf-8")) if path.is_file() else {}
             write_metrics(path, _families(change(before), *(_of_ledger(node_config) if readable else NOTHING)))

@@ -47,6 +47,10 @@ def imported(done: subprocess.CompletedProcess[str], name: str) -> bool:
         ("lora.rank=2 lora.rank=3", "lalora: -c lora.rank: named twice"),
         ("train.num-threads=999", "lalora: train.num-threads = 999: this machine has"),
         ("output-dir=taken/x", "lalora: output-dir = 'taken/x': "),
+        ("output-dir=~nobody-here/x", "lalora: '~nobody-here/x': ~nobody-here has no home folder"),
+        ("metrics-file=gone/a.prom", "lalora: metrics-file = 'gone/a.prom': must be a file in a folder that exists"),
+        ("metrics-file=out", "lalora: metrics-file = 'out': must be a file"),
+        ("metrics-file=~nobody-here/a.prom", "lalora: '~nobody-here/a.prom': ~nobody-here has no home folder"),
         ("train.optimizer=adamw train.momentum=0.5", "lalora: train.momentum = 0.5: "),
         ("run-name=there output-dir=out", "lalora: run-name = 'there': "),
         ("model.name=hf/x data.name=file:gone.csv", "lalora: data.name = 'gone.csv': no such file or folder"),
@@ -86,8 +90,9 @@ def test_a_plan_looks_for_the_files_that_it_has_to_read(data: dict[str, Any], re
         (("-c", "train.num-threads=999"), "lalora: train.num-threads = 999: this machine has"),
         (("--over", "merge.name=mean,foo"), "lalora: merge.name = 'foo': must be one of"),
         (("--out", "taken/x"), "lalora: output-dir = 'taken/x': "),
+        (("-c", "track=tensorbord"), "lalora: track = 'tensorbord': must be one of"),
     ],
-    ids=["machine", "names", "place"],
+    ids=["machine", "names", "place", "trackers"],
 )
 def test_so_is_a_comparisons(arguments: tuple[str, ...], reason: str, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
@@ -95,6 +100,16 @@ def test_so_is_a_comparisons(arguments: tuple[str, ...], reason: str, tmp_path: 
     (line,) = said(done)
     assert done.returncode == 2 and line.startswith(reason) and not imported(done, "torch")
     assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(
+    "command", [("run", "--resume", "out/run"), ("compare", "--over", "strategy=la-lora,dp-lora")], ids=" ".join
+)
+def test_a_word_for_the_log_that_nobody_knows_is_refused_before_torch(command: tuple[str, ...], tmp_path: Path) -> None:
+    with RunFolder(small(tmp_path / "out")) as folder:
+        assert folder.path == tmp_path / "out" / "run"
+    done = lalora(tmp_path, *command, LALORA_LOG="xml")
+    assert said(done) == ["lalora: LALORA_LOG = 'xml': must be json, or not set"] and not imported(done, "torch")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["keys"], ["ledger", "--help"], ["certs", "--help"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,14 @@ def test_a_folder_says_what_became_of_its_run(tmp_path: Path) -> None:
     assert "which stopped (failure.json cannot be read)" in refusal()
     folder.finish(Summary())
     assert refusal().endswith("which is finished; choose another name")
+
+
+def test_the_command_to_go_on_can_be_copied_into_a_shell(tmp_path: Path) -> None:
+    with RunFolder(small(tmp_path / "two words")) as folder:
+        pass
+    with pytest.raises(ConfigError, match="holds a run already") as caught:
+        RunFolder(small(tmp_path / "two words"))
+    assert shlex.split(str(caught.value).partition("lalora run ")[2]) == ["--resume", str(folder.path)]
 
 
 def test_how_often_sites_were_asked_survives_and_damage_is_said(tmp_path: Path) -> None:

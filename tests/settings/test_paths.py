@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ledger.file import LedgerFile
+from lalora_flwr.server.place import folder_for
 from lalora_flwr.settings import settings_from
 from lalora_flwr.settings.paths import with_absolute_paths
 
@@ -25,8 +28,19 @@ def test_files_and_folders_become_absolute_and_hub_names_stay(tmp_path: Path, mo
 def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
-    settings = with_absolute_paths(settings_from({"data.name": "file:~/a.csv", "model.name": "timm/~/model"}))
+    settings = with_absolute_paths(
+        settings_from({"data.name": "file:~/a.csv", "model.name": "timm/~/model", "output-dir": "~/out"})
+    )
     assert (settings.data.name, settings.model.name) == (f"file:{tmp_path}/a.csv", f"timm/{tmp_path}/model")
+    assert settings.output_dir == f"{tmp_path}/out"
+    assert folder_for(settings_from({"output-dir": "~/out", "run-name": "a"})) == tmp_path / "out" / "a"
+
+
+def test_a_user_that_nobody_knows_is_one_line() -> None:
+    with pytest.raises(ConfigError, match="~nobody-here has no home folder"):
+        with_absolute_paths(settings_from({"metrics-file": "~nobody-here/a.prom"}))
+    with pytest.raises(ConfigError, match="~nobody-here has no home folder"):
+        LedgerFile(Path("~nobody-here/ledger.db"))
 
 
 def test_the_file_for_prometheus_is_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

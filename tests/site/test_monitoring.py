@@ -118,14 +118,14 @@ def test_the_time_it_shows_is_that_at_which_the_reply_leaves(tmp_path: Path, pat
     assert values(path)["seconds_total"] == 10.0
 
 
-@pytest.mark.parametrize("where", ["gone/site.prom", "folder"])
+@pytest.mark.parametrize("where", ["gone/site.prom", "folder", "~nobody-here/site.prom"])
 def test_a_file_that_cannot_be_written_costs_one_warning(where: str, tmp_path: Path, real: MakeReal) -> None:
     (tmp_path / "folder").mkdir()
     settings, own, logger = small(tmp_path), Heard(), logging.getLogger("lalora_flwr.site")
     logger.addHandler(own)
     try:
         for server_round in (1, 2):
-            held = real(settings, **{"metrics-path": str(tmp_path / where)})
+            held = real(settings, **{"metrics-path": where if where.startswith("~") else str(tmp_path / where)})
             assert not app(order(settings, server_round), held).has_error()
     finally:
         logger.removeHandler(own)
