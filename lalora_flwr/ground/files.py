@@ -39,6 +39,19 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True, mode
         sync_folder(path.absolute().parent)
 
 
+def check_place(path: Path) -> None:
+    """Before long work whose result `replace_file` is to put there.
+
+    Raises:
+        OSError: it cannot be put there.
+    """
+    if path.is_dir():
+        raise OSError("is a folder")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.touch()
+    part.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Make names that were made or changed in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
