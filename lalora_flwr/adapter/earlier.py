@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import expanded, file_digest
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings
+from lalora_flwr.wire.tensors import LARGEST
 
 KEY = "lora.start-from"
 
@@ -74,8 +76,10 @@ def earlier(adapter: Adapter, base: BaseModel, lora: LoraSettings) -> dict[str, 
                 f"{KEY} = {lora.start_from!r}: {name} is {tuple(value.shape)} there and {slot.shape} in the run; "
                 "give the run the rank and classes of the adapter"
             )
-        if not value.isfinite().all():
-            raise ConfigError(f"{KEY} = {lora.start_from!r}: {name} holds numbers that are not finite")
+        if not (value.abs() <= LARGEST).all():  # NaN is not <= either
+            raise ConfigError(
+                f"{KEY} = {lora.start_from!r}: {name} holds numbers that are not finite, or above {LARGEST:g}, as sites refuse"
+            )
         state[name] = value
     _check_rest(found, base, lora)
     return state
@@ -89,6 +93,8 @@ def _named(file: Path, base: BaseModel, adapter: Adapter) -> Iterator[tuple[str,
         heads = load_file(path) if (path := file.parent / HEAD_FILE).is_file() else {}
     except Exception as error:  # safetensors has its own, of no common class
         raise ConfigError(f"{KEY}: {file.parent} is damaged: {type(error).__name__}") from None
+    if wrong := [name for name, value in (*tensors.items(), *heads.items()) if not value.is_floating_point()]:
+        raise ConfigError(f"{KEY}: {file.parent} is damaged: {wrong[0]} holds no floating-point numbers")
     for name, value in tensors.items():
         bare = name.removeprefix(WRAPPED)
         start = name.removesuffix(bare)
@@ -108,11 +114,13 @@ def _check_scale(config: Path, lora: LoraSettings) -> None:
         about = json.loads(config.read_text(encoding="utf-8"))
         kind, scaled = about["peft_type"], about.get("use_rslora") or about.get("use_dora") or about.get("rank_pattern")
         scale = about["lora_alpha"] / about["r"] if kind == "LORA" else 0.0
+        if not math.isfinite(scale):
+            raise ValueError("no scale")
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError):
         raise ConfigError(f"{KEY}: {config} is no configuration of an adapter") from None
     if kind == "LORA" and scaled:
         raise ConfigError(f"{KEY} = {lora.start_from!r}: no plain LoRA of one rank, so no start for a run")
-    if kind == "LORA" and abs(scale - lora.alpha / lora.rank) > 1e-6 * scale:
+    if kind == "LORA" and abs(scale - lora.alpha / lora.rank) > 1e-6 * abs(scale):
         raise ConfigError(
             f"{KEY} = {lora.start_from!r}: is scaled by alpha / rank = {scale:g}, the run by {lora.alpha / lora.rank:g}; "
             f"set lora.alpha = {scale * lora.rank:g}"

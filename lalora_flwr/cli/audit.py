@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lalora_flwr.cli.options import ConfigFile, Override, resolve
+from lalora_flwr.cli.options import ConfigFile, Override, check_out, resolve
 from lalora_flwr.ground.errors import ConfigError
 
 REAL = "sites"  # data.name of a run on real nodes
@@ -52,6 +52,7 @@ def audit(
         raise ConfigError(f"{run}: no run's folder, which would hold config.toml")
     if run:
         config, out = run / "config.toml", out or run / FILE
+    check_out(out)
     settings, sizes = resolve(config, override), None
     if run and settings.data.name == REAL:
         sizes = real_sizes(run, settings.train.batch_size)

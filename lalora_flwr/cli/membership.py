@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lalora_flwr.audit.membership import attack_run, attack_settings
 from lalora_flwr.audit.membership_record import FILE, RESOLVED, MembershipRecord, write
-from lalora_flwr.cli.options import resolve
+from lalora_flwr.cli.options import check_out, resolve
 from lalora_flwr.ground.errors import ConfigError, Interrupted
 from lalora_flwr.ground.waiting import Waiting
 
@@ -23,6 +23,8 @@ def attack(run: Path | None, override: list[str] | None, config: Path | None, ou
     """
     if run and (override or config):
         raise ConfigError("name either a run's folder or settings")
+    out = out or (run / FILE if run and run.is_dir() else None)
+    check_out(out)
     console = Console(highlight=False)
     try:
         with Waiting(console, f"training {runs} runs", runs) as waiting:
@@ -37,8 +39,6 @@ def attack(run: Path | None, override: list[str] | None, config: Path | None, ou
     except KeyboardInterrupt:
         raise Interrupted("interrupted; nothing was written") from None
     _show(found, console)
-    if run:
-        out = out or run / FILE
     if out:
         write(found, out)
     console.print(found.sentence, markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.files import check_place
 from lalora_flwr.settings import Settings, parse_override, read_toml, settings_from
 
 Override = Annotated[
@@ -33,3 +34,17 @@ def resolve(
             raise ConfigError(f"-c {twice}: named twice")
         given.update(new)
     return settings_from({**flat, **given}, early)
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse a place where the result could not be written, before the attack.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if out:
+        try:
+            check_place(out)
+        except (OSError, ValueError) as fault:
+            reason = fault.strerror if isinstance(fault, OSError) and fault.strerror else fault
+            raise ConfigError(f"{out}: the result cannot be written there: {reason}; name another file with --out") from None

@@ -53,6 +53,19 @@ def expanded(path: str | Path) -> Path:
         raise ConfigError(f"{str(path)!r}: {Path(path).parts[0]} has no home folder on this machine") from None
 
 
+def check_place(path: Path) -> None:
+    """Before long work whose result `replace_file` is to put there.
+
+    Raises:
+        OSError: it cannot be put there.
+    """
+    if path.is_dir():
+        raise OSError("is a folder")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.touch()
+    part.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Make names that were made or changed in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -142,6 +142,20 @@ def _nan(folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS)
 
 
+def _times(factor: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        save_file({name: value * factor for name, value in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+
+    return change
+
+
+def _as(dtype: torch.dtype) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        save_file({name: value.to(dtype) for name, value in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+
+    return change
+
+
 def _says(**about: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         config = json.loads((folder / CONFIG).read_text())
@@ -160,6 +174,12 @@ def _no_config(folder: Path) -> None:
         (_no_file, "no adapter's folder"),
         (_cut, "is damaged"),
         (_nan, "not finite"),
+        (_times(1e30), "above 10000"),
+        (_as(torch.complex64), "no floating-point numbers"),
+        (_as(torch.int32), "no floating-point numbers"),
+        (_says(lora_alpha=10**400), "no configuration of an adapter"),
+        (_says(lora_alpha=float("nan")), "no configuration of an adapter"),
+        (_says(r=float("inf"), lora_alpha=float("inf")), "no configuration of an adapter"),
         (_no_config, "no configuration of an adapter"),
         (_says(r=0), "no configuration of an adapter"),
         (_says(use_rslora=True), "no plain LoRA"),

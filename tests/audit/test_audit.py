@@ -100,3 +100,14 @@ def test_a_damaged_record_is_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(ConfigError, match=FILE):
         read(tmp_path / FILE)
+
+
+@pytest.mark.parametrize("more", [(), ("--membership",)])
+def test_a_place_where_no_result_can_be_written_is_refused_before_the_attack(
+    more: tuple[str, ...], lalora: Lalora, tmp_path: Path
+) -> None:
+    for place in (tmp_path / "missing" / "found.json", tmp_path):
+        code, out, err = lalora("audit", *more, "--out", str(place))
+        assert (code, out) == (2, "") and err.count("\n") == 1
+        assert f"{place}: the result cannot be written there" in err
+    assert not list(tmp_path.iterdir())
