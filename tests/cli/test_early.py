@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from lalora_flwr.cli.compare import _print_dropped
 from lalora_flwr.cli.early import check_machine, check_output, check_places, without_hub
 from lalora_flwr.cli.plan import _reads_data
 from lalora_flwr.ground.errors import ConfigError
@@ -52,6 +56,9 @@ def imported(done: subprocess.CompletedProcess[str], name: str) -> bool:
         ("metrics-file=out", "lalora: metrics-file = 'out': must be a file"),
         ("metrics-file=~nobody-here/a.prom", "lalora: '~nobody-here/a.prom': ~nobody-here has no home folder"),
         ("train.optimizer=adamw train.momentum=0.5", "lalora: train.momentum = 0.5: "),
+        ("run-name=taken output-dir=.", "lalora: run-name = 'taken': "),
+        (f"run-name={'é' * 101}", f"lalora: run-name = {'é' * 101!r}: must be a name of at most 200 bytes"),
+        ("run-name=a\x01b", r"lalora: run-name = 'a\x01b': must be a name of at most 200 bytes without slashes and control"),
         ("run-name=there output-dir=out", "lalora: run-name = 'there': "),
         ("model.name=hf/x data.name=file:gone.csv", "lalora: data.name = 'gone.csv': no such file or folder"),
         ("model.name=hf/x data.name=file:taken data.test=file:go*.csv", "lalora: data.test = 'go*.csv': no such file or folder"),
@@ -211,3 +218,13 @@ def test_any_encoding_of_the_output_works(encoding: str, words: str, tmp_path: P
 def test_the_help_shows_the_parts_of_a_grid_file(tmp_path: Path) -> None:
     text = " ".join(lalora(tmp_path, "compare", "--help").stdout.replace("│", " ").split())
     assert "TOML file with config, [set], [over], [tune] and [tuning]." in text
+
+
+def test_a_comparison_names_the_trackers_that_its_runs_went_on_without(tmp_path: Path) -> None:
+    for name, content in (("a", {}), ("b", {"mlflow": {"dropped": "locked [x]"}}), ("c", {"mlflow": {"dropped": "gone"}})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tracking.json").write_text(json.dumps(content))
+    (tmp_path / "mlflow.db").write_text("beside the runs")
+    said = Console(file=io.StringIO(), width=200)
+    _print_dropped(tmp_path, said)
+    assert said.file.getvalue() == "runs that went on without their tracker mlflow: 2, the first b: locked [x]\n"  # type: ignore[attr-defined]
