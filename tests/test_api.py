@@ -86,3 +86,10 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
 def test_wrong_input(call: Any, match: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=match):
         call(tmp_path)
+
+
+def test_a_word_for_the_log_that_nobody_knows_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LALORA_LOG", "xml")
+    with pytest.raises(ConfigError, match=r"^LALORA_LOG = 'xml': must be json, or not set$"):
+        api.run(api.settings(**KEYS, output_dir=str(tmp_path)))
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from lalora_flwr.ground.errors import ConfigError, Interrupted
 from lalora_flwr.ground.extras import missing
 from lalora_flwr.ground.figures import MODULE
 from lalora_flwr.ground.files import expanded
-from lalora_flwr.server.tracking import check_trackers
+from lalora_flwr.server.tracking import check_trackers, dropped
 from lalora_flwr.settings import KEYS, Settings
 
 
@@ -58,6 +58,18 @@ def compare(
         again = "run the same command again" + ("" if out else f" with --out {folder}")
         raise Interrupted(f"interrupted; {again} to go on") from None
     print_report(text, folder, console)
+    _print_dropped(folder / "runs", console)
+
+
+def _print_dropped(runs: Path, console: Console) -> None:
+    """A line for each tracker that some runs went on without."""
+    found: dict[str, list[str]] = {}
+    for run in sorted(runs.iterdir()):
+        for tracker, reason in dropped(run).items():
+            found.setdefault(tracker, []).append(f"{run.name}: {reason}")
+    for tracker, reasons in found.items():
+        line = f"runs that went on without their tracker {tracker}: {len(reasons)}, the first {reasons[0]}"
+        console.print(line, soft_wrap=True, markup=False, style="yellow")
 
 
 def _without_hub(plan: Plan) -> bool:

@@ -178,7 +178,7 @@ def report(folder: Path, console: Console) -> None:
         console.print(f"sites' own accuracy {_figure(of_sites)}: {covered}")
     for tracker, reason in dropped(folder).items():
         console.print(f"the run went on without its tracker {tracker}: {reason}", soft_wrap=True, markup=False, style="yellow")
-    console.print(f"results in {folder}", soft_wrap=True)
+    console.print(f"results in {folder}", soft_wrap=True, markup=False)
 
 
 def _figure(figure: float | None) -> str:

@@ -48,10 +48,12 @@ def start(
 
     Does not start on a fault (exit code 2). With approved-code in the node-config, no other app bundle runs.
     """
+    from lalora_flwr.cli.early import check_log
     from lalora_flwr.cli.site import check_node_config, parse_node_config
     from lalora_flwr.engines.supernode import approved_digests, parse_arguments
     from lalora_flwr.site.monitoring import refreshed
 
+    check_log()
     flags = parse_arguments(arguments)
     approved = approved_digests(flags)
     key, authority = flags.auth_supernode_private_key, flags.root_certificates

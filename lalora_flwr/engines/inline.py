@@ -15,6 +15,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from lalora_flwr.engines.together import SitesTogether
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.logs import JsonLines, wants_json
 from lalora_flwr.server.folder import LOG
@@ -129,6 +130,13 @@ class _OnceThere(logging.FileHandler):
                 super().emit(one)
 
 
+def _formatter() -> logging.Formatter:
+    try:
+        return JsonLines() if wants_json() else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    except ValueError as wrong:
+        raise ConfigError(str(wrong)) from None
+
+
 @contextmanager
 def logs_in(path: Path) -> Iterator[None]:
     """Flower's, the server's and the sites' logs go to a file, made with the first line after the run folder is there.
@@ -136,7 +144,7 @@ def logs_in(path: Path) -> Iterator[None]:
     Of the sites' own logs only warnings: training losses are raw and stay out of the run folder, as they do under Ray.
     """
     handler = _OnceThere(path, delay=True, encoding="utf-8")
-    handler.setFormatter(JsonLines() if wants_json() else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_formatter())
     loggers = [logging.getLogger(name) for name in ("flwr", "lalora_flwr")]
     sites = logging.getLogger("lalora_flwr.site")
     before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in (*loggers, sites)]

@@ -49,6 +49,8 @@ def folder_for(settings: Settings) -> Path:
         ConfigError: if it holds a run already; with ``resume``: if it holds none, a finished one, or one of other settings.
     """
     path = expanded(settings.output_dir).absolute() / settings.run_name
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"run-name = {settings.run_name!r}: {path} is there and is no folder; choose another name")
     if not settings.resume:
         if (path / CONFIG).exists():
             how = how_it_ended(path)

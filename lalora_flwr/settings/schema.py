@@ -16,6 +16,7 @@ from lalora_flwr.settings.privacy_keys import PrivacySettings
 from lalora_flwr.settings.train_keys import TrainSettings
 
 ROUNDS_A_REPEAT = 20  # by default the noise has room for one repeat of a spoilt secure sum in so many rounds
+LONGEST_NAME = 200  # bytes of a run's name; file systems take 255
 BUDGET, PERFORMANCE, PLACE = Kind.BUDGET, Kind.PERFORMANCE, Kind.PLACE
 
 
@@ -186,8 +187,8 @@ class Settings:
     run_name: str = key(
         "",
         "name of the run's folder; empty: strategy, ε, seed and time",
-        "a name without slashes that does not start with a dot",
-        lambda v: not v.startswith(".") and "/" not in v and "\\" not in v,
+        f"a name of at most {LONGEST_NAME} bytes without slashes and control characters that does not start with a dot",
+        lambda v: not v.startswith(".") and not {"/", "\\"} & set(v) and v.isprintable() and len(v.encode()) <= LONGEST_NAME,
         kind=PLACE,
     )
     resume: bool = key(

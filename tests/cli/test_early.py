@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from lalora_flwr.cli.compare import _print_dropped
 from lalora_flwr.cli.early import check_machine, check_output, check_places, without_hub
 from lalora_flwr.cli.plan import _reads_data
 from lalora_flwr.ground.errors import ConfigError
@@ -52,6 +56,9 @@ def imported(done: subprocess.CompletedProcess[str], name: str) -> bool:
         ("metrics-file=out", "lalora: metrics-file = 'out': must be a file"),
         ("metrics-file=~nobody-here/a.prom", "lalora: '~nobody-here/a.prom': ~nobody-here has no home folder"),
         ("train.optimizer=adamw train.momentum=0.5", "lalora: train.momentum = 0.5: "),
+        ("run-name=taken output-dir=.", "lalora: run-name = 'taken': "),
+        (f"run-name={'é' * 101}", f"lalora: run-name = {'é' * 101!r}: must be a name of at most 200 bytes"),
+        ("run-name=a\x01b", r"lalora: run-name = 'a\x01b': must be a name of at most 200 bytes without slashes and control"),
         ("run-name=there output-dir=out", "lalora: run-name = 'there': "),
         ("model.name=hf/x data.name=file:gone.csv", "lalora: data.name = 'gone.csv': no such file or folder"),
         ("model.name=hf/x data.name=file:taken data.test=file:go*.csv", "lalora: data.test = 'go*.csv': no such file or folder"),
@@ -103,13 +110,14 @@ def test_so_is_a_comparisons(arguments: tuple[str, ...], reason: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "command", [("run", "--resume", "out/run"), ("compare", "--over", "strategy=la-lora,dp-lora")], ids=" ".join
+    "command", ["run --resume out/run", "compare --over strategy=la-lora,dp-lora", "site start -- --superlink x:1 --insecure"]
 )
-def test_a_word_for_the_log_that_nobody_knows_is_refused_before_torch(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_word_for_the_log_that_nobody_knows_is_refused_before_torch(command: str, tmp_path: Path) -> None:
     with RunFolder(small(tmp_path / "out")) as folder:
         assert folder.path == tmp_path / "out" / "run"
-    done = lalora(tmp_path, *command, LALORA_LOG="xml")
+    done = lalora(tmp_path, *command.split(), LALORA_LOG="xml")
     assert said(done) == ["lalora: LALORA_LOG = 'xml': must be json, or not set"] and not imported(done, "torch")
+    assert done.returncode == 2  # with which systemd does not start a site again
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["keys"], ["ledger", "--help"], ["certs", "--help"]])
@@ -211,3 +219,13 @@ def test_any_encoding_of_the_output_works(encoding: str, words: str, tmp_path: P
 def test_the_help_shows_the_parts_of_a_grid_file(tmp_path: Path) -> None:
     text = " ".join(lalora(tmp_path, "compare", "--help").stdout.replace("│", " ").split())
     assert "TOML file with config, [set], [over], [tune] and [tuning]." in text
+
+
+def test_a_comparison_names_the_trackers_that_its_runs_went_on_without(tmp_path: Path) -> None:
+    for name, content in (("a", {}), ("b", {"mlflow": {"dropped": "locked [x]"}}), ("c", {"mlflow": {"dropped": "gone"}})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tracking.json").write_text(json.dumps(content))
+    (tmp_path / "mlflow.db").write_text("beside the runs")
+    said = Console(file=io.StringIO(), width=200)
+    _print_dropped(tmp_path, said)
+    assert said.file.getvalue() == "runs that went on without their tracker mlflow: 2, the first b: locked [x]\n"  # type: ignore[attr-defined]

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.errors import ConfigError, SiteRefusal
+from lalora_flwr.ledger.caps import caps_from
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.server.place import folder_for
 from lalora_flwr.settings import settings_from
 from lalora_flwr.settings.paths import with_absolute_paths
+from tests.ledger.test_caps import LABELS, NEEDED
 
 
 def test_files_and_folders_become_absolute_and_hub_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +43,12 @@ def test_a_user_that_nobody_knows_is_one_line() -> None:
         with_absolute_paths(settings_from({"metrics-file": "~nobody-here/a.prom"}))
     with pytest.raises(ConfigError, match="~nobody-here has no home folder"):
         LedgerFile(Path("~nobody-here/ledger.db"))
+
+
+@pytest.mark.parametrize("key", ["ledger-path", "witness-path", "data-path", "model-path"])
+def test_so_is_it_in_a_node_config(key: str) -> None:
+    with pytest.raises(SiteRefusal, match=f"^node-config: {key} must be a path; its user has no home folder here$"):
+        caps_from({**NEEDED, **LABELS, key: "~nobody-here/x"}, needed=True)
 
 
 def test_the_file_for_prometheus_is_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
