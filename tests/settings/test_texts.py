@@ -142,7 +142,8 @@ def accepted(flat: dict[str, Any]) -> Settings:
             "min-sites",
             "run-name",
             "merge.name",
-            "lora.head",
+            "merge.travel",
+            "filter.name",
             "data.num-classes",
             "num-supernodes",
         )
