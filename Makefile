@@ -14,8 +14,10 @@ test: $(VENV)/installed lint  ## style, types and the fast tests
 test-slow: $(VENV)/installed  ## the tests that start real Flower simulations
 	$(BIN)/pytest --durations=12 -m "slow and not nightly"
 
-test-nightly: $(VENV)/installed  ## what test-slow only samples: every extension of tests/probes under Ray
+test-nightly: $(VENV)/installed  ## what test-slow only samples: every extension of tests/probes under Ray, docs/operate.md on a real federation, jax_privacy
+	$(BIN)/pip install --quiet --disable-pip-version-check "jax_privacy>=2,<3"  # 400 MB, an oracle of the audit's bounds
 	$(BIN)/pytest -m nightly
+	$(BIN)/pytest tests/audit/test_oracle.py
 
 test-faults: $(VENV)/installed  ## kill -9 of sites, servers and simulations at random moments; about 25 minutes
 	$(BIN)/pytest --durations=12 -m faults

@@ -108,7 +108,7 @@ def _check_scale(config: Path, lora: LoraSettings) -> None:
         about = json.loads(config.read_text(encoding="utf-8"))
         kind, scaled = about["peft_type"], about.get("use_rslora") or about.get("use_dora") or about.get("rank_pattern")
         scale = about["lora_alpha"] / about["r"] if kind == "LORA" else 0.0
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError):
         raise ConfigError(f"{KEY}: {config} is no configuration of an adapter") from None
     if kind == "LORA" and scaled:
         raise ConfigError(f"{KEY} = {lora.start_from!r}: no plain LoRA of one rank, so no start for a run")

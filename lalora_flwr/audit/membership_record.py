@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.ground.files import PUBLIC, replace_file
+from lalora_flwr.ground.files import PUBLIC, read_small, replace_file
 
 FILE = "membership.json"
 RESOLVED = 1000  # non-members, from which on 0.1 % of them is a record
@@ -120,12 +120,12 @@ def read(path: Path) -> MembershipRecord:
         ConfigError: it is not there, or damaged.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_small(path))
         values["epsilon"] = float(values["epsilon"])
         values["attacks"] = [Attacked(**one) for one in values["attacks"]]
         record = MembershipRecord(**values)
         if not (record.attacks and record.sentence):
             raise TypeError("it holds no attack")
         return record
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as fault:
         raise ConfigError(f"{path}: no attack that can be read ({' '.join(str(fault).split())})") from None

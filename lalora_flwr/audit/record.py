@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.ground.files import PUBLIC, replace_file
+from lalora_flwr.ground.files import PUBLIC, read_small, replace_file
 
 FILE = "audit.json"
 
@@ -77,12 +77,12 @@ def read(path: Path) -> AuditRecord:
     """
     try:
         values: dict[str, Any] = {
-            name: math.inf if value == "inf" else value for name, value in json.loads(path.read_text(encoding="utf-8")).items()
+            name: math.inf if value == "inf" else value for name, value in json.loads(read_small(path)).items()
         }
         record = AuditRecord(**values)
         numbers = (record.epsilon, record.delta, record.clopper_pearson, record.gaussian_pair, record.one_run, record.seconds)
         if not all(isinstance(number, int | float) for number in numbers) or not isinstance(record.contracts, dict):
             raise TypeError("a number is none")
         return record
-    except (OSError, ValueError, TypeError, AttributeError) as fault:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as fault:
         raise ConfigError(f"{path}: no audit that can be read ({' '.join(str(fault).split())})") from None

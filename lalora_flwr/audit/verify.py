@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lalora_flwr.audit import membership_record
+from lalora_flwr.audit.agreement import Files
 from lalora_flwr.audit.record import FILE, read
 from lalora_flwr.ground.errors import ConfigError, LaloraError, RunFailed
-from lalora_flwr.ground.files import file_digest
+from lalora_flwr.ground.files import file_digest, read_small
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.verify import ERROR, SAME, SECOND
 from lalora_flwr.ledger.verify import verify as verify_ledger
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
-from lalora_flwr.server.certificate import CERTIFICATE, READABLE, code_digest, not_covered, readable, seal, utility
-from lalora_flwr.server.metrics import CONFIG, METRICS, SUMMARY, Summary
+from lalora_flwr.server.certificate import CERTIFICATE, READABLE, code_digest, readable, seal
+from lalora_flwr.server.metrics import CONFIG, METRICS, SUMMARY
 
 
 def verify(folder: Path, ledgers: Sequence[Path] = ()) -> Iterator[str]:
@@ -40,12 +40,14 @@ def verify(folder: Path, ledgers: Sequence[Path] = ()) -> Iterator[str]:
     whole = _read(folder)
     try:
         yield from _folder(folder, whole)
+        files = Files.of(folder)
+        files.check(whole)
         yield from _numbers(folder, whole)
-        yield from _audited(folder, whole)
-        yield from _attacked(folder)
+        yield from _audited(folder, files)
+        yield from _attacked(folder, files)
         for path in ledgers:
             yield _ledger(path, whole)
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError, RecursionError) as fault:
         raise RunFailed(f"{folder / CERTIFICATE}: is not what a run writes ({type(fault).__name__}: {fault})") from None
 
 
@@ -54,7 +56,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{folder}: holds no {CERTIFICATE}; name the folder of a run that finished, of this version or newer")
     try:
-        whole = json.loads(path.read_bytes())
+        whole = json.loads(read_small(path))
         if not isinstance(whole, dict):
             raise ValueError("not a table")
         return whole
@@ -65,7 +67,7 @@ def _read(folder: Path) -> dict[str, Any]:
 def _folder(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
     rest = {name: value for name, value in whole.items() if name != "digest"}
     text = json.dumps({**rest, "digest": seal(rest)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if (folder / CERTIFICATE).read_bytes() != text.encode():
+    if read_small(folder / CERTIFICATE) != text.encode():
         raise RunFailed(f"{folder / CERTIFICATE}: was changed: its digest is not that of its content")
     for name, digest in whole["files"].items():
         path = folder / name
@@ -80,37 +82,24 @@ def _folder(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
             raise RunFailed(f"{folder / CERTIFICATE}: is not about {name}")
     for part in ("adapter", "best", "checkpoint"):  # plots may be added by `lalora diagnose`
         for path in sorted((folder / part).rglob("*")):
-            if not path.is_dir() and path.relative_to(folder).as_posix() not in whole["files"]:
+            if (path.is_symlink() or not path.is_dir()) and path.relative_to(folder).as_posix() not in whole["files"]:
                 raise RunFailed(f"{path}: was added after the run ended")
     yield f"{len(whole['files'])} files have the bytes that they had when the run ended"
-    if not (folder / READABLE).is_file() or (folder / READABLE).read_bytes() != readable(whole).encode():
+    if not (folder / READABLE).is_file() or read_small(folder / READABLE) != readable(whole).encode():
         raise RunFailed(f"{folder / READABLE}: does not say what {CERTIFICATE} says")
     yield f"{READABLE} says what {CERTIFICATE} says"
 
 
 def _numbers(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
-    """ε of every site from its steps, and what configuration and summary say of it."""
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    config = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if whole["base_model"]["digest"] != summary["model_digest"] or whole["base_model"]["name"] != config["model"]["name"]:
-        raise RunFailed(f"{folder / CERTIFICATE}: its base model is not that of {SUMMARY} and {CONFIG}")
-    told = Summary.from_json(summary)
-    if whole["not_covered"] != not_covered(told) or whole.get("utility", utility(told)) != utility(told):
-        raise RunFailed(
-            f"{folder / CERTIFICATE}: what it says of utility, or of what epsilon leaves out, is not what {SUMMARY} says"
-        )
+    """ε of every site from its steps."""
     if whole["code"]["digest"] == code_digest():
         yield "the code that ran is the one that is installed here"
     else:
         yield f"another code ran than is installed here: version {whole['code']['version']}, digest {whole['code']['digest']}"
     if not whole["differentially_private"]:
-        if math.isfinite(config["privacy"]["epsilon"]):
-            raise RunFailed(f"{folder / CERTIFICATE}: says that the run was not private, and {CONFIG} that it was")
         yield "the run was not differentially private, and says so"
         return
     delta, first, second = whole["delta"], whole["accountant"], whole["second_accountant"]
-    if (second, delta, whole["epsilon_of_the_run"]) != (SECOND[first], config["privacy"]["delta"], config["privacy"]["epsilon"]):
-        raise RunFailed(f"{folder / CERTIFICATE}: its accountants, δ or the run's ε are not those of {CONFIG}")
     largest = alone = 0.0
     known = [site for site, own in whole["sites"].items() if own["steps"] is not None]
     for site, own in whole["sites"].items():
@@ -122,10 +111,9 @@ def _numbers(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
             worst = own["epsilon_if_all_others_collude"]
             alone = max(alone, worst)
             _same(folder, f"site {site}, if all others collude", _epsilon(own["steps_alone"], delta, first), worst)
-    for name, found in (("epsilon", largest), ("epsilon_alone", alone)):
-        if summary.get(name) is not None:
-            _same(folder, f"{name} of {SUMMARY}", found, summary[name])
     _same(folder, "epsilon", largest, whole["epsilon"])
+    if whole["epsilon_if_all_others_collude"] is not None:
+        _same(folder, "epsilon_if_all_others_collude", alone, whole["epsilon_if_all_others_collude"])
     yield f"epsilon of {len(known)} sites follows from their steps by {first}, and {second} does not contradict it"
     for site in sorted(set(whole["sites"]) - set(known)):
         yield f"site {site}: its noise is not known; the run's epsilon stands for it"
@@ -150,7 +138,7 @@ def _same(folder: Path, what: str, found: float, said: float) -> None:
         raise RunFailed(f"{folder / CERTIFICATE}: {what}: {said!r}, but the steps cost {found!r}")
 
 
-def _audited(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
+def _audited(folder: Path, files: Files) -> Iterator[str]:
     """An audit may come after the certificate, which is therefore not about it."""
     if not (folder / FILE).exists():
         yield f"not audited (`lalora audit {folder}`)"
@@ -159,21 +147,20 @@ def _audited(folder: Path, whole: dict[str, Any]) -> Iterator[str]:
         audit = read(folder / FILE)
     except ConfigError as fault:
         raise RunFailed(str(fault)) from None
-    if not audit.survived:
-        raise RunFailed(f"{folder / FILE}: {audit.sentence}")
-    if whole["differentially_private"] and (audit.epsilon, audit.delta) != (whole["epsilon_of_the_run"], whole["delta"]):
-        raise RunFailed(f"{folder / FILE}: is an audit of another claim: ε = {audit.epsilon:g} at δ = {audit.delta:g}")
+    files.audited(audit)
     yield f"audited: {audit.sentence}"
 
 
-def _attacked(folder: Path) -> Iterator[str]:
-    """Membership inference refutes nothing on a run's own adapter, but it is said."""
+def _attacked(folder: Path, files: Files) -> Iterator[str]:
+    """Membership inference on a run's own adapter refutes nothing, but it is said."""
     path = folder / membership_record.FILE
     if path.exists():
         try:
-            yield f"attacked: {membership_record.read(path).sentence}"
+            attack = membership_record.read(path)
         except ConfigError as fault:
             raise RunFailed(str(fault)) from None
+        files.attacked(attack)
+        yield f"attacked: {attack.sentence}"
 
 
 def _ledger(path: Path, whole: dict[str, Any]) -> str:

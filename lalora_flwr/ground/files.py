@@ -6,6 +6,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,7 @@ from typing import BinaryIO
 from lalora_flwr.ground.errors import ConfigError
 
 OWNER_ONLY, PUBLIC = 0o600, 0o666  # the umask takes its part of the latter
+MOST = 2**26  # bytes of a file that is read as a whole
 
 
 def replace_file(path: Path, content: str | bytes, *, durable: bool = True, mode: int = OWNER_ONLY) -> None:
@@ -92,6 +94,24 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_small(path: Path, most: int = MOST) -> bytes:
+    """A file that a stranger may have left.
+
+    Args:
+        most: bytes.
+
+    Raises:
+        OSError: it cannot be read, is larger, or is no plain file: a pipe would never end.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("no plain file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(f"more than {most >> 20} MiB")
+    return content
 
 
 def files_below(pattern: str) -> list[Path]:

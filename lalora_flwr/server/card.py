@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -37,22 +37,15 @@ def model_card(summary: Summary, settings: Settings, base: BaseModel, adapter: A
         _front(summary, settings, base, adapter),
         f"# {settings.run_name}",
         _method(summary, settings, adapter),
-        "## Privacy",
         _privacy(summary),
     ]
-    if base.labels:
-        parts += ["## Classes", _table((str(number), name) for number, name in enumerate(base.labels))]
+    parts += _classes(base.labels)
     if isinstance(base.problem, Regression):
         unit = f"{base.problem.middle:.12g} + {base.problem.half:.12g} * output"
         parts += ["## Numbers", f"The model has one output. In the unit of the records it says `{unit}`."]
     if isinstance(base.problem, MultiLabel):
         parts += ["A record may have several: each has an output of its own, and is there where that is above 0."]
-    before = f"{HEADLINES[summary.metric]} of the {settings.before_training}"
-    figures = {before: summary.frozen_score, **(summary.best if best else summary.quality)}
-    figures.pop("site_accuracy", None)  # on private records
-    shown = ((name, "none" if value is None else f"{value:.4f}") for name, value in figures.items())
-    chosen = f"after round {summary.best_round}, chosen as the best on the same records, so a little too good:"
-    parts += ["## Results", f"On public records, {chosen if best else 'after the last round:'}", _table(shown)]
+    parts.append(_results(summary, settings, best))
     lines = loading(base) if adapter.in_peft else adapter.loading()
     if lines and base.published.loading:
         parts += ["## Loading", "```python\n" + "\n".join(lines) + "\n```"]
@@ -99,7 +92,29 @@ def _method(summary: Summary, settings: Settings, adapter: Adapter) -> str:
     )
 
 
+def sections(summary: Summary, settings: Settings, *, best: bool = False) -> list[str]:
+    """Those of the card that follow from the summary and the settings alone: ε, classes and figures."""
+    return [_privacy(summary), *_classes(summary.labels), _results(summary, settings, best)]
+
+
+def _classes(labels: Sequence[str]) -> list[str]:
+    return ["\n\n".join(["## Classes", _table((str(number), name) for number, name in enumerate(labels))])] if labels else []
+
+
+def _results(summary: Summary, settings: Settings, best: bool) -> str:
+    before = f"{HEADLINES[summary.metric]} of the {settings.before_training}"
+    figures = {before: summary.frozen_score, **(summary.best if best else summary.quality)}
+    figures.pop("site_accuracy", None)  # on private records
+    shown = ((name, "none" if value is None else f"{value:.4f}") for name, value in figures.items())
+    chosen = f"after round {summary.best_round}, chosen as the best on the same records, so a little too good:"
+    return "\n\n".join(["## Results", f"On public records, {chosen if best else 'after the last round:'}", _table(shown)])
+
+
 def _privacy(summary: Summary) -> str:
+    return f"## Privacy\n\n{_epsilon(summary)}"
+
+
+def _epsilon(summary: Summary) -> str:
     if not summary.private:
         leaks = f" Published besides: {summary.leaks}." if summary.leaks else ""
         return "None: the run had ε = inf, so there was no clip and no noise." + leaks

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +41,20 @@ def certificate(settings: Settings, counts: SiteCounts, summary: Summary, run_id
         summary: of the run.
         run_ids: by which ledgers of real sites know the run and those that it resumed; none in a simulation.
     """
-    privacy = settings.privacy
+    return {
+        **claims(settings, summary),
+        "run_ids": list(run_ids),
+        "sites": {str(site): _site(counts, site, settings) for site in counts.heard()},
+        "code": {"version": __version__, "commit": summary.commit, "digest": code_digest()},
+    }
+
+
+def claims(settings: Settings, summary: Summary) -> dict[str, Any]:
+    """What follows from the run's settings and its summary alone, so that whoever verifies makes it anew."""
+    privacy, second = settings.privacy, SECOND[settings.privacy.accountant]
     return {
         "format": FORMAT,
         "run": settings.run_name,
-        "run_ids": list(run_ids),
         "date": summary.date,
         "differentially_private": settings.private,
         "privacy_unit": "one record of one site",
@@ -61,16 +69,14 @@ def certificate(settings: Settings, counts: SiteCounts, summary: Summary, run_id
         "clip_norm": privacy.clip_norm,
         "clipping": privacy.clipping,
         "accountant": privacy.accountant,
-        "second_accountant": SECOND[privacy.accountant],
-        "accountants_of": {name: _maker(name) for name in sorted({privacy.accountant, SECOND[privacy.accountant]})},
-        "random_numbers": "the operating system of each site" if counts.real else SEEDED,
+        "second_accountant": second,
+        "accountants_of": {name: _maker(name, summary.versions) for name in sorted({privacy.accountant, second})},
+        "random_numbers": SEEDED if summary.seeded else "the operating system of each site",
         "not_covered": not_covered(summary),
-        "records": "identified in the ledgers of the sites; the server never sees them" if counts.real else settings.data.name,
+        "records": settings.data.name if summary.seeded else "identified in the ledgers of the sites; the server never sees them",
         "vouched_by": VOUCHES,
         "utility": utility(summary),
-        "sites": {str(site): _site(counts, site, settings) for site in counts.heard()},
         "base_model": {"name": settings.model.name, "revision": summary.model_revision, "digest": summary.model_digest},
-        "code": {"version": __version__, "commit": summary.commit, "digest": code_digest()},
     }
 
 
@@ -101,9 +107,9 @@ def utility(summary: Summary) -> dict[str, Any]:
     return {"metric": summary.metric, "before": before, "after": after}
 
 
-def _maker(accountant: str) -> str:
+def _maker(accountant: str, versions: Mapping[str, str]) -> str:
     """Which package's code an accountant is, with its version and that of what it computes with."""
-    return ", ".join(f"{name} {version(name)}" for name in (*MAKERS[accountant], "numpy", "scipy"))
+    return ", ".join(f"{name} {versions.get(name, '')}".rstrip() for name in (*MAKERS[accountant], "numpy", "scipy"))
 
 
 def code_digest(root: Path = ROOT) -> str:

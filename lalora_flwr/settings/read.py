@@ -106,6 +106,16 @@ def settings_from(flat: Mapping[str, object], early: Callable[[Settings], None] 
     return settings
 
 
+def settings_kept(flat: Mapping[str, object]) -> Settings:
+    """Typed settings as a finished run kept them: its method and data need not be here, and keys of other versions are left out.
+
+    Raises:
+        ConfigError: for the first value that no run can have had.
+    """
+    settings: Settings = _build(Settings, check_values({name: value for name, value in flat.items() if name in KEYS}))
+    return settings
+
+
 def flatten(settings: Any, prefix: str = "") -> dict[str, Value]:
     """All keys of the settings with their resolved values, flat."""
     flat: dict[str, Value] = {}

@@ -108,18 +108,18 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "more noise": (lambda whole: whole["sites"]["1"]["steps"][0].__setitem__(0, 99.0), "site 1"),
     "fewer steps": (lambda whole: whole["sites"]["1"]["steps"][0].__setitem__(2, 1), "site 1"),
     "another second ε": (lambda whole: whole["sites"]["1"].update(epsilon_by_second_accountant=4.5), "second accountant"),
-    "another δ": (lambda whole: whole.update(delta=0.1), "δ"),
-    "a private run said not to be": (lambda whole: whole.update(differentially_private=False), "not private"),
+    "another δ": (lambda whole: whole.update(delta=0.1), "delta is 0.1"),
+    "a private run said not to be": (lambda whole: whole.update(differentially_private=False), "differentially_private is False"),
     "a file left out": (lambda whole: whole["files"].pop("summary.json"), "not about summary.json"),
     "the adapter left out": (
         lambda whole: [whole["files"].pop(name) for name in list(whole["files"]) if name.startswith("adapter/")],
         "not about adapter/",
     ),
     "more utility": (lambda whole: whole["utility"].update(after=0.99), "utility"),
-    "a leak left out": (lambda whole: whole.update(not_covered=["nothing"]), "leaves out"),
-    "another base model": (lambda whole: whole["base_model"].update(digest="0"), "base model"),
+    "a leak left out": (lambda whole: whole.update(not_covered=["nothing"]), "not_covered is"),
+    "another base model": (lambda whole: whole["base_model"].update(digest="0"), "base_model is"),
     "a file elsewhere": (lambda whole: whole["files"].update({"../x": "0"}), "outside"),
-    "no sites": (lambda whole: whole.update(sites={}), "epsilon"),
+    "no sites": (lambda whole: whole.update(sites={}), "its sites are not those"),
     "nonsense": (lambda whole: whole.update(sites=[1]), "not what a run writes"),
 }
 
@@ -139,12 +139,17 @@ def test_numbers_that_do_not_fit_are_noticed_though_every_digest_does(name: str,
 
 
 def test_an_audit_may_come_later_and_counts(run: Path) -> None:
-    good = dataclasses.replace(RECORD, epsilon=4.0, delta=1e-4, gaussian_pair=2.0)
+    good = dataclasses.replace(RECORD, epsilon=4.0, delta=1e-4, sites=3, gaussian_pair=2.0)
     write(good, run / FILE)
     assert any(line.startswith("audited: the claim of ε = 4") for line in verify(run))
     for bad, match in (
         (dataclasses.replace(good, survived=False, clopper_pearson=9.0), "is false"),
         (dataclasses.replace(good, epsilon=8.0), "another claim"),
+        (dataclasses.replace(good, strategy="dp-lora"), "another claim"),
+        (dataclasses.replace(good, trust="secure-sum"), "another claim"),
+        (dataclasses.replace(good, sites=9), "another run"),
+        (dataclasses.replace(good, clopper_pearson=9.0), "is not what its numbers say"),
+        (dataclasses.replace(good, contracts={"a": "broken"}), "is not what its numbers say"),
     ):
         write(bad, run / FILE)
         with pytest.raises(RunFailed, match=match):

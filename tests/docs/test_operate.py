@@ -84,6 +84,7 @@ def only(heading: str, number: int = 0) -> Block:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_commands_of_the_page(deployment: Deployment) -> None:
     federation = deployment.federation
     assert deployment.ports("superlink") == {(LOOPBACK, federation.port)}

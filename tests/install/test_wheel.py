@@ -31,6 +31,7 @@ def test_the_default_run_works_without_the_checkout(simulating: Install, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_ray_is_there_with_its_extra(simulating: Install, tmp_path: Path) -> None:
     done = simulating.run(tmp_path, "lalora", "run", "-c", "num-rounds=1 num-supernodes=2 run-name=ray")
     assert done.returncode == 0, done.stdout + done.stderr

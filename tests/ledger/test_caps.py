@@ -132,8 +132,8 @@ def test_what_is_missing_is_named(key: str) -> None:
         *[("max-epsilon", bad) for bad in (0, -1.0, math.inf, math.nan, "3", True, None)],
         *[("delta", bad) for bad in (0.0, 1.0, 1, math.nan, "1e-5")],
         *[("num-records", bad) for bad in (0, 2.5, "500", True, -3)],
-        *[("task", bad) for bad in ("", "images", 3)],
-        *[("labels", bad) for bad in ("", ",", "a,a", 3)],
+        *[(key, bad) for key, values in (("task", ("", "images", 3)), ("labels", ("", ",", "a,a", 3))) for bad in values],
+        *[(key, "~nobody-here/x") for key in ("ledger-path", "witness-path", "data-path", "model-path")],
         *[("min-noise-multiplier", bad) for bad in (0, -1, math.nan, "1", math.inf)],
         *[
             (key, bad)

@@ -132,6 +132,7 @@ def test_wandb_holds_the_rounds_under_one_id_and_nothing_of_the_machine(tmp_path
     assert not [name for name in files_in(folder / "wandb") if name.endswith(("requirements.txt", "output.log", "diff.patch"))]
 
 
+@pytest.mark.slow
 def test_wandb_without_a_login_is_dropped_and_asks_nobody(tmp_path: Path) -> None:
     """In a process of its own, since the library keeps what it once read of its environment; the command says it at the end."""
     pytest.importorskip("wandb")
