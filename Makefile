@@ -14,7 +14,7 @@ test: $(VENV)/installed lint  ## style, types and the fast tests
 test-slow: $(VENV)/installed  ## the tests that start real Flower simulations
 	$(BIN)/pytest --durations=12 -m "slow and not nightly"
 
-test-nightly: $(VENV)/installed  ## what test-slow only samples: every extension of tests/probes under Ray, docs/operate.md on a real federation, jax_privacy
+test-nightly: $(VENV)/installed  ## what test-slow only samples: every extension of tests/probes under Ray, what docs/ asks minutes for, jax_privacy
 	$(BIN)/pip install --quiet --disable-pip-version-check "jax_privacy>=2,<3"  # 400 MB, an oracle of the audit's bounds
 	$(BIN)/pytest -m nightly
 	$(BIN)/pytest tests/audit/test_oracle.py

@@ -13,6 +13,7 @@ from lalora_flwr.cli.main import app
 from tests.docs.blocks import Block, blocks
 
 RUN_HERE = ("index", "choose", "dpo", "reproduce", "api")
+LONG = ("choose", "reproduce")  # of them: comparisons, which take minutes
 PAGES = (*RUN_HERE, "operate", "troubleshooting")
 SAID = [(page, block) for page in PAGES for block in blocks(page)]
 
@@ -35,7 +36,7 @@ def test_a_block_that_is_not_run_says_why() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in RUN_HERE if blocks(page) or blocks(page, "python")])
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.nightly] * (page in LONG)) for page in RUN_HERE])
 def test_the_commands_of_a_page_run(page: str, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     for name in ("experiments", "benchmarks"):
