@@ -109,6 +109,8 @@ def _named(file: Path, base: BaseModel, adapter: Adapter) -> Iterator[tuple[str,
 def _check_scale(config: Path, lora: LoraSettings) -> None:
     """Refuse what PEFT computes otherwise than this run would."""
     if not config.is_file():
+        if (config.parent / WEIGHTS).is_file():
+            raise ConfigError(f"{KEY} = {lora.start_from!r}: lacks {CONFIG}, which says how the adapter is scaled")
         return
     try:
         about = json.loads(config.read_text(encoding="utf-8"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.ground.files import PUBLIC, read_small, replace_file
+from lalora_flwr.ground.files import read_small
 
 FILE = "membership.json"
 RESOLVED = 1000  # non-members, from which on 0.1 % of them is a record
@@ -106,12 +106,6 @@ class MembershipRecord:
         if not math.isfinite(self.epsilon):
             return f"no ε is claimed: {shown}"
         return f"{shown}; claimed is ε = {self.epsilon:g}; a weak attack is no proof of privacy"
-
-
-def write(record: MembershipRecord, path: Path) -> None:
-    """Write it, atomically; what has no end is written as the text ``inf``."""
-    values = {name: "inf" if value == math.inf else value for name, value in asdict(record).items()}
-    replace_file(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode=PUBLIC)
 
 
 def read(path: Path) -> MembershipRecord:

@@ -7,10 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import PUBLIC, read_small, replace_file
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FILE = "audit.json"
 
@@ -64,8 +67,12 @@ class AuditRecord:
         return f"{claim} is not kept: {'; '.join(broken)}"
 
 
-def write(record: AuditRecord, path: Path) -> None:
-    """Write it, atomically; a bound without end is written as the text ``inf``."""
+def write(record: DataclassInstance, path: Path) -> None:
+    """Write what an audit or an attack found, atomically; a number without end is written as the text ``inf``.
+
+    Raises:
+        OSError: it cannot be written; the old content is then still there.
+    """
     values = {name: "inf" if value == math.inf else value for name, value in asdict(record).items()}
     replace_file(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode=PUBLIC)
 

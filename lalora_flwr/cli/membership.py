@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 
 from lalora_flwr.audit.membership import attack_run, attack_settings
-from lalora_flwr.audit.membership_record import FILE, RESOLVED, MembershipRecord, write
+from lalora_flwr.audit.membership_record import FILE, RESOLVED, MembershipRecord
+from lalora_flwr.audit.record import write
 from lalora_flwr.cli.options import check_out, resolve
 from lalora_flwr.ground.errors import ConfigError, Interrupted
 from lalora_flwr.ground.waiting import Waiting

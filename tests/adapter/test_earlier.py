@@ -181,6 +181,7 @@ def _no_config(folder: Path) -> None:
         (_says(lora_alpha=float("nan")), "no configuration of an adapter"),
         (_says(r=float("inf"), lora_alpha=float("inf")), "no configuration of an adapter"),
         (_no_config, "no configuration of an adapter"),
+        (lambda folder: (folder / CONFIG).unlink(), "lacks adapter_config.json"),
         (_says(r=0), "no configuration of an adapter"),
         (_says(use_rslora=True), "no plain LoRA"),
         (_says(use_dora=True), "no plain LoRA"),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lalora_flwr.audit import membership_record
+from lalora_flwr.audit import membership_record, record
 from lalora_flwr.audit.verify import verify
 from lalora_flwr.ground.errors import RunFailed
 from lalora_flwr.privacy.accounting import epsilon_spent
@@ -139,14 +139,14 @@ def test_a_model_card_says_what_the_summary_says(run: Path) -> None:
 
 def test_an_attack_of_another_run_is_none_of_this_one(run: Path) -> None:
     good = dataclasses.replace(RECORD, epsilon=4.0)
-    membership_record.write(good, run / membership_record.FILE)
+    record.write(good, run / membership_record.FILE)
     assert any(line.startswith("attacked") for line in verify(run))
     for bad, match in (
         (dataclasses.replace(good, epsilon=8.0), "another claim"),
         (dataclasses.replace(good, strategy="dp-lora"), "another claim"),
         (dataclasses.replace(good, attacks=[dataclasses.replace(WEAK, epsilon_one_run=9.0)]), "is false"),
     ):
-        membership_record.write(bad, run / membership_record.FILE)
+        record.write(bad, run / membership_record.FILE)
         with pytest.raises(RunFailed, match=match):
             list(verify(run))
 

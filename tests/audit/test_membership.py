@@ -13,8 +13,9 @@ import pytest
 from lalora_flwr.api import membership
 from lalora_flwr.audit.attacks import auc
 from lalora_flwr.audit.membership import attack_settings
-from lalora_flwr.audit.membership_record import FILE, Attacked, MembershipRecord, read, write
+from lalora_flwr.audit.membership_record import FILE, Attacked, MembershipRecord, read
 from lalora_flwr.audit.planted import MISLABELLED, pool_of
+from lalora_flwr.audit.record import write
 from lalora_flwr.audit.shadows import all_runs, some_runs
 from lalora_flwr.audit.verify import verify
 from lalora_flwr.ground.errors import ConfigError, RunFailed
