@@ -16,6 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from datasets import Dataset
 
 from lalora_flwr.cli.site import FAULT, OK, WARNING, Finding
+from lalora_flwr.cli.site_profile import profile_line
 from lalora_flwr.data.cleaning import Rows
 from lalora_flwr.data.columns import Columns
 from lalora_flwr.data.images import ImageRecords
@@ -23,6 +24,7 @@ from lalora_flwr.data.own_lines import OPEN_QUOTE
 from lalora_flwr.data.own_records import OwnRecords, own_records
 from lalora_flwr.data.pins import pinned
 from lalora_flwr.data.records import Records, RecordSet
+from lalora_flwr.gradients.self_check import rounding
 from lalora_flwr.ground.errors import ConfigError, LaloraError
 from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.hardware import choose_device
@@ -31,7 +33,6 @@ from lalora_flwr.ledger.book import Book
 from lalora_flwr.ledger.caps import DEMONSTRATION, LANGUAGE, READERS, USUAL_EPSILON, Caps, caps_from
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.fingerprint import fingerprint_of_files
-from lalora_flwr.methods.parts import Part
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
@@ -42,6 +43,7 @@ from lalora_flwr.site.records import NodeConfig
 from lalora_flwr.site.sharing import read_secrets
 from lalora_flwr.tasks import problem_of
 from lalora_flwr.training.learner import ModelStore
+from lalora_flwr.wire.profile import Words
 
 LEAST_FREE, ROOM = 10, 200  # MiB on the ledger's disk: none for an entry, and for a year of them
 
@@ -93,20 +95,9 @@ def _caps(caps: Caps) -> Iterator[Finding]:
         dear = cost > caps.max_epsilon / 10
         yield Finding(WARNING if dear else OK, "evaluation", f"allowed; the first answer spends epsilon {cost:.3g}")
     if caps.profile:
-        yield _profile(caps.profile)
+        yield profile_line(caps)
     if not caps.answer_seconds:
         yield Finding(WARNING, "answer-seconds", "0: how long an answer takes reveals something about the records")
-
-
-def _profile(words: str) -> Finding:
-    """A method of another package may have words of its own, so nothing is a fault."""
-    try:
-        part = Part.of(words)
-    except LaloraError as error:
-        return Finding(WARNING, "profile", f"{error} for hetlora, flexlora and hlora, which the site will refuse to serve")
-    told = [f"{part.rank} components of each layer"] if part.rank else []
-    told += [f"training the last {part.layers} layers"] if part.layers else []
-    return Finding(OK, "profile", "sent to every server: " + " and ".join(told))
 
 
 def _ledger(caps: Caps) -> Iterator[Finding]:
@@ -187,6 +178,8 @@ def _settings(caps: Caps) -> Settings:
     about = {"data.labels": joined(caps.labels), "data.problem-type": caps.problem_type, "data.label-range": caps.label_range}
     if caps.task == LANGUAGE:
         about = {"data.response": caps.response_column}
+    if precision := Words.of(caps.profile).precision:
+        about["model.dtype"] = precision
     longest = {"data.max-tokens": int(caps.max_tokens)} if caps.max_tokens < 2**20 else {}
     return pinned(caps, settings_from({**flat, **about, **longest}))
 
@@ -201,10 +194,13 @@ def _model(settings: Settings, caps: Caps) -> tuple[BaseModel | None, Finding]:
     if not is_model_folder(caps.model_path):
         return None, Finding(FAULT, "model", f"model-path = {caps.model_path!r}: {NO_FOLDER}")
     try:
-        base = ModelStore().learner(settings, caps.device).base
+        learner = ModelStore().learner(settings, caps.device)
+        off = rounding(learner.base, learner.adapter, learner.engine)
     except Exception as error:  # whatever a library makes of a folder
         return None, Finding(FAULT, "model", str(error) or type(error).__name__)
-    return base, Finding(OK, "model", f"loads, and a record's gradient is its own; digest {base.provenance.digest[:16]}")
+    base = learner.base
+    found = f"loads, and a record's gradient is its own; in its precision it is off by {off:.1%}"
+    return base, Finding(OK, "model", f"{found}; digest {base.provenance.digest[:16]}")
 
 
 def _records(settings: Settings, caps: Caps, model: BaseModel | None) -> Iterator[Finding]:

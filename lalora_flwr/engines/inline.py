@@ -27,6 +27,7 @@ from lalora_flwr.settings import Settings, Value, flatten
 from lalora_flwr.site.app import make_client_app
 from lalora_flwr.site.host import Host
 from lalora_flwr.training.learner import LearnerCache, ModelStore
+from lalora_flwr.wire.profile import Words
 
 FIRST_NODE = 100  # node ids are not partition ids, as in a real federation
 
@@ -111,7 +112,8 @@ def run_inline(
         ConfigError, RunFailed: as `run_federation`.
     """
     settings, models = named(settings), models or ModelStore()
-    together = None if app else SitesTogether(models)
+    alone = app or any(told.batch or told.precision for told in map(Words.of, settings.profiles.split(";")))
+    together = None if alone else SitesTogether(models)
     grid = InlineGrid(app or simulated_app(models), settings.num_supernodes, dict(flatten(settings)), together)
     with logs_in(expanded(settings.output_dir).absolute() / settings.run_name / LOG):
         return run_federation(settings, grid, on_round, models=models, trackers=trackers)

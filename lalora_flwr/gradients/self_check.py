@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -19,6 +23,7 @@ TOLERANCE = 1e-3
 # Of the largest norm that the tensor's gradient has in the batch: a gradient that is zero but for rounding, as that of
 # the attention's queries in a text of one token, is not the same rounding twice.
 ROUNDING = 1e-5
+MOST_ROUNDING = 0.5  # of a gradient's norm: beyond it a step points elsewhere
 
 
 def self_check(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) -> None:
@@ -33,18 +38,65 @@ def self_check(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) ->
     Raises:
         ConfigError: naming the first tensor that differs or whose gradient is zero, or why the gradients cannot be determined.
     """
+    try:
+        with _as_before(adapter), full_precision(adapter.model):
+            fault = _first_fault(base, adapter, engine)
+    except torch.OutOfMemoryError:
+        fault = "too little memory for the check before training: the weights in float32 and a few of the longest records"
+    except (RuntimeError, ValueError, LookupError) as error:
+        fault = f"no record's gradient can be determined: {' '.join(str(error).split())}"
+    if fault:
+        raise ConfigError(f"model.name = {base.name!r}: {fault}")
+
+
+def rounding(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) -> float:
+    """How far the gradients of made-up records in the base's own precision are from those in float32 with the same weights.
+
+    Returns:
+        The norm of the difference over the norm of the gradient, all tensors together, of the record for which it is largest;
+        infinite if one of them is not finite.
+    """
+    generator, device, worst = torch.Generator().manual_seed(0), adapter.device, 0.0
+    with _as_before(adapter):
+        adapter.activate(adapter.trainable)
+        adapter.stir(generator)
+        for made_up in base.check_batches(generator):
+            inputs, labels = to_device(made_up[0], device), made_up[1].to(device)
+            found = engine(len(labels), lambda: adapter.losses(base, inputs, labels))  # noqa: B023
+            with full_precision(adapter.model):
+                wanted = engine(len(labels), lambda: adapter.losses(base, inputs, labels))  # noqa: B023
+            for j in range(len(labels)):
+                off = math.hypot(*(_norm(found[name][j] - wanted[name][j]) for name in wanted))
+                size = math.hypot(*(_norm(wanted[name][j]) for name in wanted))
+                worst = max(worst, off / size) if math.isfinite(off) and size else math.inf
+    return worst
+
+
+def check_precision(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) -> float:
+    """`rounding`, if training can bear it. Privacy does not rest on it: each gradient is clipped and noised as it is.
+
+    Raises:
+        ConfigError: it is above `MOST_ROUNDING`.
+    """
+    found = rounding(base, adapter, engine)
+    if not found <= MOST_ROUNDING:
+        raise ConfigError(
+            f"model.dtype = 'bfloat16': gradients of {base.name!r} are off by {found:.0%} of their norm, above "
+            f"{MOST_ROUNDING:.0%}; take float32"
+        )
+    return found
+
+
+@contextmanager
+def _as_before(adapter: Adapter) -> Iterator[None]:
+    """The model in training mode without dropout; afterwards parameters and modes are as before."""
     model = adapter.model
     saved = {name: p.detach().clone() for name, p in adapter.parameters.items()}
     modes = {module: module.training for module in model.modules()}
     put_dropout_back = remove_dropout(model)
     try:
         model.train()
-        with full_precision(model):
-            fault = _first_fault(base, adapter, engine)
-    except torch.OutOfMemoryError:
-        fault = "too little memory for the check before training: the weights in float32 and a few of the longest records"
-    except (RuntimeError, ValueError, LookupError) as error:
-        fault = f"no record's gradient can be determined: {' '.join(str(error).split())}"
+        yield
     finally:
         put_dropout_back()
         with torch.no_grad():
@@ -52,8 +104,6 @@ def self_check(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) ->
                 p.copy_(saved[name])
         for module, mode in modes.items():
             module.training = mode
-    if fault:
-        raise ConfigError(f"model.name = {base.name!r}: {fault}")
 
 
 def _first_fault(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) -> str | None:

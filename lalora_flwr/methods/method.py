@@ -84,13 +84,17 @@ class Method:
         return self.filter.remembers and not self.server_steps
 
     def masks(self, layout: Layout, server_round: int, local_steps: int, directive: Public, profile: Profile) -> tuple[Mask, ...]:
-        """The slots that train at each step of a round at a site that holds ``layout``: the schedule's that the site trains."""
-        own = self.travel.trains(layout, profile)
-        return tuple(mask & own for mask in self.schedule.masks(layout, server_round, local_steps, directive))
+        """The slots that train at each step of a round at a site that holds ``layout``: the schedule's that the site trains.
+
+        ``local_steps``: the run's, of which the site may take fewer.
+        """
+        own, steps = self.travel.trains(layout, profile), self.travel.steps(local_steps, profile)
+        return tuple(mask & own for mask in self.schedule.masks(layout, server_round, steps, directive))
 
     def turn(self, layout: Layout, server_round: int, local_steps: int, directive: Public, profile: Profile) -> Turn:
-        """A training round at a site of this profile that holds ``layout``."""
-        trained = self.schedule.trained_in(layout, server_round, local_steps, directive) & self.travel.trains(layout, profile)
+        """A training round of the run's ``local_steps`` at a site of this profile that holds ``layout``."""
+        steps = self.travel.steps(local_steps, profile)
+        trained = self.schedule.trained_in(layout, server_round, steps, directive) & self.travel.trains(layout, profile)
         return Turn(layout, trained, self.schedule.ever(layout))
 
     def at_rest(self, layout: Layout) -> Turn:
@@ -168,12 +172,13 @@ class Method:
                 f"lora.form = {own.form!r}: sites of {settings.strategy} differ in the ranks of lora_A and lora_B, which the "
                 "form does not train; choose lora or lora-residual, or another strategy"
             )
-        if settings.profiles and not own.travel.takes_profiles:
-            raise ConfigError(
-                f"profiles = {settings.profiles!r}: sites of {settings.strategy} do not differ; choose hetlora, flexlora or hlora"
-            )
-        for site in range(min(settings.num_supernodes, settings.profiles.count(";") + 1)):
-            own.travel.check(Profile(site, settings.words_of(site)))
+        for profile in (Profile(site, settings.words_of(site)) for site in range(settings.kinds_of_sites)):
+            if (profile.told.parts or profile.told.unknown) and not own.travel.takes_profiles:
+                raise ConfigError(
+                    f"profiles = {settings.profiles!r}: sites of {settings.strategy} do not differ but in batch and precision; "
+                    "choose hetlora, flexlora or hlora"
+                )
+            own.travel.check(profile)
         if own.transport.hides_updates and own.merge.needs_each:
             raise ConfigError(f"merge.name = {name!r}: needs every site's update, but {own.transport.name} shows their sum only")
         if own.transport.hides_updates and settings.merge.max_update_norm:
@@ -192,6 +197,19 @@ def unknown_noise(method: Method, settings: Settings) -> str:
     if train.momentum or train.weight_decay:
         return f"train.momentum = {train.momentum:g}" if train.momentum else f"train.weight-decay = {train.weight_decay:g}"
     return "" if method.filter is NONE else f"filter.name = {method.filter.name!r}"
+
+
+def served_by(settings: Settings, profile: Profile) -> Settings:
+    """The run's settings as a site of this profile serves them: its local steps, from which its noise, its limits, its price and
+    the rule's learning rate follow, and what its machine bears.
+
+    The method itself is that of the run's own settings, whatever a site takes of it.
+    """
+    told, train, model = profile.told, settings.train, settings.model
+    steps = method_of(settings).travel.steps(train.local_steps, profile)
+    batch = min(told.batch, train.max_physical_batch or told.batch) if told.batch else train.max_physical_batch
+    train = replace(train, local_steps=steps, max_physical_batch=batch)
+    return replace(settings, train=train, model=replace(model, dtype=told.precision or model.dtype))
 
 
 def method_of(settings: Settings) -> Method:

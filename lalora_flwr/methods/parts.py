@@ -2,52 +2,28 @@
 
     profile   rank=<R>    holds the first R components of every LoRA pair: rows of A, columns of B; at most the run's rank
               layers=<N>  trains the last N of the layers that the adapter is on; the others it runs as the server sends them
-    both or one of them, with a space between; none: everything
+              steps=<K>   takes the first K local steps of a round, never more than the run has; its noise is calibrated for
+                          those, so that every site has the same ε
+    any of them, with spaces between; none: everything. What a profile says of the site's own machine (``batch``,
+    ``precision``; `lalora_flwr.wire.profile`) goes with every method.
 
 The scale of an adapter stays the run's alpha / rank whatever a site holds, so that a component means the same everywhere.
+Whoever trained an entry counts alike in its mean, however many steps it took. A site of fewer steps moves less, and by less
+noise; weights that made up for it, as those of FedNova (arXiv 2007.07481), would multiply its noise by the same factor.
 
-Guarantee: a profile is its owner's word and public. It decides which coordinates exist in a step, never σ, q or the number of
-steps, which a site takes from its own ledger; what it does not train is neither in the norm that is clipped nor noised.
+Guarantee: a profile is its owner's word and public. It decides which coordinates exist in a step, and how many steps there are,
+never ε; σ and q follow from the owner's number of records and from the steps as they do at every site, and each step that is
+taken is counted in the site's own ledger. What a site does not train is neither in the norm that is clipped nor noised.
 """
 
 from __future__ import annotations
-
-import re
-from dataclasses import dataclass
 
 from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout, Mask
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.travel import Travel, Turn
 from lalora_flwr.wire.profile import Profile
 
-_WORD = re.compile(r"(rank|layers)=([1-9][0-9]{0,5})", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a profile says; None: no bound.
-
-    Attributes:
-        rank: components of each LoRA pair that the site holds.
-        layers: how many layers it trains, counted from the last.
-    """
-
-    rank: int | None = None
-    layers: int | None = None
-
-    @staticmethod
-    def of(words: str) -> Part:
-        """
-        Raises:
-            ConfigError: they are no profile.
-        """
-        told: dict[str, int] = {}
-        for word in words.split():
-            match = _WORD.fullmatch(word)
-            if match is None or match[1] in told:
-                raise ConfigError(f"profile = {words!r}: must be rank=<R>, layers=<N> or both, whole numbers from 1")
-            told[match[1]] = int(match[2])
-        return Part(told.get("rank"), told.get("layers"))
+WORDS = "rank=<R>, layers=<N>, steps=<K>, batch=<N>, whole numbers from 1, and precision=float32 or bfloat16, each at most once"
 
 
 class Parts(Travel):
@@ -56,10 +32,11 @@ class Parts(Travel):
     takes_profiles = True
 
     def check(self, profile: Profile) -> None:
-        Part.of(profile.words)
+        if profile.told.unknown:
+            raise ConfigError(f"profile = {profile.words!r}: must be of {WORDS}")
 
     def held(self, layout: Layout, profile: Profile) -> Layout:
-        rank = Part.of(profile.words).rank
+        rank = profile.told.rank
         full = [slot.shape[0] for slot in layout.values() if slot.part == LORA_A]
         if rank is None or not full:
             return layout
@@ -67,12 +44,15 @@ class Parts(Travel):
         return layout.resized(LORA_A, axis=0, size=own).resized(LORA_B, axis=1, size=own)
 
     def trains(self, layout: Layout, profile: Profile) -> Mask:
-        layers = Part.of(profile.words).layers
+        layers = profile.told.layers
         factors = layout.of(LORA_A, LORA_B)
         if layers is None or not factors:
             return layout.names
         last = list(dict.fromkeys(layout[name].layer for name in layout if name in factors))[-layers:]
         return frozenset(name for name in layout if name not in factors or layout[name].layer in last)
+
+    def steps(self, most: int, profile: Profile) -> int:
+        return min(most, profile.told.steps or most)
 
     def down(self, turn: Turn) -> Mask:
         return turn.layout.names

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lalora_flwr.adapter.slots import Layout, Mask
-from lalora_flwr.wire.profile import Profile
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.wire.profile import PRECISIONS, Profile
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Travel:
         Raises:
             ConfigError: the method can make nothing of the profile.
         """
+        if profile.told.wrong:
+            raise ConfigError(
+                f"profile = {profile.words!r}: batch must be a whole number from 1, and precision {' or '.join(PRECISIONS)}"
+            )
 
     def held(self, layout: Layout, profile: Profile) -> Layout:
         """The slots as a site of this profile holds them: all of them, each whole or a leading corner of it."""
@@ -50,6 +55,10 @@ class Travel:
     def trains(self, layout: Layout, profile: Profile) -> Mask:
         """The slots that a site of this profile ever trains, of those that it holds; what else it holds stays as it was sent."""
         return layout.names
+
+    def steps(self, most: int, profile: Profile) -> int:
+        """The local steps that a site of this profile takes where the run says ``most``: the first of them, at least one."""
+        return most
 
     def down(self, turn: Turn) -> Mask:
         """The slots that go to the site."""
@@ -107,6 +116,9 @@ class GradientsUp(Travel):
 
     def trains(self, layout: Layout, profile: Profile) -> Mask:
         return self._travel.trains(layout, profile)
+
+    def steps(self, most: int, profile: Profile) -> int:
+        return self._travel.steps(most, profile)
 
     def down(self, turn: Turn) -> Mask:
         return self._travel.down(turn)

@@ -15,9 +15,10 @@ from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.secure_sum import Attempt
 from lalora_flwr.methods.transport import Packed
 from lalora_flwr.methods.updates import Updates
-from lalora_flwr.server.counts import Asked, SiteCounts
+from lalora_flwr.server.counts import SiteCounts
 from lalora_flwr.server.exchange import Conversation, RoundReport, content_of
 from lalora_flwr.server.roster import Roster
+from lalora_flwr.server.site_count import Asked
 from lalora_flwr.server.stopping import stop_on_dead_worker, stop_on_failures
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.orders import ARRAYS
@@ -26,8 +27,13 @@ from lalora_flwr.wire.replies import read_counters, read_memory
 from lalora_flwr.wire.tensors import BadReply, num_bytes, to_tensors
 
 log = logging.getLogger("lalora_flwr.server")
-ROUND_TIMEOUT = 24 * 3600.0  # seconds; dead sites are noticed long before; see engines/supernode.py
+DAY = 24 * 3600.0  # seconds; dead sites are noticed long before; see engines/supernode.py
 SPOILT = 2  # sums in a row that no honest sites can have, before the run stops
+
+
+def patience(settings: Settings) -> float:
+    """Seconds that a round waits for its sites."""
+    return float(settings.round_seconds or DAY)
 
 
 class Asking:
@@ -109,8 +115,8 @@ class Asking:
             self.report.bytes_down += size
             messages.append(message)
         for profile in profiles:
-            count = self._counts.of(profile.site)
-            count.rounds += 1
+            count, most = self._counts.of(profile.site), self._settings.train.local_steps
+            count.add_round(self._method.travel.steps(most, profile), most)
             if self._settings.shares_noise:
                 count.add_share(Attempt.of(words).share)
         self.say_who_is_asked()
@@ -155,7 +161,7 @@ class Asking:
         report.repeats += 1
         report.served.clear()
         assert self._grid is not None
-        return self._read_all(self._grid.send_and_receive(self._ask(able, 1 + report.repeats), timeout=ROUND_TIMEOUT))
+        return self._read_all(self._grid.send_and_receive(self._ask(able, 1 + report.repeats), timeout=patience(self._settings)))
 
     def _check_enough(self, good: Mapping[int, Packed]) -> None:
         """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lalora_flwr.ground.errors import ConfigError
@@ -18,6 +18,7 @@ from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.privacy.noise import noise_for, target_of
 from lalora_flwr.server.metrics import SiteReport
+from lalora_flwr.server.site_count import Asked, SiteCount, asked_of
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.stages import EVERY_RECORD, ridge_stage
 from lalora_flwr.wire.replies import MOST_RECORDS, Counters, SiteMetrics
@@ -25,40 +26,6 @@ from lalora_flwr.wire.tensors import BadReply
 
 SIGMA_RANGE = (0.99, 1.02)  # of the σ that the run prescribes; calibration hits ε to 1 % from below, so σ from above
 LEAST_EVALUATION_NOISE = 0.3  # σ below which an accuracy counts as exact
-
-
-@dataclass
-class SiteCount:
-    """What the server knows of one site.
-
-    Attributes:
-        rounds: training rounds the site was asked for. All count, answered or not: what it sent may have been lost on the way.
-        shares: how many of them asked for what share of a noise that sites have together: noise multiplier (its ``repr``, as
-            JSON has texts for names) to rounds. Empty where each has its own.
-        evaluations: how often it was asked to evaluate.
-        heard: whether it ever sent tensors.
-        noise_multiplier: the smallest σ it named that the run prescribes for its q; None before the first.
-        sample_rate: its q, which stays the same for the whole run; None before the first that can be.
-        evaluation_noise: the smallest σ it named for an accuracy; None if it sent none with noise.
-        claimed_steps, claimed_epsilon: from the newest reply whose counters can be true; for show only.
-    """
-
-    rounds: int = 0
-    shares: dict[str, int] = field(default_factory=dict)
-    evaluations: int = 0
-    heard: bool = False
-    noise_multiplier: float | None = None
-    sample_rate: float | None = None
-    evaluation_noise: float | None = None
-    claimed_steps: int | None = None
-    claimed_epsilon: float | None = None
-
-    def add_share(self, multiplier: float) -> None:
-        """Count a round with a share of a noise."""
-        self.shares[repr(multiplier)] = self.shares.get(repr(multiplier), 0) + 1
-
-
-Asked = dict[str, dict[str, Any]]  # by site: how often it was asked for what
 
 
 @dataclass
@@ -88,7 +55,15 @@ class SiteCounts:
 
     def steps_of(self, site: int) -> int:
         """Steps the site may have taken, in this stage of the run and before."""
-        return self.steps_before(site) + self.of(site).rounds * self.settings.train.local_steps
+        return self.steps_before(site) + self._own_steps(self.of(site))
+
+    def _own_steps(self, count: SiteCount) -> int:
+        return count.rounds * self.settings.train.local_steps - count.spared
+
+    def _settings_of(self, count: SiteCount) -> Settings:
+        """The run's settings with the site's own local steps, for which its noise is calibrated."""
+        train = self.settings.train
+        return replace(self.settings, train=replace(train, local_steps=count.local_steps or train.local_steps))
 
     def steps_before(self, site: int) -> int:
         """Those of the stage before."""
@@ -104,13 +79,14 @@ class SiteCounts:
         count.heard = True
         if claimed.seeded == self.real:
             raise BadReply("its noise is seeded" if claimed.seeded else "its noise is not seeded as a simulation's is")
-        if not self.steps_of(site) <= claimed.steps <= self.settings.steps_per_site:
+        own = self._settings_of(count)
+        if not self.steps_of(site) <= claimed.steps <= own.steps_per_site:
             raise BadReply(
                 f"it counts {claimed.steps} steps, not between the {self.steps_of(site)} it was asked for and the "
-                f"{self.settings.steps_per_site} its noise is calibrated for"
+                f"{own.steps_per_site} its noise is calibrated for"
             )
         self._check_sample_rate(count, claimed.sample_rate)
-        self._check_noise(claimed)
+        self._check_noise(claimed, own)
         if self.settings.private and not claimed.epsilon <= privacy.epsilon * (1 + 1e-9):
             raise BadReply(f"its epsilon is {claimed.epsilon:.4g}, above the run's {privacy.epsilon:g}")
         count.sample_rate = claimed.sample_rate
@@ -125,9 +101,9 @@ class SiteCounts:
         if count.sample_rate not in (None, q):
             raise BadReply(f"its sample rate changed from {count.sample_rate:.6g} to {q:.6g}")
 
-    def _check_noise(self, claimed: Counters) -> None:
+    def _check_noise(self, claimed: Counters, own: Settings) -> None:
         try:
-            wanted = noise_for(target_of(self.settings), claimed.sample_rate)
+            wanted = noise_for(target_of(own), claimed.sample_rate)
         except ConfigError:
             raise BadReply(f"no noise reaches the run's epsilon at its sample rate {claimed.sample_rate:.6g}") from None
         low, high = SIGMA_RANGE
@@ -171,7 +147,7 @@ class SiteCounts:
         count, steps = self.of(site), self.before._steps(site) if self.before else []
         if steps is None or not count.rounds:
             return steps
-        taken, sigma, q = count.rounds * self.settings.train.local_steps, count.noise_multiplier, count.sample_rate
+        taken, sigma, q = self._own_steps(count), count.noise_multiplier, count.sample_rate
         if (sigma is None or q is None) and self.settings.train.batch_size == EVERY_RECORD:  # every honest site has the same
             sigma, q = noise_for(target_of(self.settings), 1.0), 1.0
         if sigma is None or q is None:
@@ -261,7 +237,7 @@ class SiteCounts:
         """How often each site was asked, as plain JSON: to be kept before it is asked again."""
         before = self.before.asked() if self.before else {}
         own = {str(site): count for site, count in self.sites.items()}
-        return {site: _asked(own.get(site, SiteCount()), before.get(site)) for site in sorted({*own, *before}, key=int)}
+        return {site: asked_of(own.get(site, SiteCount()), before.get(site)) for site in sorted({*own, *before}, key=int)}
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as plain JSON."""
@@ -277,13 +253,8 @@ class SiteCounts:
             self.before.restore(state.get("before", {}), {site: times.get("before", {}) for site, times in asked.items()})
         for site, times in asked.items():
             count = self.of(int(site))
-            count.rounds = max(count.rounds, times.get("rounds", 0))
+            if times.get("rounds", 0) > count.rounds:
+                count.rounds, count.spared = times["rounds"], times.get("spared", 0)
             count.evaluations = max(count.evaluations, times.get("evaluations", 0))
             for share, rounds in times.get("shares", {}).items():
                 count.shares[share] = max(count.shares.get(share, 0), rounds)
-
-
-def _asked(count: SiteCount, before: dict[str, Any] | None) -> dict[str, Any]:
-    """How often a site was asked, as plain JSON."""
-    shares = {"shares": count.shares} if count.shares else {}
-    return {"rounds": count.rounds, "evaluations": count.evaluations, **shares, **({"before": before} if before else {})}

@@ -106,13 +106,13 @@ class Conversation:
         self.directive, self.exchange = directive, Exchange(server_round, words, settings.privacy.clip_norm)
         self._method, self._settings, self._layout = method, settings, layout
         self._adapter, self._model_digest = adapter, model_digest
-        self._views: dict[tuple[Layout, Mask], _View] = {}
+        self._views: dict[tuple[Layout, Mask, int], _View] = {}
 
     def _view(self, profile: Profile) -> _View:
         held = self._method.schedule.within(self._method.travel.held(self._layout, profile), self.directive)
-        key = held, self._method.travel.trains(held, profile)
+        steps = self._settings.train.local_steps
+        key = held, self._method.travel.trains(held, profile), self._method.travel.steps(steps, profile)
         if key not in self._views:
-            steps = self._settings.train.local_steps
             turn = self._method.turn(held, self.exchange.server_round, steps, self.directive, profile)
             start = {name: corner(self._adapter[name], slot) for name, slot in held.items()}
             sent = to_arrays({name: start[name] for name in self._method.travel.down(turn)})

@@ -21,9 +21,9 @@ from lalora_flwr.ground.extras import missing
 from lalora_flwr.ground.figures import MODULE, rendered
 from lalora_flwr.ground.files import PUBLIC, lock, replace_file
 from lalora_flwr.server.certificate import CERTIFICATE, READABLE, digests, readable, sealed
-from lalora_flwr.server.counts import Asked
 from lalora_flwr.server.metrics import CONFIG, FAILURE, METRICS, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.server.place import LOCK, folder_for
+from lalora_flwr.server.site_count import Asked
 from lalora_flwr.settings import Settings, Value, flatten
 
 if TYPE_CHECKING:

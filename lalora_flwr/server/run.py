@@ -20,7 +20,7 @@ from lalora_flwr.ground.errors import LaloraError, NoSiteLeft, RunFailed, Worker
 from lalora_flwr.ground.processors import check_threads, processors
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.server.adapters import save_adapters
-from lalora_flwr.server.asking import ROUND_TIMEOUT
+from lalora_flwr.server.asking import patience
 from lalora_flwr.server.best import Best
 from lalora_flwr.server.certificate import certificate
 from lalora_flwr.server.ending import STOPPED, last_word
@@ -142,7 +142,9 @@ class _Run:
             start = self._ridge_head(grid, start)
         rounds = self._settings.num_rounds - self.strategy.done
         try:
-            self.strategy.start(grid, to_arrays(start), num_rounds=rounds, timeout=ROUND_TIMEOUT, evaluate_fn=self.after_round)
+            self.strategy.start(
+                grid, to_arrays(start), num_rounds=rounds, timeout=patience(self._settings), evaluate_fn=self.after_round
+            )
         except NoSiteLeft as reason:
             if not (self._settings.resume and self._metrics):
                 raise
@@ -268,7 +270,7 @@ class _Run:
             return MetricRecord()
 
         self.after_round(0, to_arrays(start))
-        strategy.start(grid, to_arrays(stage.prepared()), num_rounds=1, timeout=ROUND_TIMEOUT, evaluate_fn=after)
+        strategy.start(grid, to_arrays(stage.prepared()), num_rounds=1, timeout=patience(self._settings), evaluate_fn=after)
         return start
 
     def finish(self, ended_early: str = "") -> None:

@@ -44,6 +44,7 @@ class Round:
         server_round, directive: of the round.
         noise: standard deviation of the noise on an entry of the mean gradient of the sites that served; 0: none, or not known.
         sites: how many served.
+        alike: whether all took the run's own number of steps.
     """
 
     settings: Settings
@@ -53,6 +54,7 @@ class Round:
     directive: Public
     noise: float
     sites: int
+    alike: bool = True
 
 
 def signals_of(now: Round, start: Tensors, updates: Updates) -> Signals:
@@ -141,7 +143,7 @@ def noise_energy(now: Round, times: Mapping[str, int]) -> dict[str, float]:
     Returns:
         Nothing if there is no noise or it is not known (`unknown_noise`).
     """
-    if not now.noise or unknown_noise(now.settings, now.method):
+    if not now.noise or not now.alike or unknown_noise(now.settings, now.method):
         return {}
     if now.method.server_steps:
         return {name: now.noise**2 * math.prod(now.layout[name].shape) for name, count in times.items() if count}

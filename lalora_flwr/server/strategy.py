@@ -21,12 +21,13 @@ from lalora_flwr.methods.merges import Memory, Merged, Now, bounded
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.methods.updates import Update, Updates, together
 from lalora_flwr.server.asking import Asking
-from lalora_flwr.server.counts import Asked, SiteCounts
+from lalora_flwr.server.counts import SiteCounts
 from lalora_flwr.server.exchange import RoundReport, content_of, evaluation
 from lalora_flwr.server.released import noise_by_slot
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.round_signals import Signals
 from lalora_flwr.server.signals import Round, signals_of
+from lalora_flwr.server.site_count import Asked
 from lalora_flwr.server.stepping import ServerStep
 from lalora_flwr.server.stopping import check_merged, check_size
 from lalora_flwr.settings import Settings
@@ -165,7 +166,8 @@ class FederatedStrategy(Strategy):
             return Signals()
         start = {name: array.numpy() for name, array in self._arrays.items()}
         directive = self._asking.conversation.directive
-        now = Round(self._settings, self._method, self._layout, server_round, directive, noise, updates.count)
+        alike = all(self.counts.of(self.roster.site(node)).takes_all for node in self._asking.nodes)
+        now = Round(self._settings, self._method, self._layout, server_round, directive, noise, updates.count, alike)
         return signals_of(now, start, updates)
 
     def _merge(self, server_round: int, updates: Updates, nodes: Mapping[int, int], noise: float) -> Merged:

@@ -163,6 +163,9 @@ class Settings:
         0, 1, "sites a round may lose before the run stops; a site whose budget is spent is not lost", kind=PERFORMANCE
     )
     min_sites: int = at_least(1, 1, "sites a round must merge; with fewer the run stops")
+    round_seconds: int = at_least(
+        0, 0, "seconds a round waits for real sites; whoever is later is lost to it (max-failures); 0: a day", kind=PERFORMANCE
+    )
     trust: str = choice(
         "own-noise",
         "how sites reach the run's ε: own-noise: each adds all the noise it needs; secure-sum: the server sees the sites' sum "
@@ -180,7 +183,7 @@ class Settings:
     profiles: str = key(
         "",
         "what virtual sites say of themselves, in their order and then again from the first, with semicolons between, such as "
-        "'rank=8;rank=2 layers=4'; real sites have it in their node-config; empty: they do not differ",
+        "'rank=8;rank=2 layers=4 steps=5'; real sites have it in their node-config; empty: they do not differ",
     )
     seed: int = at_least(0, 0, "seed of the initial adapter, the partition and, in simulation only, of noise and sampling")
     output_dir: str = key("runs", "folder under which the run's own folder is made", kind=PLACE)
@@ -222,6 +225,11 @@ class Settings:
         """What a virtual site says of itself."""
         words = self.profiles.split(";")
         return words[site % len(words)].strip()
+
+    @property
+    def kinds_of_sites(self) -> int:
+        """How many virtual sites there are until their words begin again."""
+        return min(self.num_supernodes, self.profiles.count(";") + 1)
 
     @property
     def trackers(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from lalora_flwr.ledger.caps import Caps, check_mechanism, check_run
 from lalora_flwr.ledger.file import LedgerFile
 from lalora_flwr.ledger.site_ledger import Request, SiteLedger
-from lalora_flwr.methods.method import method_of
+from lalora_flwr.methods.method import Method
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.privacy.noise import mechanism_for, target_of
 from lalora_flwr.settings import Settings
@@ -54,20 +54,25 @@ def ledger_for(caps: Caps, request: Request) -> SiteLedger:
 
 
 def admitted(
-    caps: Caps, settings: Settings, order: TrainOrder, run_id: int, secrets: Secrets | None = None
+    caps: Caps, settings: Settings, method: Method, order: TrainOrder, run_id: int, secrets: Secrets | None = None
 ) -> tuple[Mechanism, SiteLedger]:
     """What a site with caps trains with, once all that can be checked without its records has been checked.
 
-    ``secrets``: what it masks with, in a run whose sites share one noise.
+    Args:
+        caps: the owner's.
+        settings: the run's as the site serves them: of its local steps, which may be fewer than the run's.
+        method: the run's.
+        order: of the server.
+        run_id: Flower's.
+        secrets: what the site masks with, in a run whose sites share one noise.
 
     Raises:
         SiteRefusal, LedgerError: the owner does not allow the round, has no budget left for it, or the ledger is unusable.
     """
     check_run(caps, settings)
-    schedule = method_of(settings).schedule.text
     clip_norm = settings.privacy.clip_norm
     counted = order.counted_steps, order.counted_before
-    request = request_for(caps, settings, run_id, order.server_round, schedule, clip_norm, counted)
+    request = request_for(caps, settings, run_id, order.server_round, method.schedule.text, clip_norm, counted)
     ledger = ledger_for(caps, request)
     mechanism = mechanism_for(settings, caps.num_records)
     check_mechanism(caps, mechanism)

@@ -48,7 +48,7 @@ def evaluate_on_site(host: Host, content: RecordDict, context: Context) -> Recor
         LedgerError: if the site's ledger cannot be used.
     """
     site = Site.of(host, context)
-    settings, caps = site.settings, site.caps
+    settings, caps = site.served, site.caps
     if not settings.evaluate_sites or (caps and not caps.allow_evaluation):
         raise SiteRefusal("evaluation: not allowed by the site's node-config (allow-evaluation)")
     torch.set_num_threads(min(settings.train.num_threads, processors()))
@@ -80,7 +80,7 @@ def _learner(site: Site, settings: Settings, order: EvaluateOrder, content: Reco
     """The model to evaluate: with the server's adapter, as far as a site of this profile holds it."""
     quiet = site.caps is not None
     learner = own_model(site.host, settings, site.node_config, order.model_digest, quiet=quiet)
-    method = method_of(settings)
+    method = method_of(site.settings)
     held = method.travel.held(learner.adapter.layout, site.profile)
     start_from(learner, held, tensors_of(content), method.travel.down(method.at_rest(held)))
     return learner

@@ -19,7 +19,7 @@ from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.ledger.caps import Caps, at_once, caps_from, check_rate, check_run
 from lalora_flwr.ledger.site_ledger import SiteLedger
 from lalora_flwr.methods.filters import State
-from lalora_flwr.methods.method import Method, method_of
+from lalora_flwr.methods.method import Method, method_of, served_by
 from lalora_flwr.methods.transport import Exchange, Sender
 from lalora_flwr.privacy.counting import RunLedger, at_least, history_from
 from lalora_flwr.privacy.mechanism import Mechanism
@@ -53,7 +53,7 @@ class Site:
     Attributes:
         host: handed to it by its process.
         context: Flower's.
-        settings: the run's, with the site's own model.
+        settings: the run's, or those of its stage, with the site's own model.
         caps: the owner's; None only in a simulation.
     """
 
@@ -84,6 +84,11 @@ class Site:
             return Profile(number, self.settings.words_of(number))
         return Profile(self.context.node_id, self.caps.profile if self.caps else "")
 
+    @property
+    def served(self) -> Settings:
+        """What it makes of the run's settings."""
+        return served_by(self.settings, self.profile)
+
     def source(self, settings: Settings, server_round: int, attempt: int = 1) -> RandomSource:
         """Where the site's draws for an attempt of a round come from: the operating system, or in a simulation the run's seed."""
         if not self.host.simulated:
@@ -109,13 +114,13 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
     """
     site, order = Site.of(host, context), TrainOrder.of(content)
     if site.caps:  # the owner's word is about the whole run, whatever its first stage asks for
-        check_run(site.caps, site.settings)
+        check_run(site.caps, site.served)
     site = dataclasses.replace(site, settings=stage_of(site.settings, order.server_round))
-    settings, caps = site.settings, site.caps
+    settings, caps = site.served, site.caps
     torch.set_num_threads(min(settings.train.num_threads, processors()))
     secrets = _secrets(site)
     if caps:
-        mechanism, ledger = admitted(caps, settings, order, context.run_id, secrets)
+        mechanism, ledger = admitted(caps, settings, method_of(site.settings), order, context.run_id, secrets)
         settings = own_settings(caps, settings, context.node_config, simulated=host.simulated)
     learner = own_model(host, settings, context.node_config, order.model_digest, quiet=caps is not None)
     start = _start(site, settings, learner, order, content, secrets)
@@ -177,7 +182,7 @@ def _start(
     Raises:
         SiteRefusal: the order is not one that the run's own method gives.
     """
-    method = method_of(settings)
+    method = method_of(site.settings)
     try:
         method.travel.check(site.profile)
     except ConfigError as problem:
@@ -187,7 +192,7 @@ def _start(
     if not method.schedule.accepts(layout, order.directive) or not method.transport.accepts(order.exchange):
         raise SiteRefusal("order: its directive or its exchange is not one of the run's method")
     layout = method.schedule.within(layout, order.directive)
-    steps = settings.train.local_steps
+    steps = site.settings.train.local_steps
     masks = method.masks(layout, order.server_round, steps, order.directive, site.profile)
     if any(not mask or mask - layout.trainable for mask in masks):
         raise SiteRefusal("order: a step would train nothing, or what the adapter does not have")

@@ -17,7 +17,7 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.flexlora import PRODUCT_SVD, PRODUCT_SVD_SPLIT, merged_factors
 from lalora_flwr.methods.hetlora import PER_ENTRY, ZERO_PADDED
 from lalora_flwr.methods.merges import Memory, Merge, Now
-from lalora_flwr.methods.parts import PARTS, Part
+from lalora_flwr.methods.parts import PARTS
 from lalora_flwr.methods.updates import Update, together
 from lalora_flwr.settings.schema import MergeSettings
 from lalora_flwr.wire.profile import Profile
@@ -114,19 +114,23 @@ def test_a_site_without_a_profile_holds_and_trains_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["rank=0", "rank=-1", "rank=2.5", "rank", "rnk=2", "rank=2 rank=3", "rank=2,layers=1", "rank=²", "rank=9999999"]
+    "wrong",
+    [
+        *("rank=0", "rank=-1", "rank=2.5", "rank", "rnk=2", "rank=2 rank=3", "rank=2,layers=1", "rank=²", "rank=9999999"),
+        *("steps=0", "steps=-1", "steps=1 steps=2", "batch=0", "precision=float8", "precision", "precision=Float32"),
+    ],
 )
 def test_a_profile_that_says_nothing_known_is_refused_in_one_line(wrong: str) -> None:
-    with pytest.raises(ConfigError, match=r"profile = '.*': must be rank=<R>, layers=<N> or both"):
-        Part.of(wrong)
-    with pytest.raises(ConfigError, match="must be rank=<R>"):
+    with pytest.raises(ConfigError, match=r"profile = '.*': must be of rank=<R>, layers=<N>, steps=<K>, batch="):
+        PARTS.check(Profile(0, wrong))
+    with pytest.raises(ConfigError, match="must be of rank=<R>"):
         small(Path("x"), strategy="hetlora", profiles=f"rank=1;{wrong}")
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({"strategy": "la-lora", "profiles": "rank=1"}, "profiles = 'rank=1': sites of la-lora do not differ"),
+        ({"strategy": "la-lora", "profiles": "rank=1"}, "profiles = 'rank=1': sites of la-lora do not differ but in"),
         (
             {"strategy": "hetlora", "merge__name": "mean"},
             "merge.name = 'mean': takes whole adapters, but hetlora lets sites differ",

@@ -31,7 +31,7 @@ MakeFinished = Callable[..., Finished]
 MIXED = {"strategy": "rolora", "num_rounds": 4, "num_supernodes": 4, "fraction_train": 0.5, "evaluate_every": 2}
 
 DIFFERING = {  # ranks and layers, and a filter that remembers gradients of their shapes
-    **{"strategy": "hetlora", "profiles": "rank=1;rank=1 layers=1;layers=1", "num_rounds": 3, "num_supernodes": 4},
+    **{"strategy": "hetlora", "profiles": "rank=1;rank=1 layers=1 steps=1;layers=1", "num_rounds": 3, "num_supernodes": 4},
     **{"fraction_train": 0.5, "filter__name": "disk", "lora__head": "trained"},
 }
 AVERAGED = {"num_rounds": 8, "merge__average": "ema"}
