@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from contextlib import suppress
 from threading import Thread
 
 import psutil
+
+from benchmarks.clocks import BEGUN, Marks, Numbers
 
 VARIANTS = {  # what runs the job, by name
     "bare": "benchmarks.loops:bare",
@@ -32,40 +33,7 @@ VARIANTS = {  # what runs the job, by name
     "nvflare": "benchmarks.peers.nvidia_flare:run",
 }
 PEERS = ("pfl", "fluke", "blazefl", "nvflare")  # each needs an environment of its own
-BEGUN = "LALORA_BENCHMARK_BEGUN"
 LOOK_EVERY = 0.5  # seconds between looks at the memory of all processes
-Numbers = dict[str, float]
-
-
-def cpu_seconds() -> float:
-    """Of this process and all below it, those that ended included."""
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = time.process_time() + ended.ru_utime + ended.ru_stime
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            times = child.cpu_times()
-            spent += times.user + times.system + times.children_user + times.children_system
-    return spent
-
-
-class Marks:
-    """Clocks at the ends of the first round, of half of the rounds, and of all."""
-
-    def __init__(self, rounds: int) -> None:
-        self._rounds, self._half, self._seen = rounds, rounds // 2, 0
-        self._at: dict[int, tuple[float, float]] = {}
-
-    def __call__(self) -> None:
-        self._seen += 1
-        if self._seen in (1, self._half, self._rounds):
-            self._at[self._seen] = (cpu_seconds(), time.time())
-
-    def numbers(self) -> Numbers:
-        """CPU-seconds and seconds of a round in the later half, and seconds from the process's start to the first round's end."""
-        half, last = self._at[self._half], self._at[self._rounds]
-        rounds = self._rounds - self._half
-        start = self._at[1][1] - float(os.environ[BEGUN])
-        return {"cpu": (last[0] - half[0]) / rounds, "wall": (last[1] - half[1]) / rounds, "start": start}
 
 
 def main() -> None:

@@ -24,7 +24,15 @@ from lalora_flwr.training.learner import Learner, ModelStore
 
 CLIP, RATE, RANK, ALPHA = 2.0, 0.1, 4, 8.0
 TOKENS, VOCABULARY = 32, 2000
-MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+JOB = "LALORA_BENCHMARK_JOB"  # in the environment of workers that another process starts
+MINILM: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "num_labels": 2,
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
 MODELS = ("vit", "minilm")
 STRATEGIES = ("dp-lora", "la-lora")
 Mark = Callable[[], None]  # called at the end of each round
@@ -124,9 +132,10 @@ def save_minilm(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "minilm")
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "minilm")
     torch.manual_seed(0)
-    BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, num_labels=2, **MINILM)).save_pretrained(folder / "minilm")
+    BertForSequenceClassification(BertConfig(**MINILM)).save_pretrained(folder / "minilm")
     (folder / "texts").mkdir()
     for split in ("train", "test"):
         lines = "".join(f"w{i} w{i + 1},{i % 2}\n" for i in range(40))

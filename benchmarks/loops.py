@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.job import ALPHA, RANK, RATE, Job, LocalTraining, Mark, State, cohort_of, made_up, mean, settings_of
+from benchmarks.job import ALPHA, JOB, RANK, RATE, Job, LocalTraining, Mark, State, cohort_of, made_up, mean, settings_of
 from lalora_flwr.data.inputs import rows
 from lalora_flwr.data.records import Records
 from lalora_flwr.engines.inline import InlineGrid
@@ -24,8 +25,6 @@ from lalora_flwr.site.app import make_client_app
 from lalora_flwr.site.host import Host
 from lalora_flwr.site.records import NodeConfig, ReadRecords
 from lalora_flwr.training.learner import LearnerCache, ModelStore
-
-JOB = "LALORA_BENCHMARK_JOB"  # in the environment of Ray's workers
 
 
 def bare(job: Job, mark: Mark) -> State:
@@ -82,7 +81,7 @@ def stock_model_of(base: torch.nn.Module, job: Job) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
     targets = list(DEFAULT_TARGETS if job.model == "vit" else TRANSFORMERS_TARGETS["bert"])
-    return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=targets)).train()  # type: ignore[arg-type]
+    return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=targets)).train()
 
 
 def stock_base(job: Job) -> torch.nn.Module:
@@ -90,7 +89,7 @@ def stock_base(job: Job) -> torch.nn.Module:
     if job.model == "minilm":
         from transformers import BertForSequenceClassification
 
-        quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        quiet: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         return BertForSequenceClassification.from_pretrained(f"{job.folder}/minilm", **quiet)
     return build_vit_digits()
 

@@ -3,8 +3,8 @@
 import os
 from functools import cache
 
-from benchmarks.job import Job
-from benchmarks.loops import JOB, records_of
+from benchmarks.job import JOB, Job
+from benchmarks.loops import records_of
 from lalora_flwr.site.app import make_client_app
 from lalora_flwr.site.host import Host
 

@@ -71,7 +71,7 @@ def serialized(training: LocalTraining) -> Tensor:
 
 @torch.no_grad()
 def load(training: LocalTraining, values: Tensor) -> None:
-    parts = values.split([p.numel() for p in training.adapter.parameters.values()])
+    parts = torch.split(values, [p.numel() for p in training.adapter.parameters.values()])
     for parameter, part in zip(training.adapter.parameters.values(), parts, strict=True):
         parameter.copy_(part.view_as(parameter))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def run(job: Job, mark: Mark) -> State:
         return Dataset(raw_data=[data.labels[job.site_records(site)]], user_id=str(site))
 
     users = FederatedDataset(of_site, lambda: next(sites))
-    module = training.adapter.model
+    module: Any = training.adapter.model
     training.adapter.activate(training.adapter.trainable)  # pfl's parameters are those that require a gradient at its start
     module.loss = None  # its constructor asks for both; the job's steps have a loss of their own, and nothing is evaluated
     module.metrics = lambda labels: {"nothing": Weighted(0, 1)}  # pfl asks once, in the first round

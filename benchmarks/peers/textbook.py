@@ -70,7 +70,7 @@ class _Client(NumPyClient):
             for inputs, labels in private:
                 optimizer.zero_grad()
                 if len(labels):
-                    loss_of(model, inputs, labels).backward()
+                    loss_of(model, inputs, labels).backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                 done += 1
                 if done == job.steps:
