@@ -33,7 +33,7 @@ VARIANTS = {  # what runs the job, by name
     "nvflare": "benchmarks.peers.nvidia_flare:run",
 }
 PEERS = ("pfl", "fluke", "blazefl", "nvflare")  # each needs an environment of its own
-LOOK_EVERY = 0.5  # seconds between looks at the memory of all processes
+LOOK_EVERY = 1.0  # seconds between looks at the memory of all processes
 
 
 def main() -> None:
