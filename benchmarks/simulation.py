@@ -25,8 +25,8 @@ Peers need an environment each, outside of this repository, with this package im
     python3.12 -m venv /tmp/peers/blazefl && /tmp/peers/blazefl/bin/pip install . blazefl==2.0.3     blazefl 3 wants Python 3.14
 
 A round's numbers are those of the later half of the rounds without the last, in which ours evaluates; ``start`` is wall time from
-the process's start to the end of the first round; ``memory`` is the largest sum over the process and all below it (PSS), seen once
-a second.
+the process's start to the end of the first round; ``memory`` is the largest sum over the process and all below it (PSS), seen
+once a second.
 """
 
 from __future__ import annotations
