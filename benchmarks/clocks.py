@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import statistics
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import psutil
@@ -26,26 +28,45 @@ def cpu_seconds(root: int = 0) -> float:
 
 
 class Marks:
-    """Clocks at the ends of the first round, of half of the rounds, and of the last but one: our last round evaluates."""
+    """The clocks at the end of each round."""
 
-    def __init__(self, rounds: int, root: int = 0) -> None:
-        """``root``: as `cpu_seconds` has it."""
-        self._rounds, self._half, self._last = rounds, max(1, rounds // 2), max(1, rounds - 1)
-        self._seen, self._root = 0, root
-        self.at: dict[int, tuple[float, float]] = {}
+    def __init__(self, rounds: int, root: int = 0, *, late: bool = False) -> None:
+        """
+        Args:
+            rounds: how many there are to be; three or more for `numbers`.
+            root: as `cpu_seconds` has it.
+            late: rounds are seen some time after they end, several at once.
+        """
+        self._rounds, self._root, self._late = rounds, root, late
+        self._lost_cpu = self._lost = 0.0  # by looking at the clocks
+        self.at: list[tuple[float, float]] = []
 
     def __call__(self) -> None:
-        self._seen += 1
-        if self._seen in (1, self._half, self._last):
-            self.at[self._seen] = (cpu_seconds(self._root), time.time())
+        cpu, now = time.process_time(), time.time()
+        self.at.append((cpu_seconds(self._root) - self._lost_cpu, now - self._lost))
+        self._lost_cpu += time.process_time() - cpu
+        self._lost += time.time() - now
 
     @property
     def ended(self) -> bool:
-        return self._seen == self._rounds
+        return len(self.at) == self._rounds
 
     def numbers(self) -> Numbers:
-        """CPU-seconds and seconds of a round in the later half, and seconds from the process's start to the first round's end."""
-        half, last = self.at[self._half], self.at[self._last]
-        rounds = max(1, self._last - self._half)
-        start = self.at[1][1] - float(os.environ[BEGUN])
-        return {"cpu": (last[0] - half[0]) / rounds, "wall": (last[1] - half[1]) / rounds, "start": start}
+        """CPU-seconds and seconds of a round in the later half, and seconds from the process's start to the first round's end.
+
+        Not of the last round, in which ours evaluates. Of the others the lower quartile, since other work of the machine only
+        ever slows a round; where rounds are seen late, their mean.
+        """
+        later = self.at[max(1, self._rounds // 2) - 1 : self._rounds - 1]
+        typical = _mean_step if self._late else _quick_step
+        cpu, wall = (typical([clocks[which] for clocks in later]) for which in (0, 1))
+        return {"cpu": cpu, "wall": wall, "start": self.at[0][1] - float(os.environ[BEGUN])}
+
+
+def _mean_step(clocks: Sequence[float]) -> float:
+    return (clocks[-1] - clocks[0]) / (len(clocks) - 1)
+
+
+def _quick_step(clocks: Sequence[float]) -> float:
+    steps = [after - before for before, after in zip(clocks, clocks[1:], strict=False)]
+    return statistics.quantiles(steps, n=4, method="inclusive")[0] if len(steps) > 1 else steps[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -25,9 +25,21 @@ ALL_SITES = ("nvflare",)  # picks its sites by itself
 OPACUS = ("opacus", "textbook", "textbook, model kept")
 OURS = ("inline", "one by one", "ray")  # without noise they do not clip either
 
+Run = Callable[[str, str, Mapping[str, str], str], object]  # variant, job, pythons, file
 
-def checked(job: Job, variants: Sequence[str], pythons: Mapping[str, str]) -> Iterator[tuple[str, float]]:
-    """Each variant with its largest difference from the bare loop, in units of the largest change of the adapter."""
+
+def checked(job: Job, variants: Sequence[str], pythons: Mapping[str, str], run: Run = measured) -> Iterator[tuple[str, float]]:
+    """Each variant with its largest difference from the bare loop, in units of the largest change of the adapter.
+
+    Args:
+        job: of which model, strategy, steps and batch count.
+        variants: some of those of `benchmarks.child`.
+        pythons: of peers with an environment of their own.
+        run: runs a variant and leaves its adapter in a file, as `measured` does.
+
+    Raises:
+        Failed: a variant ended early, or trains other tensors.
+    """
     small = dataclasses.replace(job, sites=20, cohort=10, rounds=2)
     everything = dataclasses.replace(small, sites=10, full=True, noise=0.0)
     groups = {
@@ -42,17 +54,17 @@ def checked(job: Job, variants: Sequence[str], pythons: Mapping[str, str]) -> It
             here = [name for name in variants if name in names]
             if not here:
                 continue
-            floor = _left("bare", of_group, {}, folder)
+            floor = _left(run, "bare", of_group, {}, folder)
             moved = max(float((floor[name] - start[name]).abs().max()) for name in floor)
             for variant in here:
-                found = _left(variant, of_group, pythons, folder)
+                found = _left(run, variant, of_group, pythons, folder)
                 if found.keys() != floor.keys():
                     raise Failed(f"{variant}: trains other tensors than the bare loop")
                 yield variant, max(float((found[name] - floor[name]).abs().max()) for name in floor) / moved
 
 
-def _left(variant: str, job: Job, pythons: Mapping[str, str], folder: str) -> State:
+def _left(run: Run, variant: str, job: Job, pythons: Mapping[str, str], folder: str) -> State:
     path = Path(folder) / "state.safetensors"
     path.unlink(missing_ok=True)
-    measured(variant, job.text(), pythons, str(path))
+    run(variant, job.text(), pythons, str(path))
     return dict(load_file(path))

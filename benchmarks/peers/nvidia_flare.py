@@ -63,5 +63,5 @@ def run(job: Job, mark: Mark) -> State:
             )
         )
         flare.simulator_run(folder + "/workspace", n_clients=job.sites, threads=job.sites)
-        mark.at.update({int(seen): tuple(clocks) for seen, clocks in json.loads(Path(folder, CLOCKS).read_text()).items()})
+        mark.at += [(cpu, wall) for cpu, wall in json.loads(Path(folder, CLOCKS).read_text())]
         return {name: torch.tensor(value) for name, value in json.loads(Path(folder, LEFT).read_text()).items()}
