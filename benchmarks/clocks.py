@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import statistics
@@ -68,5 +69,5 @@ def _mean_step(clocks: Sequence[float]) -> float:
 
 
 def _quick_step(clocks: Sequence[float]) -> float:
-    steps = [after - before for before, after in zip(clocks, clocks[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(clocks)]
     return statistics.quantiles(steps, n=4, method="inclusive")[0] if len(steps) > 1 else steps[0]

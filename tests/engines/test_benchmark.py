@@ -65,7 +65,7 @@ def test_the_clocks_leave_out_the_first_half_and_the_last_round(
     marks = Marks(6, late=late)
     for _ in range(6):
         marks()
-    assert marks.ended and marks.at == sorted(marks.at)
+    assert marks.ended and len(marks.at) == 6
     marks.at = [(0.0, 10.0), (0.1, 11.0), (2.0, 12.0), (3.0, 13.5), (7.0, 21.0), (90.0, 90.0)]
     assert marks.numbers() == {"cpu": cpu, "wall": wall, "start": 6.0}
 
