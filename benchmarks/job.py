@@ -53,6 +53,7 @@ class Job:
         clip: C; inf: neither clip nor, in this package's own runs, noise.
         full: each step takes all records of a site, which leaves a sampler nothing to draw.
         folder: where `save_minilm` wrote the model.
+        rank: of LoRA.
     """
 
     sites: int
@@ -66,6 +67,7 @@ class Job:
     clip: float = CLIP
     full: bool = False
     folder: str = ""
+    rank: int = RANK
 
     @property
     def own(self) -> int:
@@ -102,7 +104,7 @@ def settings_of(job: Job, folder: str) -> Settings:
         "fraction-train": job.cohort / job.sites,
         "num-rounds": job.rounds,
         "evaluate-every": 100_000,
-        "lora.rank": RANK,
+        "lora.rank": job.rank,
         "lora.alpha": ALPHA,
         "train.local-steps": job.steps,
         "train.batch-size": job.batch,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.job import ALPHA, JOB, RANK, RATE, Job, LocalTraining, Mark, State, cohort_of, made_up, mean, settings_of
+from benchmarks.job import ALPHA, JOB, RATE, Job, LocalTraining, Mark, State, cohort_of, made_up, mean, settings_of
 from lalora_flwr.data.inputs import rows
 from lalora_flwr.data.records import Records
 from lalora_flwr.engines.inline import InlineGrid
@@ -81,7 +81,7 @@ def stock_model_of(base: torch.nn.Module, job: Job) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
     targets = list(DEFAULT_TARGETS if job.model == "vit" else TRANSFORMERS_TARGETS["bert"])
-    return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=targets)).train()
+    return get_peft_model(base, LoraConfig(r=job.rank, lora_alpha=int(ALPHA), target_modules=targets)).train()
 
 
 def stock_base(job: Job) -> torch.nn.Module:

@@ -154,7 +154,7 @@ class Estimator:
         pass_seconds = parts * sum(share * passes[mask][0] for mask, share in distinct.items())
         release = sum(share * self._release(model.layout, mask, train.batch_size) for mask, share in distinct.items())
         adapter_bytes = 4 * sum(math.prod(slot.shape) for slot in model.layout.values())
-        call = self._call()
+        call = self.call()
         message = MESSAGE_CALLS * call + MESSAGE_BYTE * adapter_bytes + {"ray": RAY_MESSAGE}.get(engine, 0.0)
         sites = settings.sites_per_round
         server = ROUND_CALLS * call + sites * ROUND_BYTE * adapter_bytes
@@ -210,7 +210,8 @@ class Estimator:
             best = [min(best[0], added - begun), min(best[1], self.clock() - added)]
         return best[0] * records / most + best[1]
 
-    def _call(self) -> float:
+    def call(self) -> float:
+        """Seconds of the call of a small kernel: how fast Python is here."""
         one = torch.ones(64)
         best = math.inf
         for _ in range(200):
