@@ -19,10 +19,17 @@ its own, run in turns ``--repeats`` times; the fastest counts.
     pfl, fluke, blazefl, nvflare     the framework holds the sites, moves the model and averages; its local training calls the
                  bare loop's step. Their own privacy is another: pfl's is a user's, fluke's DPFedAVG wraps Opacus
 
-Peers need an environment each, outside of this repository, with this package importable in it:
+Peers need an environment each, outside of this repository. Three share this environment's packages by a .pth file; BlazeFL wants
+Python 3.12 (version 3: 3.14), and so all packages anew:
 
-    python -m venv --system-site-packages /tmp/peers/pfl && /tmp/peers/pfl/bin/pip install pfl       likewise fluke-fl, nvflare
-    python3.12 -m venv /tmp/peers/blazefl && /tmp/peers/blazefl/bin/pip install . blazefl==2.0.3     blazefl 3 wants Python 3.14
+    python -m venv /tmp/peers/pfl                                                  likewise fluke, nvflare
+    python -c "import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])" > \\
+        /tmp/peers/pfl/lib/python3.11/site-packages/base.pth
+    /tmp/peers/pfl/bin/pip install --no-deps pfl prv-accountant
+    /tmp/peers/fluke/bin/pip install --no-deps fluke-fl diskcache cerberus hydra-core omegaconf antlr4-python3-runtime==4.9.3 \\
+        torchmetrics lightning-utilities seaborn
+    /tmp/peers/nvflare/bin/pip install --no-deps nvflare Flask Flask-JWT-Extended Flask-SQLAlchemy gunicorn pyhocon docker msgpack
+    python3.12 -m venv /tmp/peers/blazefl && /tmp/peers/blazefl/bin/pip install . blazefl==2.0.3
 
 A round's numbers are the lower quartile of the later half of the rounds (under Ray their mean), without the last, in which ours
 evaluates; ``start`` is wall time from the process's start to the end of the first round; ``memory`` is the largest sum over the
