@@ -32,13 +32,13 @@ from lalora_flwr.privacy.events import Target
 from lalora_flwr.privacy.mechanism import Mechanism, PrivateSum
 from lalora_flwr.privacy.randomness import SeededRandom
 from lalora_flwr.settings import Settings
-from lalora_flwr.training.company import GAIN
+from lalora_flwr.training.company import GAIN, SLOW
 from lalora_flwr.training.learner import cast_base
 from lalora_flwr.training.together import MOST_RECORDS
 
 # What is not a step: calls of a kernel that take as long, and seconds for a byte of the adapter.
-MESSAGE_CALLS, MESSAGE_BYTE = 900.0, 4e-9  # a site's message
-ROUND_CALLS, ROUND_BYTE = 4000.0, 8e-9  # the server's round, and a site's reply in it
+MESSAGE_CALLS, MESSAGE_BYTE = 900.0, 2e-9  # a site's message
+ROUND_CALLS, ROUND_BYTE = 4000.0, 2e-9  # the server's round, and a site's reply in it
 RAY_MESSAGE = 0.03  # seconds that Ray needs for a message beside all that
 PROCESS_MESSAGE = 5.1  # seconds of a round of real sites beside their work (docs/results.md, "Rounds of real sites")
 PROCESS_BYTES = 930e6  # of a process with torch, transformers and this package
@@ -185,7 +185,7 @@ class Estimator:
         """Seconds of one site's pass, and bytes at its widest; in company with others where that is faster."""
         alone = model.traced(mask, records, tokens)
         found, peak = seconds(alone, self.prices), alone.peak
-        together = min(sites, MOST_RECORDS // records)
+        together = min(sites, MOST_RECORDS // records, int(SLOW / found) if found else sites)
         if together > 1:
             shared = model.traced(mask, together * records, tokens)
             in_company = seconds(shared, self.prices) / together
