@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import sklearn.datasets
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from lalora_flwr.client_app import app as real
+from lalora_flwr.data import digits
 from lalora_flwr.site.app import answer
 from lalora_flwr.training import learner
 
@@ -76,4 +76,4 @@ def counted(name: str, load: Callable[..., Any]) -> Callable[..., Any]:
 
 if NOTES in os.environ:
     learner.load_base_model = counted("model", learner.load_base_model)
-    sklearn.datasets.load_digits = counted("data", sklearn.datasets.load_digits)
+    digits.table = counted("data", digits.table)
