@@ -18,6 +18,8 @@ from lalora_flwr.engines.together import SitesTogether
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.logs import JsonLines, wants_json
+from lalora_flwr.privacy.accounting import CALIBRATIONS
+from lalora_flwr.privacy.kept import cache_folder
 from lalora_flwr.server.folder import LOG
 from lalora_flwr.server.metrics import OnRound
 from lalora_flwr.server.place import named
@@ -111,6 +113,7 @@ def run_inline(
         ConfigError, RunFailed: as `run_federation`.
     """
     settings, models = named(settings), models or ModelStore()
+    CALIBRATIONS.open(cache_folder())
     together = None if app else SitesTogether(models)
     grid = InlineGrid(app or simulated_app(models), settings.num_supernodes, dict(flatten(settings)), together)
     with logs_in(expanded(settings.output_dir).absolute() / settings.run_name / LOG):

@@ -22,6 +22,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from lalora_flwr.ground.owner import end_with_owner
+from lalora_flwr.privacy.accounting import CALIBRATIONS
+from lalora_flwr.privacy.kept import cache_folder
 from lalora_flwr.settings import Value, settings_from
 
 Resources = dict[str, Any]  # num_supernodes; num_cpus and num_gpus of a site; num_actors at most, or 0
@@ -57,6 +59,7 @@ def share_of_site(resources: Resources) -> Resources:
 def import_site() -> None:
     """What Ray calls in each new worker."""
     importlib.import_module("lalora_flwr.site.round")
+    CALIBRATIONS.open(cache_folder())
 
 
 def start_ray(resources: Resources) -> None:
@@ -105,6 +108,7 @@ def main(resources: str, client_app: str) -> None:
         from lalora_flwr.server.run import run_federation
 
         if order := sys.stdin.readline():
+            CALIBRATIONS.open(cache_folder())
             sites.values = json.loads(order)
             log = logging.getLogger("lalora_flwr.server")
             log.handlers = logging.getLogger("flwr").handlers
