@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import random
 import time
@@ -161,5 +162,7 @@ class Roster:
             log.info("round %d: asked for all their rounds before: sites %s", server_round, ", ".join(map(str, served)))
         order = random.Random(derive_seed(settings.seed, "participation", server_round))
         ties = {site: order.random() for site in sorted(profile.site for profile in self._profiles.values())}
-        able.sort(key=lambda node: (asked.get(self.site(node), 0), ties[self.site(node)]))
-        return sorted(able[: settings.sites_per_round], key=self.site)
+        first = heapq.nsmallest(
+            settings.sites_per_round, able, key=lambda node: (asked.get(self.site(node), 0), ties[self.site(node)])
+        )
+        return sorted(first, key=self.site)
