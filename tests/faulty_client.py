@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +59,34 @@ def die(message: Message, context: Context) -> Message:
             deaths.write_text(str(left - 1))
             os.kill(os.getpid(), signal.SIGKILL)
     return real(message, context)
+
+
+def fails(server_round: int, site: int) -> bool:
+    """One order in twenty, always the same."""
+    return random.Random(f"{server_round} {site}").random() < 0.05
+
+
+def faltering(inner: ClientApp) -> ClientApp:
+    """As another one, but one order in twenty fails, and one in twenty takes longer."""
+    outer = ClientApp()
+
+    @outer.train()
+    def falter(message: Message, context: Context) -> Message:
+        of_round, site = int(message.content["config"]["server-round"]), int(context.node_config["partition-id"])
+        if fails(of_round, site):
+            return fail(message, context)
+        if fails(-of_round, site):
+            time.sleep(0.05)
+        return inner(message, context)
+
+    @outer.query("identity")
+    def identity(message: Message, context: Context) -> Message:
+        return inner(message, context)
+
+    return outer
+
+
+flaky = faltering(real)
 
 
 @app.query("identity")
