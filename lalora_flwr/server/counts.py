@@ -58,6 +58,7 @@ class SiteCount:
         self.shares[repr(multiplier)] = self.shares.get(repr(multiplier), 0) + 1
 
 
+MOST_KNOWN = 100_000  # ε of sites' steps that are kept
 Asked = dict[str, dict[str, Any]]  # by site: how often it was asked for what
 
 
@@ -76,6 +77,7 @@ class SiteCounts:
     exact_accuracy: bool = False  # whether a site sent an accuracy with no noise, or next to none
     sites: dict[int, SiteCount] = field(default_factory=dict)
     before: SiteCounts | None = None  # of the stage of the run before this one
+    _known: dict[tuple[SampledGaussian, ...], float] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of_run(settings: Settings, *, real: bool) -> SiteCounts:
@@ -153,11 +155,18 @@ class SiteCounts:
 
         The run's target stands for the training of a site whose counters were never accepted.
         """
-        privacy = self.settings.privacy
-        evaluations, training = self._evaluations(self.of(site)), self._training(site)
+        evaluations, training = tuple(self._evaluations(self.of(site))), self._training(site)
         if training is None:
-            return privacy.epsilon + epsilon_spent(evaluations, privacy.delta, privacy.accountant)
-        return epsilon_spent([*training, *evaluations], privacy.delta, privacy.accountant) if training else 0.0
+            return self.settings.privacy.epsilon + self._spent(evaluations)
+        return self._spent((*training, *evaluations)) if training else 0.0
+
+    def _spent(self, steps: tuple[SampledGaussian, ...]) -> float:
+        """ε of steps; each round asks for that of all sites heard of, of which it moved few."""
+        if steps not in self._known:
+            if len(self._known) > MOST_KNOWN:
+                self._known.clear()
+            self._known[steps] = epsilon_spent(steps, self.settings.privacy.delta, self.settings.privacy.accountant)
+        return self._known[steps]
 
     def _heard(self, site: int) -> bool:
         """Whether it ever sent tensors, in this stage or before."""
