@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lalora_flwr.adapter.lora import LORA
 from lalora_flwr.data.inputs import Inputs
+from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.gradients.records import Owners
 from lalora_flwr.models.base import BaseModel
@@ -104,6 +105,7 @@ def near(one: tuple[dict[str, Tensor], Tensor], other: tuple[dict[str, Tensor], 
 
 
 def text_learner(base: BaseModel, engine: type[PerSampleGradients] = PerSampleGradients) -> Learner:
+    remove_dropout(base.module)
     adapter = LORA.attach(base, LoraSettings(rank=2, head="frozen"), 0)
     return Learner(base, adapter, engine(adapter.model, adapter.parameters), adapter.state())
 
