@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from lalora_flwr.ground.errors import LaloraError
 from lalora_flwr.ground.meeting import Meeting
-from lalora_flwr.settings import Settings, settings_from
+from lalora_flwr.settings import Settings, settings_again
 from lalora_flwr.settings.stages import stage_of
 from lalora_flwr.site.app import make_client_app
 from lalora_flwr.site.host import Host
@@ -82,7 +82,7 @@ class SitesTogether:
     def _company(self, message: Message, context: Context) -> Company:
         """How many sites are worth one pass of the run; one if that cannot be determined: the sites say what is wrong."""
         try:
-            settings = stage_of(settings_from(context.run_config), TrainOrder.of(message.content).server_round)
+            settings = stage_of(settings_again(context.run_config), TrainOrder.of(message.content).server_round)
             train = settings.train
             if settings.num_rounds * settings.sites_per_round * train.local_steps < self._worth_it or settings.lora.dropout:
                 return ALONE  # the masks of dropout come from one generator, site after site

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from lalora_flwr.ground.errors import ConfigError
@@ -274,7 +274,7 @@ class SiteCounts:
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as plain JSON."""
-        sites = {str(site): asdict(count) for site, count in self.sites.items()}
+        sites = {str(site): {**vars(count), "shares": dict(count.shares)} for site, count in self.sites.items()}
         before = {"before": self.before.state()} if self.before else {}
         return {"sites": sites, "exact_accuracy": self.exact_accuracy, **before}
 

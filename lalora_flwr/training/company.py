@@ -26,7 +26,7 @@ SMALL = (1, 2, 3, 4, 5, 6, 8)  # records of a site with which kernels may do oth
 Clock = Callable[[], float]
 
 
-def company(whole: Learner, batch: float, rounding: bool = False, clock: Clock = time.perf_counter) -> Company:
+def company(whole: Learner, batch: float, rounding: bool = False, clock: Clock | None = None) -> Company:
     """How many sites are worth one pass, by the time that a record takes; one, where gradients would not be the same.
 
     Guarantee: without ``rounding`` made-up records have the same bits in company as alone, for every number of records of a
@@ -37,14 +37,16 @@ def company(whole: Learner, batch: float, rounding: bool = False, clock: Clock =
         whole: of which the values are lost.
         batch: records that a site's pass is expected to have.
         rounding: whether gradients may differ by rounding.
-        clock: seconds.
+        clock: seconds; default: of the process, which other work on the machine does not lengthen, or with a GPU of the day.
     """
     size = max(1, round(batch))
+    on_gpu = whole.adapter.device.type != "cpu"
+    clock = clock or (time.perf_counter if on_gpu else time.process_time)
     whole.adapter.model.train()
     whole.adapter.load(whole.initial)
     if rounding:
         return _within_rounding(whole, size, clock)
-    if whole.adapter.device.type != "cpu" or 2 * size > MOST_RECORDS:  # a GPU's kernels order their sums as they like
+    if on_gpu or 2 * size > MOST_RECORDS:  # a GPU's kernels order their sums as they like
         return ALONE
     return _to_the_bit(whole, size, clock)
 
@@ -53,7 +55,7 @@ def _to_the_bit(whole: Learner, size: int, clock: Clock) -> Company:
     count = max(MOST_RECORDS, 5 * size)
     made_up = _MadeUp(whole, count, max(3, MOST_RECORDS // size))
     one = made_up.seconds(1, size, clock)
-    best = min(MOST_RECORDS // size, int(SLOW / (one * size)))
+    best = min(MOST_RECORDS // size, math.floor(SLOW / max(one * size, 1e-9)))
     if best < 2 or made_up.seconds(best, size, clock) > GAIN * one:
         return ALONE
     sizes = sorted({*SMALL, max(1, size // 2), max(1, size - 1), size, size + 1, size + 3, 3 * size // 2, 2 * size})
