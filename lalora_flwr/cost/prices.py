@@ -19,7 +19,7 @@ MOST_RUNS = 20
 CACHE = 1 << 25  # bytes over which arguments take turns: in a pass, others come in between
 MOST_COPIES = 12
 SMALL = 1 << 16  # bytes up to which an operation without a matrix product costs its call alone
-BACKWARD = 2e-6  # seconds that autograd needs for each call beside the kernel's own, on this kind of machine
+OVERHEAD = 7.0  # calls of a small kernel that Python and autograd take for each operation beside the kernel itself
 
 
 class Prices(Protocol):
@@ -50,7 +50,7 @@ class Here:
 
     def of(self, operation: Operation) -> float:
         if not operation.flops and operation.bytes <= SMALL:
-            return self._of_call()
+            return (1 + OVERHEAD) * self._of_call()
         if operation.key not in self._known:
             self._known[operation.key] = self._measured(operation)
         return self._known[operation.key]
@@ -58,7 +58,7 @@ class Here:
     def _of_call(self) -> float:
         if not self._call:
             one = torch.ones(64, device=self.device)
-            self._call = self._fastest(lambda: torch.add(one, one)) + BACKWARD
+            self._call = self._fastest(lambda: torch.add(one, one))
         return self._call
 
     def _measured(self, operation: Operation) -> float:
@@ -70,9 +70,9 @@ class Here:
                 args, kwargs = next(made)
                 operation.call(*args, **kwargs)
 
-            return self._fastest(run) + BACKWARD
+            return self._fastest(run) + OVERHEAD * self._of_call()
         except Exception:  # an operator whose made-up arguments do not fit each other
-            return self._of_call() + operation.bytes / 1e10
+            return (1 + OVERHEAD) * self._of_call() + operation.bytes / 1e10
 
     def _made(self, value: object) -> object:
         if isinstance(value, torch.device):
@@ -106,14 +106,14 @@ class Hardware:
         flops: peak of dense matrix products a second, by bytes of a number.
         bandwidth: of its memory, bytes a second.
         memory: bytes.
-        call: seconds to start a kernel.
+        call: seconds in which Python and autograd start a kernel.
     """
 
     name: str
     flops: dict[int, float]
     bandwidth: float
     memory: float
-    call: float = 6e-6
+    call: float = 15e-6
 
     EFFICIENT = 0.5  # of the peak, which large products reach
     STREAMED = 0.7  # of the bandwidth

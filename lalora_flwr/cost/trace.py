@@ -105,7 +105,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Sequence[Any], args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if not func.is_view:
+        if not func.is_view and any(isinstance(value, Tensor) for value in tree_leaves(out)):  # others ask, and compute nothing
             like_args, like_kwargs = tree_map(_like, (args, kwargs))
             key = f"{func} {like_args} {like_kwargs}"
             if key not in self.operations:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lalora_flwr.cost.prices import BACKWARD, KNOWN, Hardware, Here, prices_of, seconds
+from lalora_flwr.cost.prices import KNOWN, OVERHEAD, Hardware, Here, prices_of, seconds
 from lalora_flwr.cost.trace import Like, Operation, Traced
 from lalora_flwr.ground.errors import ConfigError
 
@@ -28,10 +28,11 @@ def test_a_data_sheet_prices_what_is_slower_computing_or_memory() -> None:
 
 
 def test_here_an_operation_is_run_and_its_fastest_run_counts() -> None:
-    times: Iterator[float] = iter([0.0, 0.0, 5.0, 5.0, 5.0, 7.0, 7.0, 7.0, 8.0, 100.0])  # 5, 2 and 1 seconds
+    of_product = [0.0, 0.0, 0.005, 0.006, 0.006, 0.008, 0.009, 0.009, 0.012, 1.0]  # runs of 5, 2 and 3 ms, and a look after each
+    of_call = [1.0, 1.0, 1.001, 2.0]  # a small kernel of 1 ms
+    times: Iterator[float] = iter([*of_product, *of_call])
     here = Here(clock=lambda: next(times))
-    # begun, then before and after of a run and a look whether it was enough: 5 s of measuring are
-    assert here.of(product(8)) == pytest.approx(5.0 + BACKWARD)
+    assert here.of(product(8)) == pytest.approx(0.002 + OVERHEAD * 0.001)
 
 
 def test_an_operation_is_measured_once() -> None:
