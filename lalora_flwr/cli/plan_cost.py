@@ -72,7 +72,7 @@ def cost_rows(settings: Settings, cost: Estimate, engine: str, up_and_down: int)
     whole = span(settings.num_rounds * a_round)
     on = f"{cost.on}, {where}{of_texts}"
     yield "time", f"{span(a_round)} a round, {whole} for {settings.num_rounds}, without start and evaluations ({on})"
-    step = f"{span(cost.pass_seconds)} in the model, {span(cost.release_seconds)} for clip and noise"
+    step = f"{span(cost.pass_seconds)} in the model, {span(cost.release_seconds)} for clip, noise and the rest"
     rest = f"{span(cost.message_seconds)} a message, {span(cost.server_seconds)} a round at the server"
     over = f", {span(line)} on a line of {MBIT:g} Mbit/s" if line else ""
     yield "", f"a step of a site: {step}; {steps} a round; {rest}{over}"

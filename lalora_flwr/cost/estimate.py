@@ -37,11 +37,12 @@ from lalora_flwr.training.learner import cast_base
 from lalora_flwr.training.together import MOST_RECORDS
 
 # What is not a step: calls of a kernel that take as long, and seconds for a byte of the adapter.
-MESSAGE_CALLS, MESSAGE_BYTE = 900.0, 2e-9  # a site's message
-ROUND_CALLS, ROUND_BYTE = 4000.0, 2e-9  # the server's round, and a site's reply in it
+STEP_CALLS = 500.0  # a step's sample, filter and optimizer
+MESSAGE_CALLS, MESSAGE_BYTE = 900.0, 3e-9  # a site's message
+ROUND_CALLS, ROUND_BYTE = 9800.0, 2e-9  # the server's round, and a site's reply in it
 RAY_MESSAGE = 0.03  # seconds that Ray needs for a message beside all that
 PROCESS_MESSAGE = 5.1  # seconds of a round of real sites beside their work (docs/results.md, "Rounds of real sites")
-PROCESS_BYTES = 930e6  # of a process with torch, transformers and this package
+PROCESS_BYTES = 700e6  # of a process with torch, transformers and this package
 GPU_BYTES = 0.5e9  # of a CUDA context
 
 
@@ -53,7 +54,7 @@ class Estimate:
         on: what the prices are of.
         tokens: of a text; 0: no texts.
         pass_seconds: of the passes of one step at a site.
-        release_seconds: of its clip, noise and step.
+        release_seconds: of all else of the step: sample, clip, noise, filter, optimizer.
         message_seconds: of a site's round beside its steps.
         server_seconds: of the server's part of a round.
         round_seconds: of a round.
@@ -152,9 +153,10 @@ class Estimator:
         at_once = settings.sites_per_round if sharing else 1
         passes = {mask: self._pass(model, mask, batch * train.augmentations, at_once, tokens) for mask in distinct}
         pass_seconds = parts * sum(share * passes[mask][0] for mask, share in distinct.items())
-        release = sum(share * self._release(model.layout, mask, train.batch_size) for mask, share in distinct.items())
-        adapter_bytes = 4 * sum(math.prod(slot.shape) for slot in model.layout.values())
         call = self.call()
+        release = sum(share * self._release(model.layout, mask, train.batch_size) for mask, share in distinct.items())
+        release += STEP_CALLS * call
+        adapter_bytes = 4 * sum(math.prod(slot.shape) for slot in model.layout.values())
         message = MESSAGE_CALLS * call + MESSAGE_BYTE * adapter_bytes + {"ray": RAY_MESSAGE}.get(engine, 0.0)
         sites = settings.sites_per_round
         server = ROUND_CALLS * call + sites * ROUND_BYTE * adapter_bytes

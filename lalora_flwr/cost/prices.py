@@ -19,7 +19,7 @@ MOST_RUNS = 20
 CACHE = 1 << 25  # bytes over which arguments take turns: in a pass, others come in between
 MOST_COPIES = 12
 SMALL = 1 << 16  # bytes up to which an operation without a matrix product costs its call alone
-OVERHEAD = 7.0  # calls of a small kernel that Python and autograd take for each operation beside the kernel itself
+OVERHEAD = 8.0  # calls of a small kernel that Python and autograd take for each operation beside the kernel itself
 
 
 class Prices(Protocol):

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-import ray
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -64,6 +63,8 @@ def import_site() -> None:
 
 def start_ray(resources: Resources) -> None:
     """Start Ray, or join the cluster that ``RAY_ADDRESS`` names. Flower joins what it finds."""
+    import ray
+
     path = os.pathsep.join(sys.path)  # Ray's processes inherit variables, not this process's own path
     os.environ["PYTHONPATH"] = path
     at_most = {"num_cpus": resources["num_actors"] * resources["num_cpus"]} if resources["num_actors"] else {}
