@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lalora_flwr.audit.membership_record import MembershipRecord
     from lalora_flwr.audit.record import AuditRecord
     from lalora_flwr.compare.results import Result as Row
+    from lalora_flwr.engines.ray_process import RayProcess
     from lalora_flwr.server.metrics import RoundMetrics, Summary
     from lalora_flwr.server.plan import Plan
 
@@ -89,8 +90,10 @@ def run(settings: Settings, engine: str = "inline", on_round: OnRound | None = N
     return opened(run_in(settings, engine, on_round, num_actors))
 
 
-def run_in(settings: Settings, engine: str, on_round: OnRound | None = None, num_actors: int = 0) -> Path:
-    """As `run`, but only the folder."""
+def run_in(
+    settings: Settings, engine: str, on_round: OnRound | None = None, num_actors: int = 0, ready: RayProcess | None = None
+) -> Path:
+    """As `run`, but only the folder. ``ready``: the process of the Ray engine, if it was started before."""
     if engine not in ENGINES:
         raise ConfigError(f"engine = {engine!r}: must be one of {', '.join(ENGINES)}")
     _check_count("num_actors", num_actors)
@@ -100,7 +103,7 @@ def run_in(settings: Settings, engine: str, on_round: OnRound | None = None, num
         return run_inline(settings, on_round)
     from lalora_flwr.engines.simulation import run_simulation
 
-    return run_simulation(settings, on_round, num_actors=num_actors)
+    return run_simulation(settings, on_round, num_actors=num_actors, ready=ready)
 
 
 def opened(folder: Place) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from lalora_flwr.training.learner import ModelStore
 from lalora_flwr.wire.orders import ARRAYS
 from tests.adapters import factor_of
 
+os.environ["LALORA_CACHE"] = ""  # of no test but those that hand one in
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without Ctrl-C
 hypothesis_settings.register_profile("shared-machine", deadline=None)
 hypothesis_settings.load_profile("shared-machine")

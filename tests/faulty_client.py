@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import sklearn.datasets
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from lalora_flwr.client_app import app as real
+from lalora_flwr.data import digits
 from lalora_flwr.site.app import answer
 from lalora_flwr.training import learner
 
@@ -59,6 +61,34 @@ def die(message: Message, context: Context) -> Message:
     return real(message, context)
 
 
+def fails(server_round: int, site: int) -> bool:
+    """One order in twenty, always the same."""
+    return random.Random(f"{server_round} {site}").random() < 0.05
+
+
+def faltering(inner: ClientApp) -> ClientApp:
+    """As another one, but one order in twenty fails, and one in twenty takes longer."""
+    outer = ClientApp()
+
+    @outer.train()
+    def falter(message: Message, context: Context) -> Message:
+        of_round, site = int(message.content["config"]["server-round"]), int(context.node_config["partition-id"])
+        if fails(of_round, site):
+            return fail(message, context)
+        if fails(-of_round, site):
+            time.sleep(0.05)
+        return inner(message, context)
+
+    @outer.query("identity")
+    def identity(message: Message, context: Context) -> Message:
+        return inner(message, context)
+
+    return outer
+
+
+flaky = faltering(real)
+
+
 @app.query("identity")
 @spying.query("identity")
 @dying.query("identity")
@@ -76,4 +106,4 @@ def counted(name: str, load: Callable[..., Any]) -> Callable[..., Any]:
 
 if NOTES in os.environ:
     learner.load_base_model = counted("model", learner.load_base_model)
-    sklearn.datasets.load_digits = counted("data", sklearn.datasets.load_digits)
+    digits.table = counted("data", digits.table)

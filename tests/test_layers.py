@@ -25,6 +25,7 @@ ORDER = (  # low to high; docs/architecture.md says what each holds
         "gradients",
         "methods",
         "training",
+        "cost",
     ),
     *("site", "server", "engines", "compare", "diagnose", "audit", "api", "cli", "__main__", "client_app", "server_app"),
 )

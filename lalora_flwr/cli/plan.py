@@ -14,6 +14,7 @@ from rich.table import Table
 
 from lalora_flwr.cli.early import check_machine, check_places, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
+from lalora_flwr.cli.plan_cost import check_options, cost_of, cost_rows, memory_advice, room_on
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.extras import missing, need
 from lalora_flwr.ground.figures import MODULE, readable
@@ -36,13 +37,21 @@ def plan(
     config: ConfigFile = None,
     data: Annotated[bool, typer.Option("--data", help="Read and split the data, and show who holds what.")] = False,
     plot: Annotated[Path | None, typer.Option(help="With --data: the picture; default partition.png in output-dir.")] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Predict seconds of a round and memory; takes seconds itself.")] = False,
+    engine: Annotated[str, typer.Option(help="With --cost: ray, inline, or sites (real ones, side by side).")] = "ray",
+    hardware: Annotated[
+        str, typer.Option(help="With --cost: this-machine, or from data sheets h100, a100, l4.")
+    ] = "this-machine",
+    tokens: Annotated[int, typer.Option(help="With --cost: tokens of a usual text; 0: data.max-tokens.")] = 0,
 ) -> None:
-    """Show noise, steps, predicted ε, parameters and bytes of a run; refuse impossible settings."""
+    """Show noise, steps, predicted ε, parameters and bytes of a run, and what it takes; refuse impossible settings."""
     settings = resolve(config, override, lambda asked: check_places(asked, data=data or _reads_data(asked)))
     if plot and not data:
         raise ConfigError("--plot: draws who holds what; add --data")
     if plot:
         need(MODULE, "--plot")
+    if cost:
+        check_options(engine, hardware, tokens)
     without_hub(settings, weights=False)
     console = Console()
     with Waiting(console, "libraries"):  # torch and friends, only once the settings hold
@@ -50,9 +59,15 @@ def plan(
         from lalora_flwr.server.plan import make_plan
     with Waiting(console, "noise, model and bytes"):
         made = make_plan(settings)
-    print_plan(settings, made, console)
+    found = None
+    if cost:
+        with Waiting(console, "seconds and memory"):
+            found = cost_of(settings, engine, hardware, tokens)
+    taken = cost_rows(settings, found, engine, made.bytes_down + max(made.bytes_up)) if found else ()
+    print_plan(settings, made, console, taken)
     smallest = _show_holdings(settings, plot or expanded(settings.output_dir) / "partition.png", console) if data else None
-    print_advice([*_not_here(settings), *advice(settings, made, smallest)], console)
+    needs = memory_advice(found, room_on(hardware)) if found else ""
+    print_advice([*_not_here(settings), *advice(settings, made, smallest), needs], console)
 
 
 def _reads_data(settings: Settings) -> bool:
@@ -125,10 +140,10 @@ def _table_of(settings: Settings, held: Holdings) -> Table:
     return table
 
 
-def print_plan(settings: Settings, plan: Plan, console: Console) -> None:
-    """The plan as two small tables."""
+def print_plan(settings: Settings, plan: Plan, console: Console, more: Iterable[tuple[str, str]] = ()) -> None:
+    """The plan as two small tables; ``more``: rows of the first."""
     facts = Table(box=None, show_header=False)
-    for name, value in _facts(settings, plan):
+    for name, value in [*_facts(settings, plan), *more]:
         facts.add_row(name, value)
     console.print(facts)
     if not settings.private:

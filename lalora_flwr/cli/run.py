@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +17,7 @@ from rich.console import Console
 from lalora_flwr.api import run_in
 from lalora_flwr.cli.early import check_early, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
+from lalora_flwr.engines.ray_process import RayProcess
 from lalora_flwr.ground.errors import ConfigError, Interrupted
 from lalora_flwr.ground.extras import missing, need
 from lalora_flwr.ground.figures import MODULE
@@ -88,12 +91,26 @@ def run(
     """Run a federation; results go to a new folder under output-dir. Exits non-zero unless the summary was written."""
     if start_from:
         override = [*(override or []), f"lora.start-from={json.dumps(str(expanded(start_from).absolute()))}"]
-    settings = resumed(resume, config, override) if resume else resolve(config, override, check_early)
-    if engine is Engine.ray:
-        need("ray", "--engine ray", "--engine inline")
     console = Console(highlight=False)
-    if without_hub(settings):
-        console.print("the hub cannot be reached; what is not in its cache cannot be loaded", markup=False)
+    with ExitStack() as stack:
+        ready: list[RayProcess] = []
+
+        def early(settings: Settings) -> None:
+            check_early(settings)
+            if engine is Engine.ray:
+                need("ray", "--engine ray", "--engine inline")
+            if without_hub(settings):
+                console.print("the hub cannot be reached; what is not in its cache cannot be loaded", markup=False)
+            if engine is Engine.ray:  # as early as that: it gets ready while this process imports, plans and prints
+                ready.append(stack.enter_context(RayProcess(settings, num_actors)))
+
+        settings = resumed(resume, config, override, early) if resume else resolve(config, override, early)
+        folder = _planned_and_run(settings, engine, num_actors, ready[0] if ready else None, console)
+    report(folder, console)
+
+
+def _planned_and_run(settings: Settings, engine: Engine, num_actors: int, ready: RayProcess | None, console: Console) -> Path:
+    """Print the plan, run it, and say each round; the run's folder."""
     with Waiting(console, "libraries"):  # torch and friends, only once the settings hold
         from lalora_flwr.cli.plan import print_advice, print_plan
         from lalora_flwr.server.advice import advice
@@ -110,14 +127,15 @@ def run(
     try:
         with Progress(settings, console) as progress:
             progress.header()
-            folder = run_in(settings, engine.value, progress, num_actors)
+            return run_in(settings, engine.value, progress, num_actors, ready)
     except KeyboardInterrupt:
         again = f"lalora run --resume {shlex.quote(str(expanded(settings.output_dir) / settings.run_name))}"
         raise Interrupted(f"interrupted; {again} goes on after the last finished round") from None
-    report(folder, console)
 
 
-def resumed(run: Path, config: Path | None, override: list[str] | None) -> Settings:
+def resumed(
+    run: Path, config: Path | None, override: list[str] | None, early: Callable[[Settings], None] = check_early
+) -> Settings:
     """The settings of a run that stopped.
 
     Raises:
@@ -128,7 +146,7 @@ def resumed(run: Path, config: Path | None, override: list[str] | None) -> Setti
     if not (run / CONFIG).is_file():
         raise ConfigError(f"--resume {run}: no run folder; it must hold {CONFIG}")
     place = {"output-dir": str(run.absolute().parent), "run-name": run.absolute().name}
-    return settings_from({**read_toml(run / CONFIG), **place, "resume": True}, check_early)
+    return settings_from({**read_toml(run / CONFIG), **place, "resume": True}, early)
 
 
 def smallest_site(settings: Settings) -> int:

@@ -6,14 +6,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lalora_flwr.data.data_set import data_set
+from lalora_flwr.data.data_set import Tensors, data_set
 from lalora_flwr.data.partition import site_rows
-from lalora_flwr.data.table_set import TableSet
 from lalora_flwr.ground.figures import as_label, blank, colours_of, whole_numbers
 from lalora_flwr.settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from lalora_flwr.data.table_set import TableSet
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,24 @@ def holdings(settings: Settings) -> Holdings:
 
 def class_members(settings: Settings) -> dict[str, int]:
     """How many private records have each class, where a record may have several; empty elsewhere."""
-    data = data_set(settings)
-    return data.members() if isinstance(data, TableSet) else {}
+    data = _tables(settings)
+    return data.members() if data else {}
 
 
 def unreadable_images(settings: Settings) -> list[str]:
     """The private images that cannot be read, each with its file and the reason; reads them all."""
+    data = _tables(settings)
+    return list(data.unreadable_images()) if data else []
+
+
+def _tables(settings: Settings) -> TableSet | None:
+    """The data set, if its records are rows of tables."""
     data = data_set(settings)
-    return list(data.unreadable_images()) if isinstance(data, TableSet) else []
+    if isinstance(data, Tensors):  # without what reads tables, which is slow to import
+        return None
+    from lalora_flwr.data.table_set import TableSet
+
+    return data if isinstance(data, TableSet) else None
 
 
 def holdings_figure(held: Holdings, title: str) -> Figure:

@@ -23,7 +23,24 @@ from lalora_flwr.ground.cache import Stamp, stamp
 # Of pictures, and of nothing that Pillow would hand to another program (EPS runs PostScript) or read from other files
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 log = logging.getLogger("lalora_flwr.site")
-CACHE_BYTES = 1 << 30  # of prepared images a set keeps; what does not fit is read again
+CACHE_BYTES = 1 << 30  # of prepared images that a process keeps, of all its sites; what does not fit is read again
+
+
+class Room:
+    """Bytes that sets of images share."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def take(self, size: int) -> bool:
+        """Whether there is room for so many bytes, which are then taken; negative ones are given back."""
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
+
+
+PREPARED = Room(CACHE_BYTES)  # of this process
 
 
 class StoredImage(TypedDict):
@@ -48,7 +65,7 @@ class ImageRecords:
         labels: Tensor,
         prepare: Callable[[Pil.Image], Tensor],
         mode: str,
-        room: int = CACHE_BYTES,
+        room: Room = PREPARED,
     ) -> None:
         """
         Args:
@@ -57,13 +74,16 @@ class ImageRecords:
             labels: the class of each row.
             prepare: the model's own resizing and normalisation.
             mode: ``RGB`` or ``L``.
-            room: bytes of prepared images that are kept.
+            room: for prepared images that are kept; the set gives back what it took when it is gone.
         """
         self._files = table.select_columns([column]).cast_column(column, Image(decode=False))
         self._column, self.labels, self._prepare, self._mode = column, labels, prepare, mode
         # By place in the table: the file, if it is one, its stamp, and the image; None if it could not be read.
         self._kept: dict[int, tuple[str | None, Stamp, Tensor | None]] = {}
-        self._room = room
+        self._room, self._taken = room, 0
+
+    def __del__(self) -> None:
+        self._room.take(-self._taken)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,7 +106,7 @@ class ImageRecords:
             path, version, image = self._kept[index]
             if version == _version(path):
                 return image
-            self._room += _bytes(image)
+            self._take(-_bytes(image))
             del self._kept[index]
         file: StoredImage = self._files[index][self._column]
         path = file["path"] if file["bytes"] is None else None
@@ -97,10 +117,14 @@ class ImageRecords:
         except Exception as error:  # truncated, no image at all, gone: PIL and its plug-ins raise many types
             log.warning("%s cannot be read and is left out of every batch: %s", _called(path, index), _reason(error))
             image = None
-        if _bytes(image) <= self._room:
-            self._room -= _bytes(image)
+        if self._take(_bytes(image)):
             self._kept[index] = path, version, image
         return image
+
+    def _take(self, size: int) -> bool:
+        fits = self._room.take(size)
+        self._taken += size if fits else 0
+        return fits
 
 
 def unreadable(table: Dataset, column: str) -> Iterator[str]:

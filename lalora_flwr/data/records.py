@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -36,6 +36,7 @@ class ReadLate(Protocol):
         """How many of those that batches asked for could not be read."""
 
 
+OBJECT_BYTES = 256  # of a small Python object such as a tensor without its numbers, about
 Encode = Callable[["Rows"], RecordSet]  # the model's: rows of a table as what it trains on
 
 
@@ -62,6 +63,19 @@ class Records:
 
     def parts(self, indices: Tensor, most: int) -> list[Tensor]:
         return in_parts(indices, most)
+
+
+def bytes_of(records: object) -> int:
+    """The memory of a set of records, its tensors with their Python objects; of one that reads late, what it has before that."""
+    if isinstance(records, Tensor):
+        return records.numel() * records.element_size() + OBJECT_BYTES
+    if isinstance(records, Mapping):
+        return sum(map(bytes_of, records.values()))
+    if isinstance(records, list | tuple):
+        return sum(map(bytes_of, records))
+    if is_dataclass(records):
+        return OBJECT_BYTES + sum(bytes_of(getattr(records, f.name)) for f in fields(records))
+    return OBJECT_BYTES + len(records) if isinstance(records, str) else OBJECT_BYTES
 
 
 def no_records() -> Records:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, MessageType, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -18,6 +18,8 @@ from lalora_flwr.engines.together import SitesTogether
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.logs import JsonLines, wants_json
+from lalora_flwr.privacy.accounting import CALIBRATIONS
+from lalora_flwr.privacy.kept import cache_folder
 from lalora_flwr.server.folder import LOG
 from lalora_flwr.server.metrics import OnRound
 from lalora_flwr.server.place import named
@@ -28,12 +30,16 @@ from lalora_flwr.site.app import make_client_app
 from lalora_flwr.site.host import Host
 from lalora_flwr.training.learner import LearnerCache, ModelStore
 from lalora_flwr.wire.profile import Words
+from lalora_flwr.wire.replies import IDENTITY_QUERY
 
 FIRST_NODE = 100  # node ids are not partition ids, as in a real federation
 
 
 class InlineGrid(Grid):
-    """Flower's `Grid` over a ClientApp that is called directly. Each site keeps its own context, as in Flower."""
+    """Flower's `Grid` over a ClientApp that is called directly.
+
+    Each site keeps its own context, as in Flower, from its first order on: one that has none costs nothing.
+    """
 
     def __init__(
         self, app: ClientApp, num_supernodes: int, run_config: dict[str, Value], together: SitesTogether | None = None
@@ -43,16 +49,8 @@ class InlineGrid(Grid):
         self._app, self._together = app, together
         self._numbers = itertools.count(1)
         self._replies: dict[str, Message] = {}
-        self._contexts = {
-            FIRST_NODE + i: Context(
-                run_id=1,
-                node_id=FIRST_NODE + i,
-                node_config={"partition-id": i, "num-partitions": num_supernodes},
-                state=RecordDict(),
-                run_config=dict(run_config),
-            )
-            for i in range(num_supernodes)
-        }
+        self._nodes, self._run_config = range(FIRST_NODE, FIRST_NODE + num_supernodes), run_config
+        self._contexts: dict[int, Context] = {}
 
     def set_run(self, run: Run) -> None:
         pass
@@ -65,19 +63,34 @@ class InlineGrid(Grid):
         raise NotImplementedError("Flower's old way to make a message; this package builds `Message` itself")
 
     def get_node_ids(self) -> list[int]:
-        return list(self._contexts)
+        return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         named = {f"message-{next(self._numbers)}": message for message in messages}
         for name, message in named.items():
             message.metadata.__dict__["_message_id"] = name  # Flower's grids do the same
-        orders = [(message, self._contexts[message.metadata.dst_node_id]) for message in named.values()]
+        orders = [(message, self._context(message.metadata)) for message in named.values()]
         if self._together and orders and orders[0][0].metadata.message_type == MessageType.TRAIN:
             replies = self._together(orders, self._app)
         else:
             replies = [self._app(message, context) for message, context in orders]
         self._replies |= zip(named, replies, strict=True)
         return list(named)
+
+    def _context(self, of: Metadata) -> Context:
+        if of.dst_node_id in self._contexts:
+            return self._contexts[of.dst_node_id]
+        site = self._nodes.index(of.dst_node_id)
+        made = Context(
+            run_id=1,
+            node_id=of.dst_node_id,
+            node_config={"partition-id": site, "num-partitions": len(self._nodes)},
+            state=RecordDict(),
+            run_config=dict(self._run_config),
+        )
+        if of.message_type != IDENTITY_QUERY:  # which leaves no state
+            self._contexts[of.dst_node_id] = made
+        return made
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self._replies.pop(name) for name in message_ids if name in self._replies]
@@ -112,6 +125,7 @@ def run_inline(
         ConfigError, RunFailed: as `run_federation`.
     """
     settings, models = named(settings), models or ModelStore()
+    CALIBRATIONS.open(cache_folder())
     alone = app or any(told.batch or told.precision for told in map(Words.of, settings.profiles.split(";")))
     together = None if alone else SitesTogether(models)
     grid = InlineGrid(app or simulated_app(models), settings.num_supernodes, dict(flatten(settings)), together)

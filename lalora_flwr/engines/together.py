@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,15 +13,17 @@ from flwr.clientapp import ClientApp
 
 from lalora_flwr.ground.errors import LaloraError
 from lalora_flwr.ground.meeting import Meeting
-from lalora_flwr.settings import Settings, settings_from
+from lalora_flwr.settings import Settings, settings_again
 from lalora_flwr.settings.stages import stage_of
 from lalora_flwr.site.app import make_client_app
 from lalora_flwr.site.host import Host
 from lalora_flwr.site.records import ReadRecords, RecordStore
+from lalora_flwr.training.company import company
 from lalora_flwr.training.learner import Learner, LearnerCache, ModelStore
-from lalora_flwr.training.together import ALONE, Company, Gradients, Pass, company, site_learner, taken
+from lalora_flwr.training.together import ALONE, Company, Gradients, Pass, SharedPasses, site_learner
 from lalora_flwr.wire.orders import TrainOrder
 
+log = logging.getLogger(__name__)
 Order = tuple[Message, Context]
 Serve = Callable[[Message, Context], Message]
 WORTH_IT = 200  # as `SitesTogether` has it
@@ -44,19 +47,19 @@ def _even(orders: Sequence[Order], most: int) -> list[Sequence[Order]]:
 
 
 class SitesTogether:
-    """Virtual sites of this process, which train as if each were alone."""
+    """Virtual sites of this process, which train as if each were alone: to the bit, or as far as ``train.share-passes`` says."""
 
     def __init__(
         self,
         models: ModelStore,
-        find: Callable[[Learner, float], Company] = company,
+        find: Callable[[Learner, float, bool], Company] = company,
         worth_it: int = WORTH_IT,
         records: ReadRecords | None = None,
     ) -> None:
         """
         Args:
             models: where the frozen model comes from.
-            find: how many sites are worth one pass, by the learner and the records of a site's pass.
+            find: how many sites are worth one pass, by the learner, the records of a site's pass and whether rounding may differ.
             worth_it: steps of all sites in a run that is long enough to find out.
             records: reads a site's records; default: its share of the run's data set.
         """
@@ -79,22 +82,27 @@ class SitesTogether:
     def _company(self, message: Message, context: Context) -> Company:
         """How many sites are worth one pass of the run; one if that cannot be determined: the sites say what is wrong."""
         try:
-            settings = stage_of(settings_from(context.run_config), TrainOrder.of(message.content).server_round)
+            settings = stage_of(settings_again(context.run_config), TrainOrder.of(message.content).server_round)
             train = settings.train
             if settings.num_rounds * settings.sites_per_round * train.local_steps < self._worth_it or settings.lora.dropout:
                 return ALONE  # the masks of dropout come from one generator, site after site
+            if train.share_passes == "off":
+                return ALONE
             learner = self._learners.learner(settings)
         except LaloraError:
             return ALONE
         records = min(train.batch_size, train.max_physical_batch or train.batch_size)
-        key = (id(learner), records, train.augmentations, train.num_threads)
+        rounding = train.share_passes == "rounding"
+        key = (id(learner), records, train.augmentations, train.num_threads, rounding)
         if key not in self._companies:
-            self._companies[key] = self._find(learner, records * train.augmentations), learner
+            found = self._find(learner, records * train.augmentations, rounding)
+            self._companies[key] = found, learner
+            log.info("up to %d sites share a pass%s", found.sites, ", to float32 rounding" if found.rounding else "")
         return self._companies[key][0]
 
     def _app(self, found: Company) -> tuple[ClientApp, Meeting[Pass, Gradients]]:
         if found not in self._apps:
-            meeting: Meeting[Pass, Gradients] = Meeting(partial(taken, fewest=found.fewest), found.sites)
+            meeting: Meeting[Pass, Gradients] = Meeting(SharedPasses(found), found.sites)
             host = Host(simulated=True, learners=_OfSites(self._learners, meeting.ask), records=self._records)
             self._apps[found] = make_client_app(lambda: host), meeting
         return self._apps[found]

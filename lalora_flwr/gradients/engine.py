@@ -75,11 +75,12 @@ class PerSampleGradients:
             for (name, p), shape, g in zip(trained.items(), shapes, gradients, strict=True)
         }
 
-    def owned(self, counts: Sequence[int], values: Mapping[str, Tensor]) -> Owners:
+    def owned(self, counts: Sequence[int], values: Mapping[str, Tensor], *, by_record: bool = False) -> Owners:
         """What a pass over several sites' records needs to know of them.
 
         Args:
             counts: records of each site, in the order in which the pass has them.
             values: the sites' own tensors by name, (sites, *shape).
+            by_record: as `Owners` has it.
         """
-        return Owners(counts, {id(self._parameters[name]): value for name, value in values.items()})
+        return Owners(counts, {id(self._parameters[name]): value for name, value in values.items()}, by_record)

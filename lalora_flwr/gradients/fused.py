@@ -9,7 +9,6 @@ computed nor kept: the input is saved only if A trains, the rank-r activation on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,33 +16,30 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
-from lalora_flwr.gradients.records import RecordPass
-
-Spans = Sequence[tuple[int, int]]
+from lalora_flwr.gradients.records import RecordPass, Whose
 
 
 class LoraFunction(torch.autograd.Function):
     """y = x W0ᵀ + bias + s (x Aᵀ) Bᵀ, with a gradient for every record's own A and B.
 
     Shapes: x (…, in) with the records outermost, y (rows, out) with all axes of x but the last as rows, W0 (out, in),
-    A (sites, r, in), B (sites, out, r), one for each of ``spans``, a site's first row and the one after its last: its rows
-    meet its own factors, by the same products as if they were alone. ``views_A`` and ``views_B`` are the per-record leaves
-    (records, *shape) that take the gradients, or None for a frozen factor. Products run in the precision of x; per-sample
-    gradients come back in that of the factors.
+    A (sites, r, in), B (sites, out, r): ``whose`` lets each site's rows meet its own factors. ``views_A`` and ``views_B`` are
+    the per-record leaves (records, *shape) that take the gradients, or None for a frozen factor. Products run in the precision
+    of x; per-sample gradients come back in that of the factors.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, base: nn.Linear, A: Tensor, B: Tensor, views_A: Tensor | None, views_B: Tensor | None,
-        scaling: float, records: int, spans: Spans,
+        scaling: float, records: int, whose: Whose,
     ) -> Tensor:  # fmt: skip
         rows = x.reshape(-1, x.shape[-1])  # (rows, in)
         A, B = A.to(x.dtype), B.to(x.dtype)
         y = F.linear(rows, base.weight, base.bias)
-        u = _each(rows, A.transpose(1, 2), spans)  # (rows, r)
-        _add_each(y, u, B.transpose(1, 2), spans, scaling)
+        u = whose.times(rows, A.transpose(1, 2))  # (rows, r)
+        whose.add(y, u, B.transpose(1, 2), scaling)
         ctx.save_for_backward(None if views_A is None else rows, None if views_B is None else u, base.weight, A, B)
-        ctx.scaling, ctx.records, ctx.shape, ctx.spans = scaling, records, x.shape, spans
+        ctx.scaling, ctx.records, ctx.shape, ctx.whose = scaling, records, x.shape, whose
         ctx.dtype_A = None if views_A is None else views_A.dtype
         ctx.dtype_B = None if views_B is None else views_B.dtype
         return y  # a view made in here could not be changed in place, as timm's BEiT does
@@ -56,28 +52,12 @@ class LoraFunction(torch.autograd.Function):
         if u is not None:
             grad_B = (_of_each_record(dy, u, ctx.records) * ctx.scaling).to(ctx.dtype_B)  # (records, out, r)
         if rows is not None or ctx.needs_input_grad[0]:
-            du = _each(dy, B * ctx.scaling, ctx.spans)  # (rows, r)
+            du = ctx.whose.times(dy, B * ctx.scaling)  # (rows, r)
         if rows is not None:
             grad_A = _of_each_record(du, rows, ctx.records).to(ctx.dtype_A)  # (records, r, in)
         if ctx.needs_input_grad[0]:
-            dx = _add_each(dy @ weight, du, A, ctx.spans, 1.0).view(ctx.shape)
+            dx = ctx.whose.add(dy @ weight, du, A, 1.0).view(ctx.shape)
         return dx, None, None, None, grad_A, grad_B, None, None, None
-
-
-def _each(rows: Tensor, factors: Tensor, spans: Spans) -> Tensor:
-    """Each site's rows times its own factor: (rows, a), (sites, a, b) -> (rows, b)."""
-    if len(spans) == 1:
-        return rows @ factors[0]
-    return torch.cat([rows[first:last] @ factor for (first, last), factor in zip(spans, factors, strict=True)])
-
-
-def _add_each(y: Tensor, rows: Tensor, factors: Tensor, spans: Spans, scaling: float) -> Tensor:
-    """Add to y, in place, each site's rows times its own factor times ``scaling``; returns y."""
-    if len(spans) == 1:
-        return y.addmm_(rows, factors[0], alpha=scaling)
-    for (first, last), factor in zip(spans, factors, strict=True):
-        y[first:last].addmm_(rows[first:last], factor, alpha=scaling)
-    return y
 
 
 def _of_each_record(left: Tensor, right: Tensor, records: int) -> Tensor:
@@ -107,7 +87,7 @@ class FusedLoraLinear(PeftLoraLinear):
             self._pass.leaf(B) if B.requires_grad else None,
             self.scaling[name],
             self._pass.records,
-            self._pass.spans(math.prod(x.shape[:-1])),
+            self._pass.whose(math.prod(x.shape[:-1])),
         )
         return y.view(*x.shape[:-1], -1)
 

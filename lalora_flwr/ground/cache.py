@@ -21,24 +21,30 @@ class Cache(Generic[K, V]):
     A key has to hold everything that decides its value: what lies on disk by its `stamp`. For one thread.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, weigh: Callable[[V], int] = lambda value: 1) -> None:
         """
         Args:
-            size: how many values are kept; 0 keeps none.
+            size: how much the kept values weigh together at most; 0 keeps none.
+            weigh: what a value weighs, such as its bytes, when it is made; by default values are counted.
         """
-        self._size = size
-        self._kept: dict[K, V] = {}
+        self._size, self._weigh, self._total = size, weigh, 0
+        self._kept: dict[K, tuple[V, int]] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def get(self, key: K, make: Callable[[], V]) -> V:
         """The value of a key, made if it is not kept; whatever ``make`` raises is raised, and nothing is kept."""
-        value = self._kept.pop(key) if key in self._kept else make()
-        self._kept[key] = value  # the last used come last
-        while len(self._kept) > self._size:
-            del self._kept[next(iter(self._kept))]
-        return value
+        if key in self._kept:
+            found = self._kept.pop(key)
+        else:
+            value = make()
+            found = value, self._weigh(value)
+            self._total += found[1]
+        self._kept[key] = found  # the last used come last
+        while self._total > self._size:
+            self._total -= self._kept.pop(next(iter(self._kept)))[1]
+        return found[0]
 
 
 def stamp(*paths: Path) -> Stamp:

@@ -115,6 +115,14 @@ class BaseModel:
         """Made-up batches on the CPU for the check before training, so different that a model which mixes records shows it."""
         yield self.synthetic_batch(CHECK_RECORDS, generator)
 
+    def tokens(self, inputs: Inputs) -> int:
+        """How long the records of a batch are, if records may be filled up without a change to their loss; else 0."""
+        return 0
+
+    def filled_up(self, inputs: Inputs, labels: Tensor, tokens: int) -> tuple[Inputs, Tensor]:
+        """A batch whose records are filled up to so many ``tokens``, no fewer than they have."""
+        return inputs, labels
+
     def single(self, inputs: Inputs, labels: Tensor, j: int) -> tuple[Inputs, Tensor]:
         """Record j of a batch, alone: as it would be in a batch of its own."""
         return rows(inputs, slice(j, j + 1)), labels[j : j + 1]

@@ -115,6 +115,21 @@ class TextModel(BaseModel):
         """The label of one text, which may have been padded with it."""
         return label
 
+    def tokens(self, inputs: Inputs) -> int:
+        assert isinstance(inputs, dict)
+        return inputs["input_ids"].shape[1]
+
+    def filled_up(self, inputs: Inputs, labels: Tensor, tokens: int) -> tuple[Inputs, Tensor]:
+        assert isinstance(inputs, dict)
+        more = (0, tokens - self.tokens(inputs))
+        padding = {"input_ids": self.padding}
+        filled: Inputs = {name: F.pad(value, more, value=padding.get(name, 0)) for name, value in inputs.items()}
+        return filled, self._filled_up_labels(labels, more)
+
+    def _filled_up_labels(self, labels: Tensor, more: tuple[int, int]) -> Tensor:
+        """Labels of texts that get so many tokens more."""
+        return labels
+
     def _lengths(self, n: int) -> list[int]:
         tokens = self.input_shape[0]
         return [tokens - j % max(1, tokens // 4) for j in range(n)]
@@ -237,6 +252,9 @@ class CausalLanguageModel(TextModel):
 
     def _single_label(self, label: Tensor, length: int) -> Tensor:
         return label[:, :length]
+
+    def _filled_up_labels(self, labels: Tensor, more: tuple[int, int]) -> Tensor:
+        return F.pad(labels, more, value=IGNORED)
 
     def synthetic_batch(self, n: int, generator: torch.Generator) -> tuple[Inputs, Tensor]:
         """Random tokens; the first half of each sequence is a prompt without loss."""

@@ -24,6 +24,7 @@ from scipy.special import ndtr
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.privacy.composition.memory import Compositions
 from lalora_flwr.privacy.events import SampledGaussian
+from lalora_flwr.privacy.kept import Calibrations
 
 HEADLINE = "pld"
 
@@ -33,6 +34,7 @@ _MOST_NOISE, _LEAST_NOISE = 1e6, 0.01
 _GOAL, _TOLERANCE = 0.998, 0.995  # a calibrated σ costs this share of the wanted ε, at least that
 
 _compositions = Compositions()
+CALIBRATIONS = Calibrations()  # of this process; nothing is read from a disk unless an engine of simulations opens it
 
 
 def epsilon_spent(history: Sequence[SampledGaussian], delta: float, accountant: str = HEADLINE) -> float:
@@ -110,7 +112,7 @@ def _prv_epsilon(history: tuple[SampledGaussian, ...], delta: float, eps_error: 
         return float(counter.get_epsilon(delta, eps_error=eps_error))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**16)  # one for each size of a site
 def noise_multiplier_for(
     epsilon: float,
     delta: float,
@@ -121,7 +123,8 @@ def noise_multiplier_for(
 ) -> float:
     """The σ, to a tolerance of 0.5 % in ε, whose ``steps`` steps cost at most ε at δ; 0 for ε = inf.
 
-    Guarantee: `epsilon_spent` of all the steps, and those ``before``, is at most ε.
+    Guarantee: `epsilon_spent` of all the steps, and those ``before``, is at most ε. That is computed here, by the accountant,
+    also for a σ that a simulation's process finds on its disk (`lalora_flwr.privacy.kept`).
 
     Args:
         epsilon: the whole budget of the site.
@@ -136,6 +139,10 @@ def noise_multiplier_for(
     """
     if math.isinf(epsilon):
         return 0.0
+    question = (epsilon, delta, sample_rate, steps, accountant, before)
+    kept = CALIBRATIONS.get(question)
+    if kept is not None and _keeps_to(kept, *question):
+        return kept
     try:
         sigma = _search(epsilon, delta, sample_rate, steps, accountant, before)
     except (ValueError, RuntimeError, MemoryError, OverflowError):
@@ -145,7 +152,21 @@ def noise_multiplier_for(
             f"privacy.epsilon = {epsilon:g}: no noise level found for δ = {delta:g}, sample rate {sample_rate:.3g} and "
             f"{steps} steps; choose a larger ε, or inf to train without privacy"
         )
+    CALIBRATIONS.put(question, sigma)
     return sigma
+
+
+def _keeps_to(
+    sigma: float, epsilon: float, delta: float, q: float, steps: int, accountant: str, before: tuple[SampledGaussian, ...]
+) -> bool:
+    """Whether a σ that was found before costs at most ε, and not much less: one composition in place of a search."""
+    if not _LEAST_NOISE <= sigma <= _MOST_NOISE:
+        return False
+    try:
+        spent = epsilon_spent([*before, SampledGaussian(sigma, q, steps)], delta, accountant)
+    except (ValueError, RuntimeError, MemoryError, OverflowError):
+        return False
+    return _TOLERANCE * epsilon <= spent <= epsilon
 
 
 def _search(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lalora_flwr.ground.errors import ConfigError
@@ -26,6 +26,8 @@ from lalora_flwr.wire.tensors import BadReply
 
 SIGMA_RANGE = (0.99, 1.02)  # of the σ that the run prescribes; calibration hits ε to 1 % from below, so σ from above
 LEAST_EVALUATION_NOISE = 0.3  # σ below which an accuracy counts as exact
+
+MOST_KNOWN = 100_000  # ε of sites' steps that are kept
 
 
 @dataclass
@@ -43,6 +45,7 @@ class SiteCounts:
     exact_accuracy: bool = False  # whether a site sent an accuracy with no noise, or next to none
     sites: dict[int, SiteCount] = field(default_factory=dict)
     before: SiteCounts | None = None  # of the stage of the run before this one
+    _known: dict[tuple[SampledGaussian, ...], float] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of_run(settings: Settings, *, real: bool) -> SiteCounts:
@@ -129,11 +132,18 @@ class SiteCounts:
 
         The run's target stands for the training of a site whose counters were never accepted.
         """
-        privacy = self.settings.privacy
-        evaluations, training = self._evaluations(self.of(site)), self._training(site)
+        evaluations, training = tuple(self._evaluations(self.of(site))), self._training(site)
         if training is None:
-            return privacy.epsilon + epsilon_spent(evaluations, privacy.delta, privacy.accountant)
-        return epsilon_spent([*training, *evaluations], privacy.delta, privacy.accountant) if training else 0.0
+            return self.settings.privacy.epsilon + self._spent(evaluations)
+        return self._spent((*training, *evaluations)) if training else 0.0
+
+    def _spent(self, steps: tuple[SampledGaussian, ...]) -> float:
+        """ε of steps; each round asks for that of all sites heard of, of which it moved few."""
+        if steps not in self._known:
+            if len(self._known) > MOST_KNOWN:
+                self._known.clear()
+            self._known[steps] = epsilon_spent(steps, self.settings.privacy.delta, self.settings.privacy.accountant)
+        return self._known[steps]
 
     def _heard(self, site: int) -> bool:
         """Whether it ever sent tensors, in this stage or before."""
@@ -241,7 +251,7 @@ class SiteCounts:
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as plain JSON."""
-        sites = {str(site): asdict(count) for site, count in self.sites.items()}
+        sites = {str(site): {**vars(count), "shares": dict(count.shares)} for site, count in self.sites.items()}
         before = {"before": self.before.state()} if self.before else {}
         return {"sites": sites, "exact_accuracy": self.exact_accuracy, **before}
 

@@ -127,6 +127,7 @@ class Summary:
         leaks: which numbers of this summary ε does not cover.
         site_accuracy_is: what makes ``site_accuracy`` private.
         centralised: whether the run had one site, which held all records.
+        share_passes: how sites may have shared passes of the model, if that shows in the last digits: ``rounding``.
         failures: of sites, over all rounds.
         peak_memory_mb: of the server's process.
         sites: by number.
@@ -169,6 +170,7 @@ class Summary:
     leaks: str = field(default="", metadata=IF_SET)
     site_accuracy_is: str = field(default="", metadata=IF_SET)
     centralised: bool | None = field(default=None, metadata=IF_SET)
+    share_passes: str = field(default="", metadata=IF_SET)
     failures: int = 0
     bytes_up: int = 0
     bytes_down: int = 0

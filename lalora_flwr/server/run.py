@@ -122,6 +122,7 @@ class _Run:
         self._test = data_set(settings).public(learner.base.encode)
         self._followers = followers
         self._metrics: list[RoundMetrics] = []
+        self._lines: list[dict[str, object]] = []  # the same as plain JSON, as far as a checkpoint has had them
         self._frozen: Quality = {}
         self._best, self._started_from = Best(folder.path / "checkpoint"), ""
         self._last: Quality = {}  # of the last round's own adapter, if the run's is an average
@@ -181,8 +182,9 @@ class _Run:
         return round(self._seconds_before + time.monotonic() - self._begun, 3)
 
     def _checkpoint(self, server_round: int, adapter: dict[str, torch.Tensor]) -> Checkpoint:
+        self._lines += [line.to_json() for line in self._metrics[len(self._lines) :]]
         state = {
-            "metrics": [line.to_json() for line in self._metrics],
+            "metrics": list(self._lines),
             "choices": choices(self._settings),
             "frozen": self._frozen,
             "last": self._last,

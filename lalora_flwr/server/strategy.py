@@ -31,6 +31,7 @@ from lalora_flwr.server.site_count import Asked
 from lalora_flwr.server.stepping import ServerStep
 from lalora_flwr.server.stopping import check_merged, check_size
 from lalora_flwr.settings import Settings
+from lalora_flwr.wire.npy import values_of
 from lalora_flwr.wire.orders import EvaluateOrder
 from lalora_flwr.wire.public import Public
 from lalora_flwr.wire.replies import read_site_metrics
@@ -156,7 +157,7 @@ class FederatedStrategy(Strategy):
         if self._average:
             if merged.rewritten:
                 self._average.forget()
-            self._average.add({name: array.numpy() for name, array in self._arrays.items()})
+            self._average.add({name: values_of(array) for name, array in self._arrays.items()})
         self._on_round(report)
         return self._arrays, MetricRecord({"sites": len(report.served), "failures": len(report.failed)})
 
@@ -164,7 +165,7 @@ class FederatedStrategy(Strategy):
         """Of the updates as they came; a stage that releases a ridge head has none, since its sums are no steps."""
         if self._method.full_batch:
             return Signals()
-        start = {name: array.numpy() for name, array in self._arrays.items()}
+        start = {name: values_of(array) for name, array in self._arrays.items()}
         directive = self._asking.conversation.directive
         alike = all(self.counts.of(self.roster.site(node)).takes_all for node in self._asking.nodes)
         now = Round(self._settings, self._method, self._layout, server_round, directive, noise, updates.count, alike)
@@ -175,7 +176,7 @@ class FederatedStrategy(Strategy):
         settings, conversation = self._settings, self._asking.conversation
         if settings.merge.max_update_norm:
             updates = self._bounded(server_round, updates, nodes)
-        current = {name: array.numpy() for name, array in self._arrays.items()}
+        current = {name: values_of(array) for name, array in self._arrays.items()}
         now = Now(
             server_round,
             self._layout,

@@ -80,6 +80,7 @@ def summary_of(
         leaks=SITE_ACCURACY_LEAK if settings.evaluate_sites and exact else "",
         site_accuracy_is=SITE_ACCURACY_NOISED if settings.evaluate_sites and not exact else "",
         centralised=True if settings.num_supernodes == 1 else None,
+        share_passes="rounding" if settings.train.share_passes == "rounding" else "",
         failures=sum(line.failures for line in rounds),
         bytes_up=sum(line.bytes_up for line in rounds),
         bytes_down=sum(line.bytes_down for line in rounds),

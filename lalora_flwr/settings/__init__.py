@@ -3,7 +3,7 @@
 from lalora_flwr.settings.data_keys import DataSettings
 from lalora_flwr.settings.keys import Key, Kind, Value
 from lalora_flwr.settings.privacy_keys import PrivacySettings
-from lalora_flwr.settings.read import KEYS, check_values, flatten, keys_of, settings_from, settings_kept
+from lalora_flwr.settings.read import KEYS, check_values, flatten, keys_of, settings_again, settings_from, settings_kept
 from lalora_flwr.settings.schema import LoraSettings, MergeSettings, ModelSettings, Settings
 from lalora_flwr.settings.text import flatten_toml, parse_override, read_toml
 from lalora_flwr.settings.train_keys import TrainSettings
@@ -26,6 +26,7 @@ __all__ = [
     "keys_of",
     "parse_override",
     "read_toml",
+    "settings_again",
     "settings_from",
     "settings_kept",
 ]

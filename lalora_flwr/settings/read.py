@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, is_dataclass
+from functools import lru_cache
 from typing import Any
 
 from lalora_flwr.ground.errors import ConfigError
@@ -104,6 +105,20 @@ def settings_from(flat: Mapping[str, object], early: Callable[[Settings], None] 
     early(settings)
     check_choices(settings)
     return settings
+
+
+def settings_again(flat: Mapping[str, Value]) -> Settings:
+    """As `settings_from`, remembered for the last few: a simulation's site gets the same ones with each message.
+
+    Raises:
+        ConfigError: as there.
+    """
+    return _remembered(tuple((name, type(value), value) for name, value in flat.items()))  # True is not 1
+
+
+@lru_cache(maxsize=8)
+def _remembered(items: tuple[tuple[str, type, Value], ...]) -> Settings:
+    return settings_from({name: value for name, _, value in items})
 
 
 def settings_kept(flat: Mapping[str, object]) -> Settings:

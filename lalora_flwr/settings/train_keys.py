@@ -62,3 +62,13 @@ class TrainSettings:
         0.0, "share of a GPU that Ray reserves for a site; with 0 it hides GPUs from sites", kind=PERFORMANCE
     )
     num_threads: int = at_least(1, 1, "CPU threads a site computes with; Ray reserves as many CPUs for it", kind=PERFORMANCE)
+    share_passes: str = choice(
+        "exact",
+        "several sites in one pass of the model, in the inline engine where it is faster. exact: with the bits of one after the "
+        "other, on CPUs alone; rounding: up to rounding, which varies from run to run, also on GPUs, few records and texts of "
+        "different lengths; off: never",
+        "exact",
+        "rounding",
+        "off",
+        kind=PERFORMANCE,
+    )

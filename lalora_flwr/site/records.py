@@ -9,7 +9,7 @@ from dataclasses import replace
 from lalora_flwr.data.data_set import DataSet, data_set
 from lalora_flwr.data.own_records import own_records
 from lalora_flwr.data.partition import site_rows
-from lalora_flwr.data.records import RecordSet, no_records
+from lalora_flwr.data.records import RecordSet, bytes_of, no_records
 from lalora_flwr.ground.cache import Cache, stamp_below
 from lalora_flwr.ground.errors import ConfigError, SiteRefusal
 from lalora_flwr.ledger.fingerprint import fingerprint_of_files, fingerprint_of_share
@@ -23,14 +23,18 @@ ReadRecords = Callable[[Settings, NodeConfig, BaseModel], RecordSet]
 Key = tuple[Hashable, ...]
 
 
+ROOM = 2**29  # bytes of virtual sites' records that a process keeps
+
+
 class RecordStore:
     """Encoded records of the last sites of a process. Files that have changed since are read again."""
 
-    def __init__(self, size: int = 64) -> None:
-        """``size``: virtual sites whose records are kept; of a site's own files those of the last way to read them."""
-        self._kept: Cache[Key, tuple[RecordSet, object]] = Cache(size)
+    def __init__(self, room: int = ROOM) -> None:
+        """``room``: bytes of virtual sites' records that are kept, however many sites there are; of a site's own files those of
+        the last way to read them are kept."""
+        self._kept: Cache[Key, tuple[RecordSet, object]] = Cache(room, lambda kept: bytes_of(kept[0]))
         self._splits: Cache[Key, tuple[list[list[int]], object]] = Cache(2)  # of all sites at once
-        self._own: Cache[Key, RecordSet] = Cache(min(1, size))  # a run chooses how long texts are, and may choose anew each time
+        self._own: Cache[Key, RecordSet] = Cache(min(1, room))  # a run chooses how long texts are, and may choose anew each time
 
     def __call__(self, settings: Settings, node_config: NodeConfig, base: BaseModel) -> RecordSet:
         """The site's records: those under its own ``data-path``, or its share of the run's data set; possibly none.

@@ -17,6 +17,7 @@ from lalora_flwr.data.data_set import Facts, facts
 from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.gradients.engine import PerSampleGradients
+from lalora_flwr.gradients.few_rows import keep_steady
 from lalora_flwr.gradients.self_check import check_precision, self_check
 from lalora_flwr.ground.hardware import choose_device, choose_dtype
 from lalora_flwr.ground.seeds import derive_seed
@@ -35,7 +36,8 @@ class Learner:
 
     Attributes:
         base: what the model is.
-        adapter: what is trained; its values are the owner's business, load them before use.
+        adapter: what is trained; its values are the owner's business, load them before use. Whoever changes the mode of its model
+            does so for all of it.
         engine: gives each record's gradients.
         initial: the adapter as drawn from the run's seed, the same in every process.
     """
@@ -107,6 +109,8 @@ class ModelStore:
         adapter = FORMS.get(wanted.form, AdapterForm).attach(base, wanted.lora, derive_seed(wanted.seed, "adapter"))
         adapter.model.to(wanted.device)
         engine = PerSampleGradients(adapter.model, adapter.parameters)
+        keep_steady(adapter.model)
+        adapter.model.train()  # all of its parts, so that from here on its own mode is theirs
         if wanted not in self._checked:
             self_check(base, adapter, engine)
             if wanted.model.dtype == "bfloat16":  # by somebody's choice; auto takes it where it is known to do

@@ -200,7 +200,8 @@ class _Steps:
         self._failed = 0
         self._seeds = torch.empty(0)
         self._losses: list[Tensor] = []  # of each batch's records; raw, for the site's own log
-        learner.adapter.model.train()
+        if not learner.adapter.model.training:  # `Learner` says that its parts agree; a walk over them costs as much as a layer
+            learner.adapter.model.train()
 
     def collected(self, step: int) -> tuple[PrivateSum, dict[str, nn.Parameter]]:
         """The clipped gradients of a Poisson sample, not yet let out, and the parameters that train at the step."""

@@ -4,31 +4,50 @@ Sites of one process differ in a few small tensors over one frozen model. A smal
 that ten sites of ten records cost less in one pass of a hundred than in ten of ten. Each site runs its own round as if it
 were alone (`lalora_flwr.ground.meeting`), with its own values, batch, clip, noise, filter and ledger; the passes are shared.
 
-Guarantee: simulations only, and the same bits as one site after the other. What a product of matrices gives a row can depend
-on how many rows there are, mostly where they are few: `fewest_alike` finds out before training, on made-up records, from how many
-records of a site on it does not, and passes of fewer go alone.
+Simulations only. What a product of matrices gives a row can depend on how many rows there are, mostly where they are few:
+`lalora_flwr.training.company` finds out before training, on made-up records, which passes are worth sharing and what that
+does to the bits.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from lalora_flwr.adapter.form import Adapter
-from lalora_flwr.data.inputs import Inputs, rows
+from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.training.learner import Learner
 
 log = logging.getLogger("lalora_flwr.site")
 Gradients = tuple[dict[str, Tensor], Tensor]  # as `Learner.gradients` gives them
-MOST_RECORDS = 128  # in one pass
-SLOW = 0.5  # seconds of a pass from which on a processor is busy enough, and larger ones would need much memory
-GAIN = 0.95  # of the time that a record takes in a pass of one site
-SMALL = (1, 2, 3, 4, 5, 6, 8)  # records of a site with which kernels may do otherwise
+MOST_RECORDS = 128  # in one pass on a processor; more are not faster, and would need memory
+
+
+@dataclass(frozen=True)
+class Company:
+    """Which passes are taken together.
+
+    Attributes:
+        sites: how many, at most.
+        fewest: records of a site from which on its pass goes with others.
+        most: records of a pass of several sites, at most.
+        rounding: gradients may differ from those alone by rounding; texts of different lengths meet then, filled up to the
+            longest.
+        by_record: as `Owners` has it; only with ``rounding``.
+    """
+
+    sites: int
+    fewest: int
+    most: int = MOST_RECORDS
+    rounding: bool = False
+    by_record: bool = False
+
+
+ALONE = Company(1, 1)
 
 
 class Apart(Adapter):
@@ -53,12 +72,24 @@ class Pass:
     def active(self) -> frozenset[str]:
         return frozenset(name for name, value in self.adapter.parameters.items() if value.requires_grad)
 
-    def joins(self) -> object:
-        """Passes with equal ones can be taken together."""
-        shapes = tuple(value.shape for value in self.adapter.parameters.values())
-        inputs = self.inputs.items() if isinstance(self.inputs, dict) else [("", self.inputs)]
-        kinds = tuple((name, value.shape[1:], value.dtype) for name, value in inputs)
-        return id(self.whole), self.active, shapes, kinds, self.labels.shape[1:], self.labels.dtype
+    @property
+    def tokens(self) -> int:
+        """As `BaseModel.tokens` has it."""
+        return self.whole.base.tokens(self.inputs)
+
+    def joins(self, *, filled_up: bool = False) -> object:
+        """Passes with equal ones can be taken together; ``filled_up``: after `of_length` has made them equally long."""
+        values = tuple(value.shape for value in self.adapter.parameters.values())
+        inputs = self.inputs if isinstance(self.inputs, dict) else {"": self.inputs}
+        tensors = {**inputs, "label": self.labels}
+        short = filled_up and self.tokens > 0
+        kinds = tuple((name, value.dim() if short else value.shape[1:], value.dtype) for name, value in tensors.items())
+        return id(self.whole), self.active, values, kinds
+
+    def of_length(self, tokens: int) -> Pass:
+        """With its records filled up."""
+        inputs, labels = self.whole.base.filled_up(self.inputs, self.labels, tokens)
+        return replace(self, inputs=inputs, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -77,50 +108,62 @@ def site_learner(whole: Learner, ask: Callable[[Pass], Gradients]) -> SiteLearne
     return SiteLearner(whole.base, Apart(whole.adapter), whole.engine, whole.initial, whole, ask)
 
 
-def taken(passes: Sequence[Pass], fewest: int) -> list[Callable[[], Gradients]]:
-    """The gradients of every pass, in their order, each as a function that gives them or raises what went wrong.
+class SharedPasses:
+    """Takes the passes of several sites, those together that go together."""
 
-    Args:
-        passes: of different sites. The values in the models that they are over are lost.
-        fewest: records of a site from which on its pass may go with others.
-    """
-    found: dict[int, Callable[[], Gradients]] = {}
-    groups: dict[object, list[int]] = {}
-    for place, one in enumerate(passes):
-        key = one.joins() if len(one.labels) >= fewest else place
-        groups.setdefault(key, []).append(place)
-    for places in groups.values():
-        for part in _of_size([(place, len(passes[place].labels)) for place in places]):
-            found |= zip(part, _group([passes[place] for place in part]), strict=True)
-    return [found[place] for place in range(len(passes))]
+    def __init__(self, found: Company) -> None:
+        self._found, self._most = found, found.most
+
+    def __call__(self, passes: Sequence[Pass]) -> list[Callable[[], Gradients]]:
+        """The gradients of every pass, in their order, each as a function that gives them or raises what went wrong.
+
+        Args:
+            passes: of different sites. The values in the models that they are over are lost.
+        """
+        answers: dict[int, Callable[[], Gradients]] = {}
+        groups: dict[object, list[int]] = {}
+        for place, one in enumerate(passes):
+            key = one.joins(filled_up=self._found.rounding) if len(one.labels) >= self._found.fewest else place
+            groups.setdefault(key, []).append(place)
+        for places in groups.values():
+            answers |= zip(places, self._cut([passes[place] for place in places]), strict=True)
+        return [answers[place] for place in range(len(passes))]
+
+    def _cut(self, passes: Sequence[Pass]) -> list[Callable[[], Gradients]]:
+        parts = of_size([len(one.labels) for one in passes], self._most)
+        return [answer for part in parts for answer in self._group([passes[place] for place in part])]
+
+    def _group(self, passes: Sequence[Pass]) -> list[Callable[[], Gradients]]:
+        if len(passes) == 1:
+            return [_told(passes[0])]
+        try:
+            return [_given(found) for found in at_once(passes, by_record=self._found.by_record)]
+        except torch.OutOfMemoryError:
+            self._most = max(1, sum(len(one.labels) for one in passes) // 2)
+            log.warning("passes of several sites need too much memory: at most %d records from now on", self._most)
+        except Exception:
+            log.debug("sites are taken one by one", exc_info=True)  # the fault is one site's: alone, it is raised there
+            return [_told(one) for one in passes]
+        return self._cut(passes)  # out of the handler, which holds on to what the pass has made
 
 
-def _of_size(places: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Places with their records, cut into groups of at most `MOST_RECORDS`, or of one."""
+def of_size(records: Sequence[int], most: int) -> list[list[int]]:
+    """Places of passes of so many records, cut into groups of at most ``most``, or of one."""
     groups: list[list[int]] = []
-    held = MOST_RECORDS
-    for place, records in places:
-        if held + records > MOST_RECORDS:
+    held = most
+    for place, count in enumerate(records):
+        if held + count > most:
             groups.append([])
             held = 0
         groups[-1].append(place)
-        held += records
+        held += count
     return groups
-
-
-def _group(passes: Sequence[Pass]) -> list[Callable[[], Gradients]]:
-    if len(passes) > 1:
-        try:
-            return [_given(found) for found in _at_once(passes)]
-        except Exception:
-            log.debug("sites are taken one by one", exc_info=True)  # the fault is one site's: alone, it is raised there
-    return [_told(one) for one in passes]
 
 
 def _told(one: Pass) -> Callable[[], Gradients]:
     """What the pass alone gives, taken now: what it raises is raised when it is asked for."""
     try:
-        return _given(_alone(one))
+        return _given(alone(one))
     except Exception as fault:
         return _raised(fault)
 
@@ -136,20 +179,23 @@ def _raised(fault: Exception) -> Callable[[], Gradients]:
     return again
 
 
-def _alone(one: Pass) -> Gradients:
+def alone(one: Pass) -> Gradients:
+    """A pass over the records of one site."""
     whole = one.whole
     whole.adapter.load({name: value.detach() for name, value in one.adapter.parameters.items()})
     whole.adapter.activate(one.active)
     return whole.gradients(one.inputs, one.labels)
 
 
-def _at_once(passes: Sequence[Pass]) -> list[Gradients]:
-    """One pass over the records of all.
+def at_once(passes: Sequence[Pass], *, by_record: bool = False) -> list[Gradients]:
+    """One pass over the records of all, filled up to the longest.
 
     Raises:
         RuntimeError: a tensor that only the server changes is not every site's alike.
     """
     whole = passes[0].whole
+    if len({one.tokens for one in passes}) > 1:
+        passes = [one.of_length(max(other.tokens for other in passes)) for one in passes]
     whole.adapter.activate(passes[0].active)
     counts, values = [len(one.labels) for one in passes], {}
     for name, slot in whole.adapter.layout.items():
@@ -167,7 +213,7 @@ def _at_once(passes: Sequence[Pass]) -> list[Gradients]:
         seen.append(whole.adapter.losses(whole.base, inputs, labels))
         return seen[-1]
 
-    gradients = whole.engine(len(labels), losses, whole.engine.owned(counts, values))
+    gradients = whole.engine(len(labels), losses, whole.engine.owned(counts, values, by_record=by_record))
     by_site = {name: torch.split(value, counts) for name, value in gradients.items()}
     of_losses = torch.split(seen[-1].detach(), counts)
     return [({name: by_site[name][place] for name in by_site}, of_losses[place]) for place in range(len(passes))]
@@ -179,93 +225,3 @@ def joined(inputs: Sequence[Inputs]) -> Inputs:
     if isinstance(first, dict):
         return {name: torch.cat([one[name] for one in inputs if isinstance(one, dict)]) for name in first}
     return torch.cat([one for one in inputs if isinstance(one, Tensor)])
-
-
-@dataclass(frozen=True)
-class Company:
-    """How many sites' passes are taken together, at most, and from how many records of a site on."""
-
-    sites: int
-    fewest: int
-
-
-ALONE = Company(1, 1)
-
-
-def company(whole: Learner, batch: float, clock: Callable[[], float] = time.perf_counter) -> Company:
-    """How many sites are worth one pass, by the time that a record takes; one, where the bits would not be the same.
-
-    Args:
-        whole: of which the values are lost.
-        batch: records that a site's pass is expected to have.
-        clock: seconds.
-    """
-    if whole.adapter.device.type != "cpu":  # its kernels order their sums as they like
-        return ALONE
-    size = max(1, round(batch))
-    generator = torch.Generator().manual_seed(0)
-    if 2 * size > MOST_RECORDS:
-        return ALONE
-    count = max(MOST_RECORDS, 5 * size)
-    inputs, labels = whole.base.synthetic_batch(count, generator)
-    whole.adapter.model.train()
-    whole.adapter.load(whole.initial)
-    sites = [_stirred(whole.adapter, generator) for _ in range(max(3, MOST_RECORDS // size))]  # frozen slots alike, as in a round
-
-    def passes(sizes: Sequence[int]) -> list[Pass]:
-        found, first = [], 0
-        for site, records in zip(sites, sizes, strict=False):
-            found.append(Pass(whole, site, rows(inputs, slice(first, first + records)), labels[first : first + records]))
-            first += records
-        return found
-
-    def seconds(number: int) -> float:
-        """Of one record, the fastest of three passes of so many sites."""
-        times = []
-        for _ in range(3):
-            begun = clock()
-            _at_once(passes([size] * number))
-            times.append(clock() - begun)
-        return min(times) / (number * size)
-
-    one = seconds(1)
-    best = min(MOST_RECORDS // size, int(SLOW / (one * size)))
-    if best < 2 or seconds(best) > GAIN * one:
-        return ALONE
-    sizes = sorted({*SMALL, max(1, size // 2), max(1, size - 1), size, size + 1, size + 3, 3 * size // 2, 2 * size})
-    fewest = fewest_alike(passes, [records for records in sizes if 2 * records + size <= count], size)
-    return Company(best, fewest) if fewest <= size else ALONE  # else too few passes would go together
-
-
-def fewest_alike(passes: Callable[[Sequence[int]], list[Pass]], sizes: Sequence[int], other: int) -> int:
-    """The fewest records of a site, of the sizes given, from which on a pass together gives the bits that one alone gives.
-
-    Args:
-        passes: makes passes of different sites, of so many records each.
-        sizes: ascending.
-        other: records of the site between two of each size.
-    """
-    fewest = sizes[-1] + 1
-    for records in reversed(sizes):
-        made = passes([records, other, records])
-        ends = zip(made[::2], _at_once(made)[::2], strict=True)
-        if not all(_equal(_alone(one), found) for one, found in ends):
-            break
-        fewest = records
-    return fewest
-
-
-def _equal(one: Gradients, other: Gradients) -> bool:
-    return torch.equal(one[1], other[1]) and all(torch.equal(one[0][name], other[0][name]) for name in one[0])
-
-
-def _stirred(whole: Adapter, generator: torch.Generator) -> Adapter:
-    """A site's values that differ from all others', all slots that may train active."""
-    site = Apart(whole)
-    with torch.no_grad():
-        for name, value in site.parameters.items():
-            if whole.layout[name].frozen:
-                continue
-            value.add_(0.02 * torch.randn(value.shape, generator=generator).to(value))
-    site.activate(whole.trainable)
-    return site

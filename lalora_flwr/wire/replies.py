@@ -10,6 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from lalora_flwr.wire.npy import values_of
 from lalora_flwr.wire.orders import ARRAYS, MEMORY
 from lalora_flwr.wire.profile import NAME
 from lalora_flwr.wire.tensors import MOST_HEADER, BadReply
@@ -93,7 +94,7 @@ def read_arrays(
         if len(arrays[name].data) > MOST_HEADER + np.dtype(dtype).itemsize * math.prod(shapes[name]):
             raise BadReply(f"{name} holds more bytes than its values need")
         try:
-            value = arrays[name].numpy()
+            value = values_of(arrays[name])
         except Exception:  # whatever numpy makes of bytes that are no array
             raise BadReply(f"{name} cannot be read") from None
         if value.shape != shapes[name] or value.dtype != dtype:

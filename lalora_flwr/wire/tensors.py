@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord
 
+from lalora_flwr.wire.npy import array_of, values_of
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,12 +25,14 @@ def to_arrays(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """Tensors as float32 arrays, in sorted order of names."""
     import torch  # a site that is only asked who it is needs no torch
 
-    return ArrayRecord({name: state[name].detach().to("cpu", torch.float32) for name in sorted(state)})
+    return ArrayRecord({name: array_of(state[name].detach().to("cpu", torch.float32).numpy()) for name in sorted(state)})
 
 
 def to_tensors(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
     """The tensors of an `ArrayRecord`, by name."""
-    return dict(arrays.to_torch_state_dict())
+    import torch
+
+    return {name: torch.from_numpy(values_of(array)) for name, array in arrays.items()}
 
 
 def num_bytes(arrays: ArrayRecord) -> int:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from lalora_flwr.data.data_set import data_set, facts, private_records
+from lalora_flwr.data.digits import table
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import DataSettings, Settings
 from tests.data.files import keep
+
+
+def test_the_file_holds_what_scikit_learn_reads_from_it() -> None:
+    digits = load_digits()
+    assert np.array_equal(table(), np.column_stack([digits.data, digits.target]))
 
 
 def test_the_embedded_digits() -> None:

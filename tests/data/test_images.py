@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pil
 from torch import Tensor
 
-from lalora_flwr.data.images import CACHE_BYTES, ImageRecords
+from lalora_flwr.data.images import CACHE_BYTES, ImageRecords, Room
 from tests.data.files import picture, png, red, write_images
 
 
@@ -21,7 +22,7 @@ def records(
     values: Sequence[Any], kind: Any = None, mode: str = "RGB", prepare: Any = red, room: int = CACHE_BYTES
 ) -> ImageRecords:
     table = Dataset.from_dict({"image": list(values)}, Features({"image": kind or Image()}))
-    return ImageRecords(table, "image", torch.arange(len(values)) + 10, prepare, mode, room)
+    return ImageRecords(table, "image", torch.arange(len(values)) + 10, prepare, mode, Room(room))
 
 
 def batch(held: ImageRecords, *indices: int) -> tuple[list[float], list[int]]:
@@ -112,6 +113,17 @@ def test_what_fits_is_kept_and_the_rest_is_read_again(room: int) -> None:
         assert batch(held, 0, 1, 2) == ([0.0, 1.0, 2.0], [10, 11, 12])
     kept = min(3, room // 4)
     assert reads == [0.0, 1.0, 2.0, *[float(i) for i in range(kept, 3)]]
+
+
+def test_sets_share_their_room_and_give_it_back() -> None:
+    room, table = Room(8), Dataset.from_dict({"image": [picture(i) for i in range(3)]}, Features({"image": Image()}))
+    one, two = (ImageRecords(table, "image", torch.arange(3), red, "RGB", room) for _ in range(2))
+    assert batch(one, 0)[0] == batch(two, 0)[0] and room.left == 0
+    assert batch(two, 1)[0] == [1.0] and room.left == 0
+    del one
+    gc.collect()
+    assert room.left == 4
+    assert batch(two, 1)[0] == [1.0] and room.left == 0
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 9])

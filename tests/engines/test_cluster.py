@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "notes").mkdir()
     monkeypatch.setenv(NOTES, str(tmp_path / "notes"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the nodes, whose workers import the sites' app
-    address = f"127.0.0.1:{simulation._free_port()}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
     scratch = tempfile.mkdtemp()  # Ray's sockets lie below it, and their names must be short
     head = ["--head", "--port", address.partition(":")[2], "--include-dashboard=false", "--temp-dir", scratch]
     try:

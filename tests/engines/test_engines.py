@@ -1,25 +1,23 @@
-"""The inline engine, and the Ray engine with Flower's commands replaced."""
+"""The inline engine, and the Ray engine with the simulation's process replaced."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import sys
-import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, Message, MessageType, RecordDict
 
 from lalora_flwr.engines import simulation
 from lalora_flwr.engines.inline import run_inline
+from lalora_flwr.engines.ray_process import RayProcess, environment
 from lalora_flwr.ground.errors import LaloraError, RunFailed
 from lalora_flwr.server.metrics import RoundMetrics
-from lalora_flwr.settings import flatten, settings_from
+from lalora_flwr.settings import Settings, flatten
 from tests.conftest import Finished, files_in, small
 
 # the inline engine
@@ -41,137 +39,108 @@ def test_each_site_keeps_a_context_of_its_own(finished: Callable[..., Finished])
     assert all(c.node_id != number for number, c in contexts.items())
 
 
-# the Ray engine, with Flower's commands replaced
+# the Ray engine, with another program in place of the simulation's
 
-Server = Callable[[Path], str]
+SERVER = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+resources, client_app = json.loads(sys.argv[1]), sys.argv[2]
+print(json.dumps([resources, client_app]), flush=True)
+values = json.loads(sys.stdin.readline())
+folder = Path(values["output-dir"]) / values["run-name"]
+folder.mkdir(exist_ok=True)
+lines, names, end = json.loads(os.environ["SERVER"])
+for number in range(lines):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"round": number + 1}) + "\\n")
+    time.sleep(0.15)
+for name in names:
+    (folder / name).write_text(json.dumps({"error": "round 1: too many failures"}))
+print("its last words")
+sys.exit(end)
+"""
 
 
 @pytest.fixture
-def flower(tmp_path: Path) -> Callable[[Server], tuple[simulation.Flower, list[tuple[str, ...]]]]:
-    """In place of Flower: ``server`` gets the run folder, does what a ServerApp does, and returns how the run ended."""
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RayProcess]:
+    """In place of the simulation's process: one that writes lines of metrics and files as a server does, and ends."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a_server.py").write_text(SERVER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
 
-    def install(server: Server) -> tuple[simulation.Flower, list[tuple[str, ...]]]:
-        asked: list[tuple[str, ...]] = []
+    def start(settings: Settings, *names: str, lines: int = 0, end: int = 0, num_actors: int = 0) -> RayProcess:
+        monkeypatch.setenv("SERVER", json.dumps([lines, names, end]))
+        return RayProcess(settings, num_actors, module="a_server")
 
-        @contextmanager
-        def superlink(home: Path, log: Path) -> Iterator[dict[str, str]]:
-            log.write_text("Flower's own words\n")
-            yield {}
-
-        def flwr(env: dict[str, str], *arguments: str) -> dict[str, Any]:
-            asked.append(arguments)
-            if arguments[0] == "run":
-                return {"run-id": 1}
-            return {"runs": [{"status": server(tmp_path / "run"), "status-details": "in words"}]}
-
-        return simulation.Flower(superlink, flwr, lambda *_: None, check_seconds=0.0), asked
-
-    return install
+    return start
 
 
-def writes(*names: str, lines: int = 0, end: str = "finished:completed") -> Server:
-    """A ServerApp that writes a line of metrics each time it is looked at, leaves some files, and ends."""
-    written: list[str] = []
-
-    def server(folder: Path) -> str:
-        folder.mkdir(exist_ok=True)
-        if len(written) < lines:
-            written.append(f'{{"round": {len(written) + 1}}}\n')
-            (folder / "metrics.jsonl").write_text("".join(written))
-            return "running"
-        for name in names:
-            (folder / name).write_text(json.dumps({"error": "round 1: too many failures"}))
-        return end
-
-    return server
-
-
-def test_a_run_with_a_summary_succeeds_and_tells_each_line_once(flower: Any, tmp_path: Path) -> None:
-    commands, asked = flower(writes("summary.json", lines=3))
+def test_a_run_with_a_summary_succeeds_and_tells_each_line_once(server: Callable[..., RayProcess], tmp_path: Path) -> None:
     told: list[RoundMetrics] = []
     settings = small(tmp_path, train__num_threads=2)
-    assert simulation.run_simulation(settings, told.append, num_actors=3, flower=commands) == tmp_path / "run"
+    ready = server(settings, "summary.json", lines=3, num_actors=3)
+    assert simulation.run_simulation(settings, told.append, ready=ready) == tmp_path / "run"
     assert told == [RoundMetrics(round=number) for number in (1, 2, 3)]
-    assert (tmp_path / "run" / "flower.log").read_text() == "Flower's own words\n"
-    assert asked[0][2:] == (
-        "--federation-config",
-        "num-supernodes=3 client-resources-num-cpus=2 init-args-num-cpus=6",
-    )
+    said = (tmp_path / "run" / "flower.log").read_text().splitlines()
+    needed = {"num_supernodes": 3, "num_cpus": 2, "num_gpus": 0.0, "num_actors": 3}
+    assert json.loads(said[0]) == [needed, "lalora_flwr.client_app:app"]
 
 
 @pytest.mark.parametrize(
-    ("server", "why"),
+    ("names", "end", "why"),
     [
-        (writes(lines=2), "finished:completed in words"),  # Flower's word alone is not enough
-        (writes(end="finished:failed"), "finished:failed in words"),
-        (writes("failure.json", end="finished:failed"), "round 1: too many failures"),
-        (writes("failure.json", end="finished:completed"), "round 1: too many failures"),
+        ([], 0, "without a result: .*its last words"),  # its exit status alone is not enough
+        ([], 1, "without a result: .*its last words"),
+        (["failure.json"], 1, "round 1: too many failures"),
+        (["failure.json"], 0, "round 1: too many failures"),
     ],
 )
-def test_a_run_without_a_summary_failed_whatever_flower_says(server: Server, why: str, flower: Any, tmp_path: Path) -> None:
-    commands, _ = flower(server)
-    with pytest.raises(RunFailed, match=why):
-        simulation.run_simulation(small(tmp_path), flower=commands)
+def test_a_run_without_a_summary_failed_whatever_its_process_says(
+    names: list[str], end: int, why: str, server: Callable[..., RayProcess], tmp_path: Path
+) -> None:
+    settings = small(tmp_path)
+    with pytest.raises(RunFailed, match=f"(?s){why}"):
+        simulation.run_simulation(settings, ready=server(settings, *names, lines=2, end=end))
     assert (tmp_path / "run" / "flower.log").exists()
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(
-    flower: Any, tmp_path: Path, finished: Callable[..., Finished]
+    server: Callable[..., RayProcess], tmp_path: Path, finished: Callable[..., Finished]
 ) -> None:
     """A server that finds the folder taken ends at once; the old summary must not pass for the new run's."""
     shutil.copytree(finished().path, tmp_path / "run")
-    before, told = files_in(tmp_path), list[Any]()
-    commands, _ = flower(lambda folder: "finished:failed")
-    with pytest.raises(LaloraError, match="holds a run already"):
-        simulation.run_simulation(small(tmp_path, seed=5), told.append, flower=commands)
-    assert files_in(tmp_path) == before and not told
+    before, told = files_in(tmp_path / "run"), list[Any]()
+    settings = small(tmp_path, seed=5)
+    with server(settings) as ready, pytest.raises(LaloraError, match="holds a run already"):
+        simulation.run_simulation(settings, told.append, ready=ready)
+    assert files_in(tmp_path / "run") == before and not told
 
 
-def test_flower_gets_every_setting_and_no_dependency(tmp_path: Path) -> None:
-    settings = small(tmp_path, privacy__epsilon=float("inf"), lora__schedule="step:B3A2", train__lr=1.0)
-    simulation._write_app(tmp_path / "app", settings, simulation.CLIENT_APP)
-    project = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())
-    config = project["tool"]["flwr"]["app"]["config"]
-    assert config == flatten(settings) and settings_from(config) == settings
-    assert project["project"]["dependencies"] == []
-    assert [path.name for path in (tmp_path / "app").iterdir()] == ["pyproject.toml"]
+def test_a_process_that_is_told_nothing_ends_with_all_it_started(tmp_path: Path, server: Callable[..., RayProcess]) -> None:
+    with server(small(tmp_path)) as ready:
+        assert not ready.ended
+    assert ready.ended
 
 
-def test_flower_installs_nothing_and_joins_no_cluster_by_chance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_flower_joins_no_cluster_by_chance_and_writes_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    env = simulation._environment(tmp_path)
-    assert env["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    env = environment(tmp_path)
     assert env["FLWR_HOME"] == str(tmp_path) and env["RAY_ADDRESS"] == "local"
-    assert env["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert simulation._environment(tmp_path)["RAY_ADDRESS"] == "10.0.0.1:6379"
+    assert environment(tmp_path)["RAY_ADDRESS"] == "10.0.0.1:6379"
 
 
-def fake_command(folder: Path, name: str, script: str) -> dict[str, str]:
-    """An environment in which a command is this shell script."""
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
-    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+def test_sites_of_a_named_app_get_the_runs_settings_and_keep_their_state(tmp_path: Path) -> None:
+    """Flower refuses a context whose run-config was changed, so theirs is another one."""
+    pytest.importorskip("ray")
+    from lalora_flwr.engines.ray_main import NamedApp
 
-
-@pytest.mark.parametrize(
-    ("script", "why"),
-    [
-        ("""echo '{"success": false, "error-message": "no such run"}'""", "flwr list: no such run"),
-        ("""echo '{"success": false, "error-message": "no such run"}'; exit 1""", "flwr list: no such run"),
-        ("echo connection refused >&2; exit 1", "flwr list: connection refused"),
-        ("""echo '{"runs": []}'; exit 3""", "flwr list: "),
-    ],
-)
-def test_a_flwr_command_that_fails_fails_the_run(script: str, why: str, tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=why):
-        simulation._flwr(fake_command(tmp_path, "flwr", script), "list")
-
-
-def test_a_superlink_that_does_not_start_fails_the_run_with_its_words(tmp_path: Path) -> None:
-    env = fake_command(tmp_path / "bin", "flower-superlink", "echo the port is taken; exit 1")
-    flower = simulation.Flower(lambda home, log: simulation._superlink(home, log, lambda home: env))
-    with pytest.raises(RunFailed, match="the port is taken"):
-        simulation.run_simulation(small(tmp_path), flower=flower)
-    assert "the port is taken" in (tmp_path / "run" / "flower.log").read_text()
+    app = NamedApp("tests.engines.seeing:app")
+    app.values = dict(flatten(small(tmp_path)))
+    context = Context(1, 2, {"partition-id": 0}, RecordDict(), {})
+    message = Message(RecordDict(), dst_node_id=2, message_type=MessageType.TRAIN)
+    message.metadata.__dict__["_message_id"] = "1"
+    reply = app(message, context)
+    assert reply.content["seen"]["run-name"] == "run" and context.run_config == {}
+    assert context.state["kept"]["rounds"] == 1

@@ -120,6 +120,14 @@ def test_two_ray_workers_give_the_inline_engines_bytes_and_load_everything_once(
 
 
 @pytest.mark.slow
+def test_many_sites_of_which_few_have_orders_are_who_they_are_inline(tmp_path: Path, finished: Callable[..., Finished]) -> None:
+    """Not greeted one by one: Flower looks at each message once for each site."""
+    many: dict[str, Any] = {"num_supernodes": 200, "fraction_train": 0.02, "data__min_records": 1}
+    folder = simulation.run_simulation(small(tmp_path, **many), num_actors=1)
+    assert same_result(folder, finished(**many).path)
+
+
+@pytest.mark.slow
 def test_a_client_that_fails_under_ray_fails_the_run_and_its_log_is_kept(
     tmp_path: Path, marked: Marked, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,16 @@ from lalora_flwr.engines.inline import InlineGrid, simulated_app
 from lalora_flwr.engines.together import SitesTogether
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.gradients.records import Owners
+from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.server.place import folder_for
 from lalora_flwr.server.run import run_federation
 from lalora_flwr.settings import Settings, flatten
 from lalora_flwr.settings.stages import stage_of
+from lalora_flwr.training.company import company
 from lalora_flwr.training.learner import Learner, ModelStore, Wanted
-from lalora_flwr.training.together import ALONE, Company, company
+from lalora_flwr.training.together import ALONE, Company
 from tests.conftest import MODELS, Finished, small
-from tests.training.test_together import ticking
+from tests.training.sharing import ticking
 
 KINDS: dict[str, dict[str, Any]] = {
     "la-lora": {},
@@ -64,7 +68,7 @@ class WatchedEngine(PerSampleGradients):
 
 
 def run_together(settings: Settings, store: ModelStore, found: Company = TOGETHER, worth_it: int = 0) -> dict[str, Tensor]:
-    together = SitesTogether(store, find=lambda learner, records: found, worth_it=worth_it)
+    together = SitesTogether(store, find=lambda learner, records, rounding: found, worth_it=worth_it)
     grid = InlineGrid(simulated_app(MODELS), settings.num_supernodes, dict(flatten(settings)), together)
     return load_file(run_federation(settings, grid, models=MODELS) / "checkpoint" / "adapter.safetensors")
 
@@ -78,7 +82,7 @@ def test_the_adapter_is_that_of_one_site_after_the_other(kind: str, tmp_path: Pa
     """To the bit, if this processor's products allow it, as `company` finds out; else up to rounding."""
     store = Watching()
     alone = finished(**{key.replace(".", "__").replace("-", "_"): value for key, value in KINDS[kind].items()})
-    found = company(MODELS.learner(stage_of(alone.settings, 1)), alone.settings.train.batch_size, ticking(1e-3))
+    found = company(MODELS.learner(stage_of(alone.settings, 1)), alone.settings.train.batch_size, clock=ticking(1e-3))
     exact = found != ALONE and "avx512_bf16" in processor()  # on which every size of a batch was compared
     own = replace(alone.settings, output_dir=str(tmp_path))
     together = run_together(own, store, replace(found, sites=3) if exact else TOGETHER)
@@ -94,9 +98,32 @@ def test_a_site_without_company_is_alone(tmp_path: Path, finished: Callable[...,
     assert not store.shared
 
 
-@pytest.mark.parametrize("why", ["short", "dropout"])
+def test_within_rounding(tmp_path: Path, finished: Callable[..., Finished]) -> None:
+    """The run says so, and does not go on as another one."""
+    store, single = Watching(), finished()
+    settings = small(tmp_path, train__share_passes="rounding")
+    asked: list[bool] = []
+
+    def find(learner: Learner, records: float, rounding: bool) -> Company:
+        asked.append(rounding)
+        return replace(TOGETHER, rounding=rounding, by_record=rounding)
+
+    together = SitesTogether(store, find, worth_it=0)
+    path = run_federation(settings, InlineGrid(simulated_app(MODELS), 3, dict(flatten(settings)), together), models=MODELS)
+    assert store.shared and asked == [True]
+    found = load_file(path / "checkpoint" / "adapter.safetensors")
+    assert all(torch.allclose(value, single.checkpoint[name], rtol=1e-3, atol=1e-4) for name, value in found.items())
+    assert json.loads((path / "summary.json").read_text())["share_passes"] == "rounding"
+    assert "share_passes" not in single.summary
+    (path / "summary.json").unlink()
+    with pytest.raises(ConfigError, match=r"train\.share-passes = 'exact': the run to resume has 'rounding'"):
+        folder_for(replace(small(tmp_path), resume=True))
+
+
+@pytest.mark.parametrize("why", ["short", "dropout", "off"])
 def test_not_worth_it(why: str, tmp_path: Path) -> None:
     store = Watching()
-    settings = small(tmp_path, lora__dropout=0.1) if why == "dropout" else small(tmp_path)
+    other = {"dropout": {"lora__dropout": 0.1}, "off": {"train__share_passes": "off"}}
+    settings = small(tmp_path, **other.get(why, {}))
     run_together(settings, store, worth_it=100 if why == "short" else 0)
     assert not store.shared

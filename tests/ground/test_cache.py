@@ -25,6 +25,23 @@ def test_a_value_is_made_once_until_others_were_used_since() -> None:
     assert made == ["a", "b", "c", "b"] and len(cache) == 2
 
 
+def test_what_is_kept_weighs_no_more_than_the_size() -> None:
+    made: list[int] = []
+    cache: Cache[int, bytes] = Cache(10, len)
+
+    def get(length: int) -> bytes:
+        def make() -> bytes:
+            made.append(length)
+            return bytes(length)
+
+        return cache.get(length, make)
+
+    assert [len(get(length)) for length in (4, 5, 4, 1, 6, 4, 6)] == [4, 5, 4, 1, 6, 4, 6]
+    assert made == [4, 5, 1, 6, 4] and len(cache) == 2  # 5 went for 6 and 4 with it; 1 went for 4
+    get(11)
+    assert len(cache) == 0  # what is larger than all of it drives out the rest and is not kept
+
+
 def test_of_size_0_keeps_nothing() -> None:
     cache: Cache[int, list[int]] = Cache(0)
     assert cache.get(1, list) is not cache.get(1, list) and len(cache) == 0

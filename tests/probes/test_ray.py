@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lalora_flwr.engines.simulation import CLIENT_APP, run_simulation
+from lalora_flwr.engines.ray_process import CLIENT_APP
+from lalora_flwr.engines.simulation import run_simulation
 from tests.probes.runs import PROBES, adapter_of, killed_after, run, settings_of
 
 pytestmark = pytest.mark.usefixtures("probes")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,3 +73,46 @@ def test_while_a_run_waits_for_more_sites_each_is_asked_once(tmp_path: Path) -> 
     assert len(waiting) == len(set(waiting)) == 2
     again = asked(spy)[2:]
     assert len(again) == 2 and waiting[1] in again and waiting[0] not in again  # the silent one, and the late one
+
+
+class DatedGrid(InlineGrid):
+    """Of sites that Flower's simulation made in some order, one each microsecond."""
+
+    order: tuple[int, ...] = tuple(range(40))
+
+    def get_nodes(self) -> list[SimpleNamespace]:
+        first, *_ = self.get_node_ids()
+        return [
+            SimpleNamespace(node_id=first + site, registered_at=f"2026-01-01T00:00:00.{place:06}")
+            for place, site in enumerate(self.order)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("order", "greeted"),
+    [
+        (range(40), 3),
+        ((1, 0, *range(2, 40)), 43),  # not the order of their numbers after all
+        (range(39), 40),  # one is missing
+    ],
+    ids=["in order", "swapped", "missing"],
+)
+def test_many_virtual_sites_are_known_by_the_order_in_which_they_were_made(
+    order: Iterable[int], greeted: int, tmp_path: Path
+) -> None:
+    settings, spy = small(tmp_path, num_supernodes=40), Spy()
+    grid = DatedGrid(spy, 40, dict(flatten(settings)))  # type: ignore[arg-type]
+    grid.order = tuple(order)
+    roster = Roster(settings, real=False)
+    roster.start_from(grid)
+    assert [roster.site(node) for node in grid.get_node_ids()] == list(range(40)) and len(asked(spy)) == greeted
+    assert len({order.metadata.dst_node_id for order, _ in spy.exchange}) == min(greeted, 40)
+
+
+def test_few_sites_and_real_ones_are_all_greeted(tmp_path: Path) -> None:
+    for sites, real in ((32, False), (40, True)):
+        settings, spy = small(tmp_path, num_supernodes=sites), Spy()
+        grid = DatedGrid(spy, sites, dict(flatten(settings)))  # type: ignore[arg-type]
+        grid.order = tuple(range(sites))
+        Roster(settings, real=real).start_from(grid)
+        assert len(asked(spy)) == sites

@@ -68,7 +68,7 @@ def test_a_site_that_goes_and_comes_back_under_another_id_takes_part_again(
             return [first, second, third]
         if not spy.training(2):
             return [first, second]
-        old = grid._contexts[third]
+        old = grid._contexts[third]  # of its order in round 1
         grid._contexts.setdefault(
             999, Context(run_id=1, node_id=999, node_config=old.node_config, state=RecordDict(), run_config=old.run_config)
         )

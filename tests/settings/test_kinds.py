@@ -13,7 +13,14 @@ from lalora_flwr.settings import KEYS, Kind, keys_of
 from tests.conftest import small
 
 BUDGET = {"num-rounds", "num-supernodes", "fraction-train", "train.local-steps", "train.batch-size", "privacy.delta"}
-PERFORMANCE = {"train.max-physical-batch", "train.gradient-checkpointing", "train.device", "train.num-gpus", "train.num-threads"}
+PERFORMANCE = {
+    "train.max-physical-batch",
+    "train.gradient-checkpointing",
+    "train.device",
+    "train.num-gpus",
+    "train.num-threads",
+    "train.share-passes",
+}
 
 
 def test_every_key_has_the_kind_that_its_users_rely_on() -> None:

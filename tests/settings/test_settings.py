@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.settings import KEYS, Settings, flatten, settings_from
+from lalora_flwr.settings import KEYS, Settings, flatten, settings_again, settings_from
 from lalora_flwr.settings.choices import METHODS
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -205,3 +205,10 @@ def test_the_noise_is_calibrated_for_the_rounds_a_site_may_serve_also_for_more_t
     settings = settings_from({"num-rounds": 3, "privacy.max-rounds": 9, "train.local-steps": 5})
     assert (settings.rounds_per_site, settings.steps_per_site) == (9, 45)
     assert settings_from({"num-rounds": 3, "train.local-steps": 5}).steps_per_site == 15
+
+
+def test_settings_that_are_remembered_are_checked_as_ever() -> None:
+    flat = {"train.augmentations": 2, "train.flips": True, "train.lr": 1.0}
+    assert settings_again(flat) == settings_from(flat) and settings_again(dict(flat)) is settings_again(flat)
+    with pytest.raises(ConfigError, match="must be true or false"):
+        settings_again({**flat, "train.flips": 1})

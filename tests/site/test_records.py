@@ -14,6 +14,8 @@ from flwr.app import Context, Message
 from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
 
+from lalora_flwr.data.records import Records, RecordSet, bytes_of
+from lalora_flwr.data.texts import TextRecords
 from lalora_flwr.settings import Settings
 from lalora_flwr.site.model import MODEL_DIFFERS
 from lalora_flwr.site.records import RecordStore, counted_records
@@ -224,3 +226,26 @@ def test_a_store_keeps_a_sites_own_records_once_whatever_a_run_asks_for(tmp_path
         settings = small(tmp_path, **OF_TEXTS, data__max_tokens=tokens)
         assert len(store(settings, {"data-path": str(data)}, base)) == len(GOOD)
     assert len(store._own) == 1 and not len(store._kept)
+
+
+def test_records_of_virtual_sites_are_kept_by_their_bytes_and_not_by_their_number(tmp_path: Path) -> None:
+    """Sites that are served in turn would find none of a smaller number of kept ones."""
+    settings, base = small(tmp_path, num_supernodes=100), counting_base()
+
+    def of_all(store: RecordStore) -> list[RecordSet]:
+        return [store(settings, {"partition-id": site, "num-partitions": 100}, base) for site in range(100)]
+
+    enough, scarce = RecordStore(), RecordStore(room=20_000)
+    assert all(one is two for one, two in zip(of_all(enough), of_all(enough), strict=True))
+    first = of_all(scarce)
+    assert sum(map(bytes_of, first)) > 40_000 and all(one is not two for one, two in zip(first, of_all(scarce), strict=True))
+    last = {"partition-id": 99, "num-partitions": 100}
+    assert scarce(settings, last, base) is scarce(settings, last, base)
+
+
+def test_the_bytes_of_records_count_their_tensors() -> None:
+    images = Records(torch.zeros(10, 3, 8, 8), torch.zeros(10, dtype=torch.long))
+    assert 0 <= bytes_of(images) - (10 * 3 * 64 * 4 + 80) < 2000
+    texts = TextRecords([torch.zeros(50, dtype=torch.long)] * 20, torch.zeros(20, dtype=torch.long), 0)
+    assert 0 <= bytes_of(texts) - (20 * 50 * 8 + 160) < 10_000
+    assert bytes_of({"a": torch.zeros(1000)}) >= 4000

@@ -13,7 +13,8 @@ from lalora_flwr.data.records import Records
 from lalora_flwr.ground.errors import BudgetExhausted
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.privacy.mechanism import Mechanism
-from lalora_flwr.settings import TrainSettings
+from lalora_flwr.settings import TrainSettings, settings_from
+from lalora_flwr.training.learner import ModelStore
 from tests.adapters import factor_of
 from tests.reference import (
     Everyone,
@@ -169,9 +170,14 @@ def test_the_divisor_is_the_expected_batch_however_many_came() -> None:
 
 def test_the_model_trains_in_training_mode() -> None:
     b = bench("vit")
-    assert not b.base.module.training
+    b.learner.adapter.model.eval()  # as an evaluation leaves it
     serve(b)
-    assert b.base.module.training
+    assert all(module.training for module in b.learner.adapter.model.modules())
+
+
+def test_all_parts_of_a_learner_are_in_training_mode_before_its_first_round() -> None:
+    learner = ModelStore().learner(settings_from({}))
+    assert all(module.training for module in learner.adapter.model.modules())
 
 
 def test_the_sites_own_log_tells_the_mean_loss_and_the_reply_does_not(caplog: pytest.LogCaptureFixture) -> None:

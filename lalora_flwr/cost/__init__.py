@@ -1,0 +1,1 @@
+"""What a run will take, found before it begins: seconds, memory and bytes."""

@@ -1,0 +1,61 @@
+"""Arrays as Flower's `Array` holds them, ``.npy`` bytes, without numpy's parser for headers that were seen before.
+
+A message holds a small array for each tensor, whose header costs numpy more than all that is done with its values.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from flwr.app import Array
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+MAGIC = b"\x93NUMPY\x01\x00"
+STYPE = "numpy.ndarray"  # Flower's word for these bytes
+LONGEST = 1024  # bytes of a header that is remembered
+
+
+def values_of(array: Array) -> NDArray[Any]:
+    """What ``array.numpy()`` gives.
+
+    Raises:
+        Exception: whatever numpy makes of bytes that are no array.
+    """
+    data = array.data
+    end = len(MAGIC) + 2 + int.from_bytes(data[len(MAGIC) : len(MAGIC) + 2], "little")
+    if array.stype != STYPE or not data.startswith(MAGIC) or end > LONGEST:
+        return array.numpy()
+    dtype, shape, by_columns = _read(data[:end])
+    if dtype.hasobject or by_columns or dtype.itemsize * math.prod(shape) > len(data) - end:
+        return array.numpy()
+    return np.ndarray(shape, dtype, data, end).copy()
+
+
+def array_of(values: NDArray[Any]) -> Array:
+    """What ``Array(values)`` is, to the byte."""
+    if not values.flags.c_contiguous or values.dtype.hasobject:
+        return Array(values)
+    name, header = _written(values.dtype, values.shape)
+    return Array(dtype=name, shape=values.shape, stype=STYPE, data=header + values.tobytes())
+
+
+@lru_cache(maxsize=512)
+def _read(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+    """Type, shape, and whether the values lie column by column."""
+    stream = BytesIO(header)
+    npy.read_magic(stream)
+    shape, by_columns, dtype = npy.read_array_header_1_0(stream)
+    return dtype, shape, by_columns
+
+
+@lru_cache(maxsize=512)
+def _written(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[str, bytes]:
+    """The type's name and the header."""
+    stream = BytesIO()
+    npy.write_array_header_1_0(stream, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    return str(dtype), stream.getvalue()

@@ -1,0 +1,103 @@
+"""Estimates of runs, with prices by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from lalora_flwr.cost.estimate import PROCESS_BYTES, PROCESS_MESSAGE, Estimate, Estimator
+from lalora_flwr.cost.prices import KNOWN
+from lalora_flwr.cost.trace import Operation
+from lalora_flwr.settings import settings_from
+
+
+@dataclass
+class OneEach:
+    """Ten microseconds for every matrix product, nothing for all else."""
+
+    name: str = "made up"
+
+    def of(self, operation: Operation) -> float:
+        return 1e-5 * (operation.flops > 0)
+
+
+def estimate(engine: str = "ray", workers: int = 1, **values: Any) -> Estimate:
+    """With a clock that stands still: what is run here costs nothing but the least of a call."""
+    given = {name.replace("__", ".").replace("_", "-"): value for name, value in values.items()}
+    return Estimator(OneEach(), clock=lambda: 0.0).estimate(settings_from(given), engine, workers)
+
+
+def site_seconds(found: Estimate, steps: int) -> float:
+    return steps * (found.pass_seconds + found.release_seconds) + found.message_seconds
+
+
+def test_a_round_is_steps_of_sites_in_turns_of_workers() -> None:
+    for values, steps, turns, workers in (
+        ({"num_supernodes": 4, "train__local_steps": 1}, 1, 4, 1),
+        ({"num_supernodes": 4, "train__local_steps": 10}, 10, 4, 1),
+        ({"num_supernodes": 4, "train__local_steps": 10}, 10, 2, 2),
+        ({"num_supernodes": 8, "fraction_train": 0.5, "train__local_steps": 1}, 1, 4, 1),
+        ({"num_supernodes": 2, "train__local_steps": 1}, 1, 1, 6),
+    ):
+        found = estimate(workers=workers, **values)
+        assert found.pass_seconds > 1e-4
+        assert found.round_seconds == pytest.approx(turns * site_seconds(found, steps) + found.server_seconds)
+        assert found.run_seconds == pytest.approx(15 * found.round_seconds)
+
+
+def test_real_sites_work_side_by_side() -> None:
+    one, many = estimate("sites", num_supernodes=2), estimate("sites", num_supernodes=10)
+    for found in (one, many):
+        assert found.round_seconds == pytest.approx(site_seconds(found, 10) + found.server_seconds + PROCESS_MESSAGE)
+    assert one.pass_seconds == many.pass_seconds and one.server_seconds < many.server_seconds
+
+
+def test_parts_of_a_batch_are_passes_and_less_memory() -> None:
+    whole, parts = estimate(), estimate(train__max_physical_batch=10)
+    assert parts.pass_seconds == pytest.approx(4 * whole.pass_seconds)
+    assert parts.worker_bytes < whole.worker_bytes
+
+
+def test_sites_share_passes_in_the_inline_engine() -> None:
+    batch = {"train__batch_size": 10, "num_supernodes": 12}
+    assert estimate("inline", **batch).pass_seconds == pytest.approx(estimate("ray", **batch).pass_seconds / 12)
+    alone = estimate("inline", train__share_passes="off", **batch)
+    assert alone.pass_seconds == pytest.approx(estimate("ray", **batch).pass_seconds)
+
+
+def test_a_step_of_b_and_a_step_of_a_both_count() -> None:
+    both, b = estimate(strategy="dp-lora"), estimate(strategy="ffa-lora")
+    turns = estimate(strategy="la-lora")
+    assert b.pass_seconds < both.pass_seconds and b.pass_seconds <= turns.pass_seconds <= both.pass_seconds
+    assert b.adapter_bytes == both.adapter_bytes == turns.adapter_bytes
+
+
+def test_memory_holds_the_frozen_model_in_its_precision() -> None:
+    full, half = estimate(), estimate(model__dtype="bfloat16")
+    frozen = 158_490
+    assert PROCESS_BYTES + 4 * frozen < full.worker_bytes < PROCESS_BYTES + 50e6
+    assert full.worker_bytes - half.worker_bytes > frozen
+
+
+def test_a_model_of_7_billion_is_planned_without_its_weights() -> None:
+    settings = settings_from(
+        {
+            "model.name": "hf/meta-llama/Llama-2-7b-hf",
+            "model.dtype": "bfloat16",
+            "data.name": "hub:tatsu-lab/alpaca",
+            "data.test": "hold-out:0.02",
+            "data.text": "instruction",
+            "data.response": "output",
+            "data.records": 50_962,
+            "data.max-tokens": 64,
+            "train.batch-size": 4,
+            "train.local-steps": 1,
+        }
+    )
+    found = Estimator(KNOWN["h100"], clock=lambda: 0.0).estimate(settings, "sites")
+    weights = 2 * 6.74e9
+    assert weights < found.worker_bytes < weights + 3e9
+    products = 4 * 64 * 2 * 6.6e9 * 2  # tokens, times parameters of its layers, forward and back
+    assert found.pass_seconds > products / 989e12
