@@ -205,6 +205,8 @@ def served_by(settings: Settings, profile: Profile) -> Settings:
 
     The method itself is that of the run's own settings, whatever a site takes of it.
     """
+    if not profile.words:
+        return settings
     told, train, model = profile.told, settings.train, settings.model
     steps = method_of(settings).travel.steps(train.local_steps, profile)
     batch = min(told.batch, train.max_physical_batch or told.batch) if told.batch else train.max_physical_batch

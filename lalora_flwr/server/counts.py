@@ -66,7 +66,9 @@ class SiteCounts:
     def _settings_of(self, count: SiteCount) -> Settings:
         """The run's settings with the site's own local steps, for which its noise is calibrated."""
         train = self.settings.train
-        return replace(self.settings, train=replace(train, local_steps=count.local_steps or train.local_steps))
+        if count.local_steps in (0, train.local_steps):
+            return self.settings
+        return replace(self.settings, train=replace(train, local_steps=count.local_steps))
 
     def steps_before(self, site: int) -> int:
         """Those of the stage before."""

@@ -61,6 +61,16 @@ def test_a_good_site_is_told_what_it_has_and_counts_nothing(config: dict[str, An
     assert Path(config["ledger-path"]).read_bytes() == before
 
 
+@pytest.mark.parametrize(("precision", "off"), [("float32", r"0\.0%"), ("bfloat16", r"(0\.[1-9]|[1-9]\.\d)%")])
+def test_a_check_says_how_far_a_gradient_in_the_sites_precision_is_off(
+    precision: str, off: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    save_hf(tmp_path / "model", "bert", "base")
+    config |= {"model-path": str(tmp_path / "model"), "max-tokens": 16, "profile": f"precision={precision}"}
+    model = found(config)["model"]
+    assert model.state == "ok" and re.search(f"in its precision it is off by {off}", model.detail), model
+
+
 def test_several_classes_and_numbers_are_checked_as_the_owner_declares_them(config: dict[str, Any], tmp_path: Path) -> None:
     rows = [("the film is good", "good|long"), ("the film is bad", "bad"), ("a plot", "[]"), ("an actor", "cough")] * 5
     several = {"data-path": str(write_csv(tmp_path / "several.csv", rows)), "labels": "good,bad,long"}
@@ -165,8 +175,6 @@ def test_a_folder_of_images(config: dict[str, Any], tmp_path: Path, with_model: 
         ({"answer-seconds": 0}, "answer-seconds", "warning", "how long"),
         ({"profile": "rank=2 layers=4"}, "profile", "ok", "2 components .* training the last 4 layers$"),
         ({"profile": "steps=3 batch=1 precision=bfloat16"}, "profile", "ok", "3 local steps a round, .* 1 records .*bfloat16"),
-        ({"profile": "steps=3 precision=bfloat16"}, "model", "ok", "in its precision it is off by 0.[1-9]%"),
-        ({"profile": "precision=float32"}, "model", "ok", "in its precision it is off by 0.0%"),
         ({"profile": "batch=4"}, "profile", "warning", "no effect above records-at-once = 1"),
         ({"profile": "precision=int8"}, "profile", "warning", "no run will be served"),
         ({"profile": "rank=two"}, "profile", "warning", "whole numbers from 1, .* for hetlora"),

@@ -82,6 +82,15 @@ class SilentGrid(InlineGrid):
         return [m for m in replies if m.metadata.src_node_id != silent or m.metadata.message_type != "train"]
 
 
+class SlowGrid(InlineGrid):
+    """A grid on which site 2 takes a minute for a training order."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = super().send_and_receive(messages, timeout=timeout)
+        slow = FIRST_NODE + 2 if (timeout or math.inf) < 60 else None
+        return [m for m in replies if m.metadata.src_node_id != slow or m.metadata.message_type != "train"]
+
+
 class ShuffledGrid(InlineGrid):
     """A grid on which replies arrive last site first."""
 
@@ -101,6 +110,14 @@ def test_a_site_that_never_answers_counts_as_failed(tmp_path: Path) -> None:
     assert run.summary["failures"] == 2
     with pytest.raises(RunFailed, match="site 2: no reply"):
         on_grid(SilentGrid, small(tmp_path, run_name="strict", max_failures=0))
+
+
+def test_a_round_waits_no_longer_than_it_may_and_goes_on_with_who_was_there(tmp_path: Path) -> None:
+    patient = on_grid(SlowGrid, small(tmp_path))
+    assert [line["failures"] for line in patient.metrics] == [0, 0]
+    run = on_grid(SlowGrid, small(tmp_path, run_name="busy", round_seconds=30))
+    assert [line["failed_sites"] for line in run.metrics] == [{"2": "no reply"}] * 2
+    assert run.summary["epsilon"] == pytest.approx(patient.summary["epsilon"], rel=1e-5)  # the late site has paid for its steps
 
 
 class First(Merge):

@@ -20,6 +20,7 @@ PERFORMANCE = {
     "train.num-gpus",
     "train.num-threads",
     "train.share-passes",
+    "round-seconds",
 }
 
 
