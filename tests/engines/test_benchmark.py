@@ -84,7 +84,7 @@ def test_wrong_input_is_one_line_and_a_non_zero_exit(wrong: tuple[str, ...]) -> 
 
 @pytest.mark.slow
 def test_our_engine_and_opacus_do_the_work_of_the_bare_loop() -> None:
-    asked = ["--check", "--steps", "10", "--batch", "4", "--variants", "inline", "one by one", "opacus"]
+    asked = ["--check", "--steps", "10", "--batch", "10", "--variants", "inline", "one by one", "opacus"]
     done = subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.simulation", *asked], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("of the largest change") == 3
