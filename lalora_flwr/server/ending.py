@@ -15,7 +15,7 @@ from lalora_flwr.server.folder import RunFolder
 
 GO_ON = "resume = true (or lalora run --resume) goes on after the last finished round"
 STOPPED = f"the run was stopped, by flwr stop or a signal to its process; {GO_ON}"
-ORPHANED = f"the SuperLink ended in the middle of the run; start it again, and {GO_ON}"
+ORPHANED = f"the SuperLink ended in the middle of the run, or the command that it belongs to; start it again, and {GO_ON}"
 
 
 @contextmanager
