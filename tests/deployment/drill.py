@@ -23,6 +23,7 @@ from tests.deployment.processes import Running, wait_for
 from tests.deployment.texts import save_texts, text_run
 
 STEPS = 20  # local steps: some tenths of a second between reserve and commit
+LOOKS = 20  # for a process to kill
 PATIENCE = 400.0  # seconds; a dead site or ClientApp is noticed after about a minute
 STAGES = ("before", "order", "process", "reserved", "committed", "sent")  # where a site can die in a round
 
@@ -122,10 +123,16 @@ class Drill:
         self.kills.append(f"{name}: SuperNode, {stage}")
 
     def kill_app(self, running: Running, command: str, stage: str) -> None:
-        """The newest such process; one that has done its work may still be on its way out."""
-        with suppress(psutil.NoSuchProcess, ValueError):
-            max(running.descendants(command), key=lambda process: process.create_time()).kill()
-            self.kills.append(f"{running.name}: {command}, {stage}")
+        """The newest such process; one that has done its work may still be on its way out.
+
+        A look at all processes misses some while others come and go, so that there are a few looks before none is there.
+        """
+        for _ in range(LOOKS):
+            with suppress(psutil.NoSuchProcess, ValueError):
+                max(running.descendants(command), key=lambda process: process.create_time()).kill()
+                self.kills.append(f"{running.name}: {command}, {stage}")
+                return
+            time.sleep(0.1)
 
     # what must hold afterwards
 
