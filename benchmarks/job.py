@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lalora_flwr.data.inputs import rows
 from lalora_flwr.data.records import Records
+from lalora_flwr.gradients.products import KERNELS
 from lalora_flwr.methods.smoothing import smoothed
 from lalora_flwr.settings import Settings, settings_from
 from lalora_flwr.training.learner import Learner, ModelStore
@@ -159,6 +160,7 @@ class LocalTraining:
     """A site's K steps, in place: this package's gradients, clip and noise in float32, and no more. Peers call the same."""
 
     def __init__(self, job: Job) -> None:
+        KERNELS.onednn = False  # PyTorch's own choice, as in any loop by hand
         self.job, self.data = job, made_up(job)
         self.learner: Learner = ModelStore().learner(settings_of(job, "unused"))
         self.adapter = self.learner.adapter

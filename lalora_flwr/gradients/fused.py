@@ -12,10 +12,10 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
+from lalora_flwr.gradients.products import KERNELS
 from lalora_flwr.gradients.records import RecordPass, Whose
 
 
@@ -35,7 +35,7 @@ class LoraFunction(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         rows = x.reshape(-1, x.shape[-1])  # (rows, in)
         A, B = A.to(x.dtype), B.to(x.dtype)
-        y = F.linear(rows, base.weight, base.bias)
+        y = KERNELS.product(rows, base.weight, base.bias)
         u = whose.times(rows, A.transpose(1, 2))  # (rows, r)
         whose.add(y, u, B.transpose(1, 2), scaling)
         ctx.save_for_backward(None if views_A is None else rows, None if views_B is None else u, base.weight, A, B)
@@ -56,7 +56,7 @@ class LoraFunction(torch.autograd.Function):
         if rows is not None:
             grad_A = _of_each_record(du, rows, ctx.records).to(ctx.dtype_A)  # (records, r, in)
         if ctx.needs_input_grad[0]:
-            dx = ctx.whose.add(dy @ weight, du, A, 1.0).view(ctx.shape)
+            dx = ctx.whose.add(KERNELS.product(dy, weight.t()), du, A, 1.0).view(ctx.shape)
         return dx, None, None, None, grad_A, grad_B, None, None, None
 
 

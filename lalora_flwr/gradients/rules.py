@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lalora_flwr.adapter.ridge import RidgeLayer
 from lalora_flwr.gradients.fused import FusedLoraLinear, can_fuse
+from lalora_flwr.gradients.products import KERNELS
 from lalora_flwr.gradients.records import RecordPass
 from lalora_flwr.ground.errors import ConfigError
 
@@ -58,13 +58,15 @@ class PerSampleLinear(PerSampleLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         x, records = x.to(self.weight.dtype), self._pass.records  # float32 factors on a low-precision base
         if not records or not (self._pass.each(self.weight) or (self.bias is not None and self._pass.each(self.bias))):
-            return F.linear(x, self.weight, None if self.bias is None else self.bias.to(x.dtype))  # a trained bias is float32
+            return KERNELS.linear(
+                x, self.weight, None if self.bias is None else self.bias.to(x.dtype)
+            )  # a trained bias is float32
         self._pass.check(x)
         rows = x.reshape(records, -1, x.shape[-1])  # (records, tokens, in)
         if self._pass.each(self.weight):
             y = torch.bmm(rows, self._pass.view(self.weight).transpose(1, 2))  # (records, tokens, out)
         else:
-            y = F.linear(rows, self.weight)
+            y = KERNELS.linear(rows, self.weight)
         if self.bias is not None:
             y = y + (self._pass.view(self.bias).unsqueeze(1) if self._pass.each(self.bias) else self.bias).to(y.dtype)
         return y.reshape(*x.shape[:-1], y.shape[-1])

@@ -1,0 +1,81 @@
+"""Products of many rows with frozen weights, by the faster of the two libraries that PyTorch carries.
+
+PyTorch multiplies float32 matrices on x86 with Intel's MKL. On AMD's processors MKL keeps to vectors of 256 bits; oneDNN, which
+PyTorch has for convolutions and bfloat16, uses those of 512 bits where a processor has them, and a float32 product then takes
+less than half the time on one that computes with them whole (Zen 5; `docs/engine.md` has numbers). Both sum in float32.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALLEST = 64 * 64  # numbers in a weight: with fewer, oneDNN's longer start of about 10 microseconds costs more than it saves
+
+
+@cache
+def onednn_pays() -> bool:
+    """Whether this processor multiplies float32 matrices faster with oneDNN: AMD's with 512-bit vectors."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
+        return False
+    processor = torch.cpu.get_capabilities()
+    return bool(processor.get("avx512_f")) and str(processor.get("cpu_name", "")).startswith("AMD")
+
+
+class Kernels:
+    """Which library computes the products of this process.
+
+    Attributes:
+        onednn: oneDNN, where a product is in float32, on the CPU and large enough; else whatever PyTorch takes.
+    """
+
+    def __init__(self, onednn: bool) -> None:
+        self.onednn = onednn
+
+    def take(self, rows: Tensor, weight: Tensor) -> bool:
+        """Whether oneDNN computes this product. Not by the number of rows: it must not change what a record's gradient is."""
+        return (
+            self.onednn
+            and weight.numel() >= SMALLEST
+            and rows.numel() > 0
+            and rows.dtype == weight.dtype == torch.float32
+            and rows.device.type == "cpu"
+        )
+
+    def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """rows weightᵀ + bias, no gradient: (…, in), (out, in), (out,) -> (…, out). The weight may be a transposed view."""
+        if self.take(rows, weight):
+            found: Tensor = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), weight, bias, "none", [], "")
+            return found
+        return F.linear(rows, weight, bias)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`torch.nn.functional.linear`; by oneDNN only where weight and bias are frozen."""
+        frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
+        if not (frozen and self.take(x, weight)):
+            return F.linear(x, weight, bias)
+        y: Tensor = _Linear.apply(x, weight, bias)
+        return y
+
+
+class _Linear(torch.autograd.Function):
+    """A frozen linear layer by oneDNN; its gradient is one too, so that it can be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return _Linear.apply(outputs[0], ctx.saved_tensors[0].t(), None), None, None
+
+
+KERNELS = Kernels(onednn_pays())

@@ -1,0 +1,70 @@
+"""Products with frozen weights by oneDNN: the same numbers and slopes as PyTorch's own, wherever it is taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lalora_flwr.gradients.products import SMALLEST, Kernels
+
+ONEDNN, TORCH = Kernels(onednn=True), Kernels(onednn=False)
+
+
+def close(found: Tensor, wanted: Tensor) -> bool:
+    return found.shape == wanted.shape and bool((found - wanted).norm() <= 1e-5 * (1 + wanted.norm()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    st.integers(64, 130),
+    st.integers(64, 130),
+    st.booleans(),
+    st.integers(0, 9),
+)
+def test_the_same_layer_slopes_and_slopes_of_slopes(leading: list[int], inner: int, outer: int, bias: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*leading, inner, generator=generator).requires_grad_()
+    weight, b = torch.randn(outer, inner, generator=generator), torch.randn(outer, generator=generator) if bias else None
+    assert ONEDNN.take(x, weight)
+    results = []
+    for kernels in (ONEDNN, TORCH):
+        y = kernels.linear(x, weight, b)
+        (slope,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(slope.square().sum(), x)
+        results.append((y, slope, second))
+    for found, wanted in zip(*results, strict=True):
+        assert close(found, wanted)
+    assert close(ONEDNN.product(x.detach(), weight, b), results[1][0])
+    transposed = torch.randn(inner, outer, generator=generator).t()
+    assert close(ONEDNN.product(x.detach(), transposed), F.linear(x.detach(), transposed))
+
+
+def test_rows_that_do_not_lie_together() -> None:
+    rows, weight = torch.randn(80, 6).t(), torch.randn(70, 80)
+    assert close(ONEDNN.product(rows, weight), F.linear(rows, weight))
+    spread = torch.randn(1, 80).expand(5, 80)
+    assert close(ONEDNN.linear(spread, weight), F.linear(spread, weight))
+
+
+def test_left_to_pytorch() -> None:
+    large, rows = torch.randn(64, 64), torch.randn(3, 64)
+    assert large.numel() == SMALLEST and ONEDNN.take(rows, large) and not TORCH.take(rows, large)
+    assert not ONEDNN.take(rows, large[:-1])
+    assert not ONEDNN.take(rows[:0], large)
+    assert not ONEDNN.take(rows.double(), large.double())
+    assert not ONEDNN.take(rows.bfloat16(), large.bfloat16())
+    assert not ONEDNN.take(rows.to("meta"), large.to("meta"))
+
+
+@pytest.mark.parametrize("what", ["weight", "bias"])
+def test_a_trained_layer_gets_its_gradient(what: str) -> None:
+    weight, bias, x = torch.randn(64, 64), torch.randn(64), torch.randn(3, 64)
+    trained = (weight if what == "weight" else bias).requires_grad_()
+    (found,) = torch.autograd.grad(ONEDNN.linear(x, weight, bias).square().sum(), trained)
+    (wanted,) = torch.autograd.grad(F.linear(x, weight, bias).square().sum(), trained)
+    assert close(found, wanted)
