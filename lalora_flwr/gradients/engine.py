@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lalora_flwr.gradients import form_rules as form_rules  # registers its rules
+from lalora_flwr.gradients.few_rows import keep_steady
 from lalora_flwr.gradients.records import Owners, RecordPass
 from lalora_flwr.gradients.rules import follow_rules
 
@@ -27,7 +28,7 @@ class PerSampleGradients:
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Prepare the layers that own a trained tensor.
+        """Prepare the layers that own a trained tensor, and the frozen linear ones.
 
         Args:
             model: in which they are; its other parameters are frozen.
@@ -39,6 +40,7 @@ class PerSampleGradients:
         self._pass = RecordPass()
         self._parameters = dict(parameters)
         follow_rules(model, {id(p) for p in parameters.values()}, self._pass)
+        keep_steady(model)
 
     def __call__(self, records: int, losses: Callable[[], Tensor], owners: Owners | None = None) -> dict[str, Tensor]:
         """Gradients of each record's loss.

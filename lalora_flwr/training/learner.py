@@ -17,7 +17,6 @@ from lalora_flwr.data.data_set import Facts, facts
 from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.gradients.engine import PerSampleGradients
-from lalora_flwr.gradients.few_rows import keep_steady
 from lalora_flwr.gradients.self_check import check_precision, self_check
 from lalora_flwr.ground.hardware import choose_device, choose_dtype
 from lalora_flwr.ground.seeds import derive_seed
@@ -109,7 +108,6 @@ class ModelStore:
         adapter = FORMS.get(wanted.form, AdapterForm).attach(base, wanted.lora, derive_seed(wanted.seed, "adapter"))
         adapter.model.to(wanted.device)
         engine = PerSampleGradients(adapter.model, adapter.parameters)
-        keep_steady(adapter.model)
         adapter.model.train()  # all of its parts, so that from here on its own mode is theirs
         if wanted not in self._checked:
             self_check(base, adapter, engine)
