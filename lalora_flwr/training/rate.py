@@ -5,13 +5,14 @@ the rate η, the noise has moved the entry by η ν √T. For each kind of tenso
 on the embedded digits is best, whatever ε, the number of sites and who adds the noise:
 
     η = min over the kinds that train of  WALK / (ν √T),  T being the steps in which the kind trains;
-        at most MOST / C, since a clipped gradient is no longer than C;  without privacy PLAIN
+        at most MOST / C, since a clipped gradient is no longer than C, or MOST_WITH_A / C;  without privacy PLAIN
 
 A form may stretch the walk of what is no lora_A (`AdapterForm.stride`): half as long where two matrices in a row train.
 
 A momentum makes steps longer and a filter shorter; the rate makes up for both, of each kind by the slot that the filter smooths
 least. A filter over time spreads noise over steps and leaves the walk as long; one whose gain depends on the gradients is not
-made up for (`Filter.keeps`). `docs/results.md` has what the rule loses against tuned rates on other tasks.
+made up for (`Filter.keeps`). The bounds by C are not raised for a filter: what it leaves through goes as far as before.
+`docs/results.md` has what the rule loses against tuned rates on other tasks.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from lalora_flwr.settings import Settings
 WALK_A = 0.1  # of lora_A, which the noise of B is multiplied with
 WALK = 0.3  # of all else
 WALK_AVERAGED = 0.42  # of all else where the adapters of the rounds are averaged
-MOST, MOST_WITH_A = 8.0, 4.0  # times C; beyond it steps overshoot even where there is little noise
+MOST, MOST_WITH_A = 8.0, 2.0  # over C; beyond it steps overshoot even where there is little noise
 LARGEST = 100.0  # at all; an owner's range of rates ends there if nothing else is said
 PLAIN = 0.3  # without privacy, where nothing bounds a gradient
 LOOKED_AT = 1000  # rounds of a schedule
@@ -67,7 +68,7 @@ def rate_for(settings: Settings, method: Method, layout: Layout, noise: float) -
     least = min(shorter_a if with_a else math.inf, shorter if others else math.inf)
     if not noise:
         return PLAIN * least
-    rate = min((MOST_WITH_A if with_a else MOST) / settings.privacy.clip_norm * least, LARGEST)
+    rate = min((MOST_WITH_A if with_a else MOST) / settings.privacy.clip_norm / _longer(settings, method), LARGEST)
     if with_a:
         rate = min(rate, WALK_A / (noise * math.sqrt(with_a)) * shorter_a)
     if others:
