@@ -44,6 +44,8 @@ class Algorithm1:
     adamw: bool = False
     head: bool = False
     damping: float = 0.0  # δ of Theorem 2's step; 0: it is not taken
+    apart: float = 0.0  # of C for A, which is then clipped by itself; 0: all together
+    slow: float = 1.0  # of the rate, for A
     gamma: float = 0.0  # AUTO-S (arXiv 2206.07136, Algorithm 1): divide by the norm plus this
 
 
@@ -100,7 +102,13 @@ def algorithm_1(w: dict[str, Tensor], scale: float, data: Records, run: Algorith
             shrink = max(1.0, joint_norm(g) / run.clip_norm) if run.sigma else 1.0
             if run.gamma and run.sigma:
                 shrink = (joint_norm(g) + run.gamma) / run.clip_norm
-            total = {n: total[n] + g[n] / shrink for n in active}
+            shrinks = dict.fromkeys(active, shrink)
+            of_a = {n: g[n] for n in active if n.endswith(".A")}
+            if run.apart and run.sigma and 0 < len(of_a) < len(active):
+                rest = {n: g[n] for n in active if n not in of_a}
+                for group, share in ((of_a, run.apart), (rest, (1 - run.apart**2) ** 0.5)):
+                    shrinks |= dict.fromkeys(group, max(1.0, joint_norm(group) / (share * run.clip_norm)))
+            total = {n: total[n] + g[n] / shrinks[n] for n in active}
         found = {n: w[n].clone() for n in w}
         for n in active:
             noise = run.sigma * run.clip_norm * source.normal(w[n].shape).double()
@@ -113,5 +121,5 @@ def algorithm_1(w: dict[str, Tensor], scale: float, data: Records, run: Algorith
                 A, B = found[n[:-1] + "A"], found[n[:-1] + "B"]
                 square = (A @ A.T if n.endswith(".B") else B.T @ B) + run.damping * torch.eye(len(A), dtype=torch.float64)
                 g_hat = g_hat @ torch.inverse(square) if n.endswith(".B") else torch.inverse(square) @ g_hat
-            w[n] = descend(w[n], g_hat, memory[n], run)
+            w[n] = descend(w[n], g_hat * (run.slow if n.endswith(".A") else 1.0), memory[n], run)
         yield

@@ -75,7 +75,9 @@ class _Still:
         return torch.zeros(n, dtype=torch.float64)
 
 
-SHAPES = {"one": torch.Size([3, 4]), "two": torch.Size([5])}
+def shapes_of(mechanism: Mechanism) -> dict[str, torch.Size]:
+    """Two tensors, of which one is clipped apart if the mechanism does so."""
+    return {"one": torch.Size([3, 4]), mechanism.apart or "two": torch.Size([5])}
 
 
 def shift(make_sum: MakeSum, mechanism: Mechanism) -> str:
@@ -86,15 +88,16 @@ def shift(make_sum: MakeSum, mechanism: Mechanism) -> str:
 
 def _shift(make_sum: MakeSum, mechanism: Mechanism) -> str:
     generator = torch.Generator().manual_seed(0)
-    rounding = GRID * (1 + mechanism.noise_multiplier) * math.sqrt(sum(shape.numel() for shape in SHAPES.values()))
+    shapes = shapes_of(mechanism)
+    rounding = GRID * (1 + mechanism.noise_multiplier) * math.sqrt(sum(shape.numel() for shape in shapes.values()))
     for others in (0, 3):
-        beside = {name: torch.randn(others, *shape, generator=generator) for name, shape in SHAPES.items()}
+        beside = {name: torch.randn(others, *shape, generator=generator) for name, shape in shapes.items()}
         before = _let_out(make_sum, mechanism, [beside] if others else [])
         for length in (*LENGTHS, math.inf, math.nan):
             unit = mechanism.clip_norm if 1e-9 <= length <= 1e9 else 1.0
             entry = min(length * unit, LARGEST) if math.isfinite(length) else length
-            record = {name: torch.full((1, *shape), entry) for name, shape in SHAPES.items()}
-            joined = {name: torch.cat([beside[name], record[name]]) for name in SHAPES}
+            record = {name: torch.full((1, *shape), entry) for name, shape in shapes.items()}
+            joined = {name: torch.cat([beside[name], record[name]]) for name in shapes}
             for batches in ([joined], [beside, record] if others else [record]):
                 moved = float((_let_out(make_sum, mechanism, batches) - before).norm()) / mechanism.clip_norm
                 if not moved <= 1 + rounding:
@@ -104,11 +107,12 @@ def _shift(make_sum: MakeSum, mechanism: Mechanism) -> str:
 
 def _let_out(make_sum: MakeSum, mechanism: Mechanism, batches: Sequence[dict[str, Tensor]]) -> Tensor:
     """The sum over batches, in one row."""
-    total = make_sum(mechanism, SHAPES, torch.device("cpu"))
+    shapes = shapes_of(mechanism)
+    total = make_sum(mechanism, shapes, torch.device("cpu"))
     for batch in batches:
         total.add({name: value.clone() for name, value in batch.items()})
     released = total.release(_ledger(mechanism), _Still())
-    return torch.cat([released[name].flatten().double() for name in SHAPES]) * mechanism.expected_batch
+    return torch.cat([released[name].flatten().double() for name in shapes]) * mechanism.expected_batch
 
 
 def _ledger(mechanism: Mechanism, steps: int = 1) -> RunLedger:
@@ -131,16 +135,18 @@ class _Counting(_Still):
 def empty(make_sum: MakeSum, mechanism: Mechanism) -> str:
     """A step whose batch is empty lets out noise as any other, and takes a step of the ledger."""
     source, ledger = _Counting(), _ledger(mechanism)
-    released = make_sum(mechanism, SHAPES, torch.device("cpu")).release(ledger, source)
-    if released.keys() != SHAPES.keys() or any(not value.any() for value in released.values()):
+    shapes = shapes_of(mechanism)
+    released = make_sum(mechanism, shapes, torch.device("cpu")).release(ledger, source)
+    if released.keys() != shapes.keys() or any(not value.any() for value in released.values()):
         return "a step without records lets out no noise"
     return "a step without records is not counted" if ledger.left else ""
 
 
 def once(make_sum: MakeSum, mechanism: Mechanism) -> str:
     """Without a step left nothing is let out, and a second release holds nothing."""
-    total = make_sum(mechanism, SHAPES, torch.device("cpu"))
-    total.add({name: torch.ones(2, *shape) for name, shape in SHAPES.items()})
+    shapes = shapes_of(mechanism)
+    total = make_sum(mechanism, shapes, torch.device("cpu"))
+    total.add({name: torch.ones(2, *shape) for name, shape in shapes.items()})
     ledger = _ledger(mechanism)
     ledger.take_step()
     try:

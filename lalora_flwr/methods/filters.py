@@ -7,6 +7,7 @@ Values of the run-config key ``filter.name``:
     gauss-adaptive       the same of a width that follows the noise (`adaptive`)
     wiener               each rank component shrunk by how much of it is noise (`wiener`)
     precondition         the step of LA-LoRA's Theorem 2 (`precondition`)
+    slow-a  slow-a:S     S times the gradient of lora_A, which so has a learning rate of its own (`slower`)
     doppler  doppler:β   low-pass filter over the steps; disk, disk:κ: an average over them (`over_time`)
 """
 
@@ -77,6 +78,10 @@ class Filter:
     def kept(self, slot: Slot) -> float:
         """`keeps` of one slot; more of one that the filter leaves alone."""
         return self.keeps
+
+    def scale(self, slot: Slot) -> float:
+        """What the filter does to every part of a slot's gradient alike: the length of its steps in units of those without it."""
+        return 1.0
 
     def __call__(self, slot: Slot, gradient: Tensor, state: State, around: Around) -> Tensor:
         """The gradient to step along.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ SHARED_BITS = 28  # the same for sums that several sites share
 MOST_SITES = 1 << 12  # that share one noise
 FINE = 2.0**-40  # of the noise: a second draw, so small, decides what float64 cannot resolve in the first
 EXACT = 2.0**52  # grid units that float64 holds exactly, with room for the noise
+APART = 0.44  # share of C of what is clipped apart; all else has √(1 - 0.44²), so that both together have C
 BLOCK = 1 << 16  # elements that are float64 at once while gradients are clipped: as many as a core's cache holds
 GPU_BLOCK = 1 << 22  # on a GPU, where each block costs the start of a few kernels
 
@@ -32,6 +34,8 @@ class Mechanism:
         sample_rate: q, each record's probability of joining a step.
         expected_batch: the fixed divisor of the sum, in records.
         stability: γ of `clip`; 0: records within C are left as they are.
+        apart: a part of the tensors' dotted names, as lora_A. A record's gradient of the tensors that have it is clipped to
+            `APART` C, and that of all others to what leaves C for both. "": all together.
 
     Raises:
         ValueError: for constants that cannot be a mechanism's.
@@ -42,6 +46,7 @@ class Mechanism:
     sample_rate: float
     expected_batch: float
     stability: float = 0.0
+    apart: str = ""
 
     def __post_init__(self) -> None:
         sigma_good = self.noise_multiplier == 0 or 1e-9 <= self.noise_multiplier <= 1e9
@@ -58,6 +63,19 @@ class Mechanism:
     def noise_std(self) -> float:
         """Standard deviation of the noise on every entry of the sum, σC."""
         return self.noise_multiplier * self.clip_norm
+
+    def bounds(self, names: Iterable[str]) -> list[tuple[list[str], float]]:
+        """The tensors of a step that are clipped together, and the L2 bound of each group.
+
+        Guarantee: the squares of the bounds add up to C² at most, so that all of a record's gradient has the norm C at most.
+        """
+        if not self.private:
+            return [(list(names), math.inf)]
+        own = {name: bool(self.apart) and self.apart in name.split(".") for name in names}
+        if len(set(own.values())) < 2:
+            return [(list(own), self.clip_norm)]
+        shares = ((True, APART), (False, math.sqrt(1 - APART**2)))
+        return [([name for name in own if own[name] is kind], share * self.clip_norm) for kind, share in shares]
 
 
 def clip(per_sample: Mapping[str, Tensor], clip_norm: float, stability: float = 0.0) -> tuple[dict[str, Tensor], int]:
@@ -200,6 +218,7 @@ class PrivateSum:
 
     def __init__(self, mechanism: Mechanism, shapes: Mapping[str, torch.Size], device: torch.device) -> None:
         self._mechanism, self._shapes, self._device = mechanism, dict(shapes), device
+        self._bounds = mechanism.bounds(shapes)
         self._sums: dict[str, Tensor] = {}  # made with the first batch: nothing is held through its forward pass
         self.not_finite = 0  # records that contributed zero; stays on the site
 
@@ -207,10 +226,10 @@ class PrivateSum:
         """Clip and add a physical batch, tensors of shape (records, *shape); names must be exactly those of the step."""
         if per_sample.keys() != self._shapes.keys():
             raise RuntimeError("the gradients are not those of the step's active tensors")
-        private, stability = self._mechanism.private, self._mechanism.stability
-        sums, not_finite = clip(per_sample, self._mechanism.clip_norm, stability) if private else clip(per_sample, math.inf)
-        self.not_finite += not_finite
-        for name, value in sums.items():
+        stability = self._mechanism.stability if self._mechanism.private else 0.0
+        found = [clip({n: per_sample[n] for n in names}, bound, stability) for names, bound in self._bounds]
+        self.not_finite += max(count for _, count in found)
+        for name, value in itertools.chain.from_iterable(sums.items() for sums, _ in found):
             if name in self._sums:
                 self._sums[name] += value
             else:

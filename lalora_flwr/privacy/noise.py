@@ -10,6 +10,7 @@ from lalora_flwr.settings import Settings
 from lalora_flwr.settings.stages import ridge_stage
 
 AUTO_S = 0.01  # γ of arXiv 2206.07136
+LORA_A = "lora_A"  # what is clipped apart
 
 
 def sample_rate_for(settings: Settings, records: int) -> float:
@@ -53,4 +54,5 @@ def mechanism_for(settings: Settings, records: int) -> Mechanism:
     sample_rate = sample_rate_for(settings, records)
     sigma = noise_for(target_of(settings), sample_rate)
     stability = AUTO_S if settings.privacy.clipping == "auto-s" else 0.0
-    return Mechanism(sigma, settings.privacy.clip_norm, sample_rate, sample_rate * records, stability)
+    apart = LORA_A if settings.privacy.clipping == "apart" else ""
+    return Mechanism(sigma, settings.privacy.clip_norm, sample_rate, sample_rate * records, stability, apart)

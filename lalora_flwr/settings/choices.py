@@ -101,6 +101,7 @@ FILTERS = Registry(
         "gauss-adaptive": f"{_METHODS}.adaptive:ADAPTIVE",
         "wiener": f"{_METHODS}.wiener:WIENER",
         "precondition": f"{_METHODS}.precondition:PRECONDITION",
+        "slow-a": f"{_METHODS}.slower:SLOW_A",
         "doppler": f"{_METHODS}.over_time:DOPPLER",
         "disk": f"{_METHODS}.over_time:DISK",
     },

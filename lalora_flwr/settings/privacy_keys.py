@@ -31,9 +31,10 @@ class PrivacySettings:
     clipping: str = choice(
         "norm",
         "what a record's gradient g is multiplied by: norm: min(1, C / ‖g‖); auto-s: C / (‖g‖ + 0.01), so that C is a part of "
-        "the learning rate",
+        "the learning rate; apart: as norm, lora_A to 0.44 C by itself and all else to 0.9 C, together C",
         "norm",
         "auto-s",
+        "apart",
     )
     ridge_share: float = key(
         0.5,

@@ -68,7 +68,8 @@ def rate_for(settings: Settings, method: Method, layout: Layout, noise: float) -
     least = min(shorter_a if with_a else math.inf, shorter if others else math.inf)
     if not noise:
         return PLAIN * least
-    rate = min((MOST_WITH_A if with_a else MOST) / settings.privacy.clip_norm / _longer(settings, method), LARGEST)
+    bound = min(MOST, MOST_WITH_A / _scale(method, layout, ever & of_a)) if with_a else MOST
+    rate = min(bound / settings.privacy.clip_norm / _longer(settings, method), LARGEST)
     if with_a:
         rate = min(rate, WALK_A / (noise * math.sqrt(with_a)) * shorter_a)
     if others:
@@ -81,6 +82,11 @@ def _made_up(settings: Settings, method: Method, layout: Layout, slots: Mask) ->
     """What the rate of some slots is multiplied with, for the momentum and for the filter of the one that it smooths least."""
     kept = max((method.filter.kept(layout[name]) for name in slots), default=1.0)
     return 1 / (_longer(settings, method) * math.sqrt(kept))
+
+
+def _scale(method: Method, layout: Layout, slots: Mask) -> float:
+    """The largest length of the slots' steps, in units of those without the filter."""
+    return max(method.filter.scale(layout[name]) for name in slots)
 
 
 def _longer(settings: Settings, method: Method) -> float:

@@ -101,6 +101,13 @@ NAMED = {
     "no privacy": {"privacy.epsilon": float("inf")},
     "AUTO-S and a tiny clip norm": {"privacy.clipping": "auto-s", "privacy.clip-norm": 1e-36, "lora.alpha": 4e-24},
     "AUTO-S and gradients of 1e-25": {"privacy.clipping": "auto-s", "lora.alpha": 1e-25, "privacy.clip-norm": 0.01},
+    "A clipped apart and a tiny clip norm": {
+        "strategy": "dp-lora",
+        "privacy.clipping": "apart",
+        "privacy.clip-norm": 1e-36,
+        "lora.alpha": 4e-24,
+    },
+    "A all but standing still": {"strategy": "dp-lora", "privacy.clipping": "apart", "filter.name": "slow-a:0.000001"},
     "a ridge head": {"strategy": "ridge-head", "train.lr": 1.0},
     "a ridge head and a tiny clip norm": {"strategy": "ridge-head", "privacy.clip-norm": 1e-36},
     "a ridge head and AUTO-S": {"strategy": "ridge-head", "privacy.clipping": "auto-s", "privacy.clip-norm": 100.0},

@@ -125,6 +125,7 @@ FAULTS: dict[str, Fault] = {
     "no clip": _sum(sums.NoClip, SHIFT, BOUND),
     "the mean gradient clipped": _sum(sums.MeanClipped, SHIFT, BOUND),
     "each tensor clipped to C": _sum(sums.TensorByTensor, SHIFT, BOUND),
+    "parts clipped to C each": _sum(sums.WholeCForEach, SHIFT, strategy="dp-lora", privacy__clipping="apart"),
     "a tensor missing in the norm": _sum(sums.FirstTensorsNorm, SHIFT, BOUND),
     "each window clipped as a record": _sum(sums.WindowByWindow, SHIFT, BOUND),
     "C from the records' median": _sum(sums.MedianOfTheBatch, SHIFT, BOUND),

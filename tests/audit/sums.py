@@ -110,6 +110,15 @@ class TensorByTensor(Broken):
             self.add_as_it_is(scaled({name: g}, (self.about.clip_norm / joint_norms({name: g})).clamp(max=1.0)))
 
 
+class WholeCForEach(Broken):
+    """What is clipped apart has all of C, and so has the rest."""
+
+    def add(self, per_sample: Gradients) -> None:
+        for names, _ in self.about.bounds(per_sample):
+            part = {name: per_sample[name] for name in names}
+            self.add_as_it_is(scaled(part, (self.about.clip_norm / joint_norms(part)).clamp(max=1.0)))
+
+
 class FirstTensorsNorm(Broken):
     """A layer whose gradient never reaches the norm."""
 

@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "secure sum": {"strategy": "steady-lora", "trust": "secure-sum", "train__local_steps": 1, "num_rounds": 10},
     "ridge head first": {"lora__head": "ridge", "lora__targets": "auto"},
     "auto-s, adamw, doppler": {"privacy__clipping": "auto-s", "train__optimizer": "adamw", "filter__name": "doppler"},
+    "A clipped apart": {"strategy": "dp-lora", "privacy__clipping": "apart", "filter__name": "slow-a"},
     "views and parts": {"train__augmentations": 2, "train__max_physical_batch": 16},
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lalora_flwr.privacy.mechanism import LARGEST, SMALLEST, clip
+from lalora_flwr.adapter.slots import LORA_A
+from lalora_flwr.privacy.mechanism import LARGEST, SMALLEST, Mechanism, clip
+from lalora_flwr.privacy.noise import mechanism_for
+from tests.conftest import small
 from tests.privacy.sums import SHAPES, gradients
 from tests.reference import generator, joint_norm
 
@@ -41,6 +46,34 @@ def test_no_record_contributes_more_than_c_over_all_tensors(
         alone, _ = clip(record(per_sample, j), bound, gamma)
         assert all(t.isfinite().all() for t in alone.values())
         assert largest_over(alone, bound) <= 1 + 1e-9
+
+
+@settings(max_examples=150, deadline=None)
+@given(SIZE_ROWS, BOUNDS, st.sampled_from(["lora_A", "lora_B", "head", "x", "lora", ""]), st.integers(0, 2**31))
+def test_nor_does_one_that_is_clipped_in_two_parts(sizes: list[list[float]], bound: float, apart: str, seed: int) -> None:
+    mechanism = Mechanism(1.0, bound, 1.0, 1.0, apart=apart)
+    groups = mechanism.bounds(SHAPES)
+    assert sorted(name for names, _ in groups for name in names) == sorted(SHAPES)
+    assert len(groups) == (2 if apart in ("lora_A", "lora_B", "head", "x") else 1)
+    assert math.hypot(*(own / bound for _, own in groups)) == pytest.approx(1, abs=1e-12)
+    per_sample = gradients(sizes, seed)
+    for j in range(len(sizes)):
+        one = record(per_sample, j)
+        whole = {n: v for names, own in groups for n, v in clip({name: one[name] for name in names}, own)[0].items()}
+        assert largest_over(whole, bound) <= 1 + 1e-9
+
+
+def test_what_is_clipped_apart_is_told_by_its_name(tmp_path: Path) -> None:
+    mechanism = Mechanism(2.0, 3.0, 1.0, 1.0, apart="lora_A")
+    assert mechanism.bounds(["b.lora_B.w", "a.lora_A.w", "head.weight"]) == [
+        (["a.lora_A.w"], pytest.approx(0.44 * 3)),
+        (["b.lora_B.w", "head.weight"], pytest.approx(math.sqrt(1 - 0.44**2) * 3)),
+    ]
+    assert mechanism.bounds(["a.lora_A.w"]) == [(["a.lora_A.w"], 3.0)]
+    assert mechanism.bounds(["my_lora_A.w"]) == [(["my_lora_A.w"], 3.0)]
+    assert dataclasses.replace(mechanism, noise_multiplier=0).bounds(["a.lora_A.w", "b.w"]) == [(["a.lora_A.w", "b.w"], math.inf)]
+    assert mechanism_for(small(tmp_path, privacy__clipping="apart"), 100).apart == LORA_A
+    assert not mechanism_for(small(tmp_path), 100).apart
 
 
 @settings(max_examples=150, deadline=None)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lalora_flwr.adapter.slots import LORA_A
 from lalora_flwr.methods.precondition import DAMPING
 from lalora_flwr.methods.schedules import schedule_of
-from lalora_flwr.privacy.mechanism import Mechanism
+from lalora_flwr.privacy.mechanism import APART, Mechanism
 from lalora_flwr.settings import TrainSettings
 from tests.adapters import adapter_parameters, factor_of
 from tests.algorithm1 import Algorithm1, algorithm_1, mlp_weights
@@ -113,6 +114,15 @@ def test_auto_s_divides_by_the_norm_of_each_record() -> None:
     follows(bench(), replace(LA_LORA, gamma=0.01), replace(PRIVATE, stability=0.01), STEPS)
     plain = for_mechanism(LA_LORA, NON_PRIVATE)
     follows(bench(), plain, replace(NON_PRIVATE, stability=0.01), STEPS)  # without privacy nothing is scaled
+
+
+@SIGMAS
+@pytest.mark.parametrize(("schedule", "order"), [("both", "*"), ("step:BA", "BA")])
+@pytest.mark.parametrize("head", ["frozen", "trained"])
+def test_a_may_be_clipped_apart_and_have_a_rate_of_its_own(mechanism: Mechanism, schedule: str, order: str, head: str) -> None:
+    run = replace(for_mechanism(LA_LORA, mechanism), order=order, filtered=False, head=head == "trained", apart=APART, slow=0.25)
+    apart = replace(mechanism, apart=LORA_A)
+    follows(bench(head=head), run, apart, STEPS, schedule=schedule, filter_name="slow-a:0.25")
 
 
 @pytest.mark.parametrize("schedule", ["step:BA", "step:B2A", "both"])

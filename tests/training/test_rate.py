@@ -70,6 +70,16 @@ def test_a_filter_is_made_up_for_where_all_is_smoothed() -> None:
         assert rates[2:] == pytest.approx([one / math.sqrt(keeps) for one in rates[:2]])
 
 
+def test_a_slower_a_lets_b_step_as_far_as_without_it() -> None:
+    both = {"strategy": "dp-lora", "privacy__clip_norm": 1.0}
+    alone, a, slow = (rate(0.1, **keys) for keys in ({"strategy": "ffa-lora"}, both, {**both, "filter__name": "slow-a"}))
+    assert a == pytest.approx(WALK_A / (0.1 * math.sqrt(20))) and slow == alone == pytest.approx(WALK / (0.1 * math.sqrt(20)))
+    half = rate(0.1, **both, filter__name="slow-a:0.5")  # here A is still the one that bears less
+    assert half == pytest.approx(2 * a)
+    assert rate(1e-9, **both, filter__name="slow-a:0.5") == 2 * MOST_WITH_A
+    assert rate(1e-9, **both, filter__name="slow-a:0.1") == MOST
+
+
 def test_little_noise_does_not_make_it_large() -> None:
     assert rate(1e-9, strategy="ffa-lora", privacy__clip_norm=2.0) == MOST / 2
     for name in ("none", "gauss5"):  # which shortens steps only where gradients are rough
