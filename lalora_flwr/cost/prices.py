@@ -12,10 +12,12 @@ import torch
 from torch.utils._pytree import tree_map
 
 from lalora_flwr.cost.trace import Like, Operation, Traced
+from lalora_flwr.gradients.products import KERNELS
 from lalora_flwr.ground.errors import ConfigError
 
 ENOUGH = 0.02  # seconds of measuring an operation
 MOST_RUNS = 20
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 CACHE = 1 << 25  # bytes over which arguments take turns: in a pass, others come in between
 MOST_COPIES = 12
 SMALL = 1 << 16  # bytes up to which an operation without a matrix product costs its call alone
@@ -66,9 +68,14 @@ class Here:
             copies = min(MOST_COPIES, 1 + int(CACHE / max(1, operation.bytes)))
             made = itertools.cycle([tree_map(self._made, (operation.args, operation.kwargs)) for _ in range(copies)])
 
+            frozen = operation.call in PRODUCTS and KERNELS.take(*next(made)[0][-2:])  # as most large ones are
+
             def run() -> None:
                 args, kwargs = next(made)
-                operation.call(*args, **kwargs)
+                if frozen:
+                    KERNELS.product(args[-2], args[-1].t())
+                else:
+                    operation.call(*args, **kwargs)
 
             return self._fastest(run) + OVERHEAD * self._of_call()
         except Exception:  # an operator whose made-up arguments do not fit each other

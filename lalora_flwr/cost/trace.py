@@ -22,6 +22,7 @@ from lalora_flwr.adapter.form import Adapter
 from lalora_flwr.adapter.slots import Mask
 from lalora_flwr.data.inputs import Inputs
 from lalora_flwr.gradients.engine import PerSampleGradients
+from lalora_flwr.gradients.products import KERNELS
 from lalora_flwr.models.base import BaseModel
 
 LOOK = 16  # operations between two counts of what is alive
@@ -161,7 +162,7 @@ def traced(base: BaseModel, adapter: Adapter, engine: PerSampleGradients, active
     def run() -> None:
         engine(records, lambda: adapter.losses(base, fake_inputs, fake_labels))
 
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with KERNELS.left_to_pytorch(), FakeTensorMode(allow_non_fake_inputs=True) as mode:  # whose operations are counted
         fake: Callable[[Tensor], Tensor] = lambda tensor: mode.from_tensor(tensor.to(device))  # noqa: E731
         fake_inputs: Inputs = {name: fake(value) for name, value in inputs.items()} if isinstance(inputs, dict) else fake(inputs)
         fake_labels = fake(labels)

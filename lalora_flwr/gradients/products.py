@@ -7,6 +7,8 @@ less than half the time on one that computes with them whole (Zen 5; `docs/engin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -35,6 +37,15 @@ class Kernels:
 
     def __init__(self, onednn: bool) -> None:
         self.onednn = onednn
+
+    @contextmanager
+    def left_to_pytorch(self) -> Iterator[None]:
+        """All products by PyTorch's own choice."""
+        before, self.onednn = self.onednn, False
+        try:
+            yield
+        finally:
+            self.onednn = before
 
     def take(self, rows: Tensor, weight: Tensor) -> bool:
         """Whether oneDNN computes this product. Not by the number of rows: it must not change what a record's gradient is."""
