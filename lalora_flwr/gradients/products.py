@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALLEST = 64 * 64  # numbers in a weight: with fewer, oneDNN's longer start of about 10 microseconds costs more than it saves
+SMALLEST = 96 * 96  # numbers in a weight: with fewer, oneDNN's longer start of about 10 microseconds costs more than it saves
+LEAST_STEP = 8  # rows
+LARGE = 1 << 15  # numbers of an input from which on its buffers matter, and filling it up costs next to nothing
 
 
 @cache
@@ -48,7 +50,7 @@ class Kernels:
             self.onednn = before
 
     def take(self, rows: Tensor, weight: Tensor) -> bool:
-        """Whether oneDNN computes this product. Not by the number of rows: it must not change what a record's gradient is."""
+        """Whether oneDNN computes this product: not by how many rows there are, which must not change a record's gradient."""
         return (
             self.onednn
             and weight.numel() >= SMALLEST
@@ -59,10 +61,7 @@ class Kernels:
 
     def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """rows weightᵀ + bias, no gradient: (…, in), (out, in), (out,) -> (…, out). The weight may be a transposed view."""
-        if self.take(rows, weight):
-            found: Tensor = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), weight, bias, "none", [], "")
-            return found
-        return F.linear(rows, weight, bias)
+        return _by_onednn(rows, weight, bias) if self.take(rows, weight) else F.linear(rows, weight, bias)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`torch.nn.functional.linear`; by oneDNN only where weight and bias are frozen."""
@@ -73,14 +72,33 @@ class Kernels:
         return y
 
 
+def filled_up(rows: int) -> int:
+    """So many rows are computed in place of ``rows``: eight sizes between a power of two and the next.
+
+    oneDNN makes a kernel for each number of rows, which takes as long as a small product, and buffers of ever other sizes leave
+    memory in pieces: a gigabyte after a thousand sizes. Small inputs (below `LARGE`) are left as they are.
+    """
+    step = max(LEAST_STEP, 1 << max(0, rows.bit_length() - 4))
+    return -(-rows // step) * step
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    count, whole = len(rows), filled_up(len(rows))
+    if whole > count and rows.numel() >= LARGE:
+        rows, given = rows.new_empty(whole, rows.shape[1]), rows
+        rows[:count], rows[count:] = given, 0
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), weight, bias, "none", [], "")
+    return y.resize_(*x.shape[:-1], y.shape[1])  # not a view, which could not be changed in place, as timm's BEiT does
+
+
 class _Linear(torch.autograd.Function):
     """A frozen linear layer by oneDNN; its gradient is one too, so that it can be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
-        return found
+        return _by_onednn(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, None, None]:

@@ -12,11 +12,11 @@ from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings, settings_from
 
-WIDE, CLASSES, RANK = 64, 3, 2  # wide enough for the product that `KERNELS` would give to oneDNN
+WIDE, CLASSES, RANK = 96, 3, 2  # wide enough for the product that `KERNELS` would give to oneDNN
 
 
 def of_two_layers(records: int, device: str = "cpu") -> Traced:
-    """A pass over Linear(64, 64), ReLU, Linear(64, 3) with LoRA on the first."""
+    """A pass over Linear(96, 96), ReLU, Linear(96, 3) with LoRA on the first."""
     with torch.device(device):
         net = torch.nn.Sequential(torch.nn.Linear(WIDE, WIDE), torch.nn.ReLU(), torch.nn.Linear(WIDE, CLASSES))
     net.requires_grad_(False)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lalora_flwr.gradients.products import SMALLEST, Kernels
+from lalora_flwr.gradients.products import LEAST_STEP, SMALLEST, Kernels, filled_up
 
 ONEDNN, TORCH = Kernels(onednn=True), Kernels(onednn=False)
 
@@ -21,8 +21,8 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=3),
-    st.integers(64, 130),
-    st.integers(64, 130),
+    st.integers(96, 130),
+    st.integers(96, 130),
     st.booleans(),
     st.integers(0, 9),
 )
@@ -45,14 +45,30 @@ def test_the_same_layer_slopes_and_slopes_of_slopes(leading: list[int], inner: i
 
 
 def test_rows_that_do_not_lie_together() -> None:
-    rows, weight = torch.randn(80, 6).t(), torch.randn(70, 80)
+    rows, weight = torch.randn(100, 6).t(), torch.randn(95, 100)
     assert close(ONEDNN.product(rows, weight), F.linear(rows, weight))
-    spread = torch.randn(1, 80).expand(5, 80)
+    spread = torch.randn(1, 100).expand(5, 100)
     assert close(ONEDNN.linear(spread, weight), F.linear(spread, weight))
 
 
+@given(st.integers(1, 10**6))
+def test_few_sizes_and_little_more_than_was_asked(rows: int) -> None:
+    whole = filled_up(rows)
+    assert rows <= whole <= max(rows + LEAST_STEP - 1, rows * 9 / 8) and filled_up(whole) == whole
+    assert len({filled_up(n) for n in range(1024, 2048)}) <= 9
+
+
+def test_a_layers_output_can_be_changed_in_place() -> None:
+    x, weight = torch.randn(3, 5, 96, requires_grad=True), torch.randn(96, 96)
+    y = ONEDNN.linear(x, weight)
+    assert y.is_contiguous() and not y._is_view()
+    y[:, 0] += 1
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert close(slope, weight.sum(0).expand(3, 5, 96))
+
+
 def test_left_to_pytorch() -> None:
-    large, rows = torch.randn(64, 64), torch.randn(3, 64)
+    large, rows = torch.randn(96, 96), torch.randn(3, 96)
     assert large.numel() == SMALLEST and ONEDNN.take(rows, large) and not TORCH.take(rows, large)
     assert not ONEDNN.take(rows, large[:-1])
     assert not ONEDNN.take(rows[:0], large)
@@ -63,7 +79,7 @@ def test_left_to_pytorch() -> None:
 
 @pytest.mark.parametrize("what", ["weight", "bias"])
 def test_a_trained_layer_gets_its_gradient(what: str) -> None:
-    weight, bias, x = torch.randn(64, 64), torch.randn(64), torch.randn(3, 64)
+    weight, bias, x = torch.randn(96, 96), torch.randn(96), torch.randn(3, 96)
     trained = (weight if what == "weight" else bias).requires_grad_()
     (found,) = torch.autograd.grad(ONEDNN.linear(x, weight, bias).square().sum(), trained)
     (wanted,) = torch.autograd.grad(F.linear(x, weight, bias).square().sum(), trained)
