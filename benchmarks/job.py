@@ -160,7 +160,7 @@ class LocalTraining:
     """A site's K steps, in place: this package's gradients, clip and noise in float32, and no more. Peers call the same."""
 
     def __init__(self, job: Job) -> None:
-        KERNELS.onednn = False  # PyTorch's own choice, as in any loop by hand
+        KERNELS.onednn = frozenset()  # PyTorch's own choice, as in any loop by hand
         self.job, self.data = job, made_up(job)
         self.learner: Learner = ModelStore().learner(settings_of(job, "unused"))
         self.adapter = self.learner.adapter

@@ -1,15 +1,17 @@
-"""Products of many rows with frozen weights, by the faster of the two libraries that PyTorch carries.
+"""Products of many rows with frozen weights, by the faster of the two libraries that PyTorch carries, and in few sizes.
 
 PyTorch multiplies float32 matrices on x86 with Intel's MKL. On AMD's processors MKL keeps to vectors of 256 bits; oneDNN, which
 PyTorch has for convolutions and bfloat16, uses those of 512 bits where a processor has them, and a float32 product then takes
 less than half the time on one that computes with them whole (Zen 5; `docs/engine.md` has numbers). Both sum in float32.
+
+oneDNN makes a kernel for each number of rows, which takes as long as a small product, and ever other sizes of its buffers leave
+memory in pieces: a gigabyte after a thousand sizes. Batches drawn at random and texts of all lengths have as many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,29 +23,32 @@ LEAST_STEP = 8  # rows
 LARGE = 1 << 15  # numbers of an input from which on its buffers matter, and filling it up costs next to nothing
 
 
-@cache
-def onednn_pays() -> bool:
-    """Whether this processor multiplies float32 matrices faster with oneDNN: AMD's with 512-bit vectors."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
-        return False
-    processor = torch.cpu.get_capabilities()
-    return bool(processor.get("avx512_f")) and str(processor.get("cpu_name", "")).startswith("AMD")
+def for_onednn() -> frozenset[torch.dtype]:
+    """What this processor multiplies best with oneDNN: bfloat16 if it can, and float32 if it is AMD's with 512-bit vectors."""
+    found: set[torch.dtype] = set()
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        processor = torch.cpu.get_capabilities()
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            found.add(torch.bfloat16)
+        if processor.get("avx512_f") and str(processor.get("cpu_name", "")).startswith("AMD"):
+            found.add(torch.float32)
+    return frozenset(found)
 
 
 class Kernels:
     """Which library computes the products of this process.
 
     Attributes:
-        onednn: oneDNN, where a product is in float32, on the CPU and large enough; else whatever PyTorch takes.
+        onednn: precisions in which oneDNN does, where a product is on the CPU and large enough; else whatever PyTorch takes.
     """
 
-    def __init__(self, onednn: bool) -> None:
+    def __init__(self, onednn: frozenset[torch.dtype]) -> None:
         self.onednn = onednn
 
     @contextmanager
     def left_to_pytorch(self) -> Iterator[None]:
         """All products by PyTorch's own choice."""
-        before, self.onednn = self.onednn, False
+        before, self.onednn = self.onednn, frozenset()
         try:
             yield
         finally:
@@ -52,10 +57,10 @@ class Kernels:
     def take(self, rows: Tensor, weight: Tensor) -> bool:
         """Whether oneDNN computes this product: not by how many rows there are, which must not change a record's gradient."""
         return (
-            self.onednn
+            weight.dtype in self.onednn
+            and rows.dtype == weight.dtype
             and weight.numel() >= SMALLEST
             and rows.numel() > 0
-            and rows.dtype == weight.dtype == torch.float32
             and rows.device.type == "cpu"
         )
 
@@ -73,11 +78,7 @@ class Kernels:
 
 
 def filled_up(rows: int) -> int:
-    """So many rows are computed in place of ``rows``: eight sizes between a power of two and the next.
-
-    oneDNN makes a kernel for each number of rows, which takes as long as a small product, and buffers of ever other sizes leave
-    memory in pieces: a gigabyte after a thousand sizes. Small inputs (below `LARGE`) are left as they are.
-    """
+    """So many rows are computed in place of ``rows`` of a large input: eight sizes between a power of two and the next."""
     step = max(LEAST_STEP, 1 << max(0, rows.bit_length() - 4))
     return -(-rows // step) * step
 
@@ -107,4 +108,4 @@ class _Linear(torch.autograd.Function):
         return _Linear.apply(outputs[0], ctx.saved_tensors[0].t(), None), None, None
 
 
-KERNELS = Kernels(onednn_pays())
+KERNELS = Kernels(for_onednn())

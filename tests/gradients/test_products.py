@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lalora_flwr.gradients.products import LEAST_STEP, SMALLEST, Kernels, filled_up
+from lalora_flwr.gradients.products import LEAST_STEP, SMALLEST, Kernels, filled_up, for_onednn
 
-ONEDNN, TORCH = Kernels(onednn=True), Kernels(onednn=False)
+ONEDNN, TORCH = Kernels(frozenset({torch.float32})), Kernels(frozenset())
 
 
 def close(found: Tensor, wanted: Tensor) -> bool:
@@ -58,6 +58,18 @@ def test_few_sizes_and_little_more_than_was_asked(rows: int) -> None:
     assert len({filled_up(n) for n in range(1024, 2048)}) <= 9
 
 
+@pytest.mark.skipif(torch.bfloat16 not in for_onednn(), reason="this processor does not compute in bfloat16")
+def test_bfloat16_is_computed_as_before() -> None:
+    kernels = Kernels(frozenset({torch.bfloat16}))
+    x, weight, bias = torch.randn(3, 137, 96), torch.randn(120, 96).bfloat16(), torch.randn(120).bfloat16()
+    found, wanted = (value.bfloat16().requires_grad_() for value in (x, x))
+    assert kernels.take(found, weight) and not kernels.take(x, weight.float())
+    for y, z in ((kernels.linear(found, weight, bias), F.linear(wanted, weight, bias)),):
+        assert y.dtype == torch.bfloat16 and torch.allclose(y, z, rtol=0.02, atol=0.1)
+        slopes = torch.autograd.grad(y.float().sum(), found)[0], torch.autograd.grad(z.float().sum(), wanted)[0]
+        assert torch.allclose(*slopes, rtol=0.02, atol=0.1)
+
+
 def test_a_layers_output_can_be_changed_in_place() -> None:
     x, weight = torch.randn(3, 5, 96, requires_grad=True), torch.randn(96, 96)
     y = ONEDNN.linear(x, weight)
@@ -74,6 +86,7 @@ def test_left_to_pytorch() -> None:
     assert not ONEDNN.take(rows[:0], large)
     assert not ONEDNN.take(rows.double(), large.double())
     assert not ONEDNN.take(rows.bfloat16(), large.bfloat16())
+    assert not ONEDNN.take(rows.bfloat16(), large)
     assert not ONEDNN.take(rows.to("meta"), large.to("meta"))
 
 
