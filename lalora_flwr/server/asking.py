@@ -21,6 +21,7 @@ from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.site_count import Asked
 from lalora_flwr.server.stopping import stop_on_dead_worker, stop_on_failures
 from lalora_flwr.settings import Settings
+from lalora_flwr.site.own_part import digest_of
 from lalora_flwr.wire.orders import ARRAYS
 from lalora_flwr.wire.public import Public
 from lalora_flwr.wire.replies import read_counters, read_memory
@@ -42,7 +43,8 @@ class Asking:
     Attributes:
         nodes: node ids of those that were asked last.
         report: of the round.
-        memory: of virtual sites' filters, which forget everything between rounds.
+        memory: of virtual sites, which forget everything between rounds: their filters', and the slots that stay with them.
+        merged: digests of real sites' last replies that were merged, by which they know what stayed with them.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Asking:
         self.nodes: list[int] = []
         self.report = RoundReport(0)
         self.memory: dict[int, ArrayRecord] = {}
+        self.merged: dict[int, str] = {}
         self._adapter: Mapping[str, Tensor] = {}
         self._directive: Public = {}
         self._grid: Grid | None = None
@@ -109,9 +112,9 @@ class Asking:
         )
         messages = []
         for node, profile in zip(nodes, profiles, strict=True):
-            memory = self.memory.get(profile.site, ArrayRecord()) if self._carries_memory else None
             counted = self._counts.steps_of(profile.site), self._counts.steps_before(profile.site)
-            message, size = self._conversation.order(node, profile, counted, memory)
+            site = profile.site
+            message, size = self._conversation.order(node, profile, counted, self.memory_of(site), self.merged.get(site, ""))
             self.report.bytes_down += size
             messages.append(message)
         for profile in profiles:
@@ -121,6 +124,10 @@ class Asking:
                 count.add_share(Attempt.of(words).share)
         self.say_who_is_asked()
         return messages
+
+    def memory_of(self, site: int) -> ArrayRecord | None:
+        """What goes to a virtual site of its memory; None to a real one, or where there is none."""
+        return self.memory.get(site, ArrayRecord()) if self._carries_memory else None
 
     def say_who_is_asked(self) -> None:
         if self._counts.real:
@@ -216,5 +223,7 @@ class Asking:
             return None
         if self._carries_memory:
             self.memory[site] = read_memory(content)
+        elif self._method.travel.keeps:
+            self.merged[site] = digest_of(packed)
         report.served.append(site)
         return packed

@@ -65,7 +65,7 @@ class _View:
         held: the slots, of their shapes.
         start: all that the sites start from.
         sent: what travels to them.
-        digest: of the start.
+        digest: of the start, without what stays at the sites.
         trained: the slots that train in the round.
         up: shapes of the arrays that come back.
     """
@@ -115,20 +115,27 @@ class Conversation:
         if key not in self._views:
             turn = self._method.turn(held, self.exchange.server_round, steps, self.directive, profile)
             start = {name: corner(self._adapter[name], slot) for name, slot in held.items()}
+            kept = self._method.travel.kept(held)
             sent = to_arrays({name: start[name] for name in self._method.travel.down(turn)})
             up = {name: held[name].shape for name in self._method.travel.up(turn)}
-            self._views[key] = _View(held, start, sent, digest(start), turn.trained, up)
+            self._views[key] = _View(
+                held, start, sent, digest({n: v for n, v in start.items() if n not in kept}), turn.trained, up
+            )
         return self._views[key]
 
-    def order(self, node: int, profile: Profile, counted: tuple[int, int], memory: ArrayRecord | None) -> tuple[Message, int]:
+    def order(
+        self, node: int, profile: Profile, counted: tuple[int, int], memory: ArrayRecord | None, own: str = ""
+    ) -> tuple[Message, int]:
         """The training message of a site, and the bytes of the adapter in it.
 
-        ``counted``: its steps so far, and how many of them were for a ridge head.
+        Args:
+            node, profile: of the site.
+            counted: its steps so far, and how many of them were for a ridge head.
+            memory: a virtual site's; None: it has none.
+            own: digest of its last reply that was merged, where slots stay at the sites.
         """
-        view = self._view(profile)
-        order = TrainOrder(
-            self.exchange.server_round, view.digest, self._model_digest, *counted, self.directive, self.exchange.words
-        )
+        view, now = self._view(profile), self.exchange
+        order = TrainOrder(now.server_round, view.digest, self._model_digest, *counted, self.directive, now.words, own)
         content = RecordDict({ARRAYS: view.sent, CONFIG: order.to_record()})
         if memory is not None:
             content[MEMORY] = memory
@@ -177,10 +184,18 @@ class Conversation:
 
 
 def evaluation(
-    method: Method, layout: Layout, adapter: Mapping[str, Tensor], order: EvaluateOrder, node: int, profile: Profile
+    method: Method,
+    layout: Layout,
+    adapter: Mapping[str, Tensor],
+    order: EvaluateOrder,
+    node: int,
+    profile: Profile,
+    memory: ArrayRecord | None,
 ) -> tuple[Message, int]:
-    """The evaluation message of a site, and the bytes of the adapter in it."""
+    """The evaluation message of a site, and the bytes of the adapter in it; ``memory`` as in training."""
     held = method.travel.held(layout, profile)
     sent = to_arrays({name: corner(adapter[name], held[name]) for name in method.travel.down(method.at_rest(held))})
     content = RecordDict({ARRAYS: sent, CONFIG: order.to_record()})
+    if memory is not None:
+        content[MEMORY] = memory
     return Message(content, dst_node_id=node, message_type=MessageType.EVALUATE), num_bytes(sent)

@@ -81,7 +81,9 @@ class FederatedStrategy(Strategy):
         """What `restore` needs besides `tensors`, as plain JSON. Draws follow from the round, so there is no random state."""
         merge = {"directive": dict(self._directive), "memory": dict(self._memory.notes)}
         weight = self._average.state()[0] if self._average else 0.0
-        return {"left": sorted(self.roster.left), "counts": self.counts.state(), "merge": merge, "average": weight}
+        merged = {str(site): digest for site, digest in self._asking.merged.items()}
+        more = {"merged": merged} if merged else {}
+        return {"left": sorted(self.roster.left), "counts": self.counts.state(), "merge": merge, "average": weight, **more}
 
     def tensors(self) -> dict[str, Tensor]:
         """What merges, the average, the server's step and virtual sites' filters remember."""
@@ -113,6 +115,7 @@ class FederatedStrategy(Strategy):
         self.done = server_round
         self.roster.left = set(state.get("left", ()))
         self.counts.restore(state.get("counts", {}), asked)
+        self._asking.merged = {int(site): digest for site, digest in state.get("merged", {}).items()}
         if merge := state.get("merge"):
             own = {name.partition("/")[2]: value.numpy() for name, value in tensors.items() if name.startswith(f"{MERGE}/")}
             self._directive, self._memory = merge["directive"], Memory(merge["memory"], own)
@@ -208,6 +211,11 @@ class FederatedStrategy(Strategy):
         log.info("round %d: %d of %d updates scaled down, the longest from %.4g", server_round, long, len(norms), max(norms))
         return together(kept)
 
+    @property
+    def memories(self) -> Mapping[int, ArrayRecord]:
+        """What virtual sites keep from round to round, by number."""
+        return self._asking.memory
+
     def averaged(self) -> dict[str, Tensor]:
         """The average of the released adapters; empty if the run takes none, or before its first round."""
         return {name: torch.from_numpy(value) for name, value in self._average.value().items()} if self._average else {}
@@ -217,11 +225,13 @@ class FederatedStrategy(Strategy):
         server_round += self.done
         if not self._settings.evaluate_sites or not self._settings.evaluates_after(server_round):
             return []
-        order = EvaluateOrder(server_round, self._model_digest)
         adapter = self.averaged() or to_tensors(arrays)  # the one that the server evaluates and the run saves
         messages = []
         for node in self._asking.nodes:
-            message, size = evaluation(self._method, self._layout, adapter, order, node, self.roster.profile(node))
+            profile, asking = self.roster.profile(node), self._asking
+            order = EvaluateOrder(server_round, self._model_digest, asking.merged.get(profile.site, ""))
+            memory = asking.memory_of(profile.site) if self._method.travel.keeps else None
+            message, size = evaluation(self._method, self._layout, adapter, order, node, profile, memory)
             self._asking.report.bytes_down += size
             messages.append(message)
         for node in self._asking.nodes:
