@@ -15,8 +15,22 @@ and a B_i without noise would let records out by way of A. So (A_i, B_i) of all 
 released is A; ε holds against whoever gets to see B as well, and that B stays at the site is not counted in its favour.
 """
 
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.methods.travel import SHARE_A
+from lalora_flwr.settings import Settings
 
-METHOD = Method(schedule=BOTH, travel=SHARE_A)
+
+class FedSA(Method):
+    """The method, whose name is an owner's reason to believe that B stays."""
+
+    def check(self, settings: Settings) -> None:
+        super().check(settings)
+        if settings.merge.travel not in ("auto", "share-a"):
+            raise ConfigError(
+                f"merge.travel = {settings.merge.travel!r}: must be 'auto' for strategy = 'fedsa-lora', which shares A alone"
+            )
+
+
+METHOD = FedSA(schedule=BOTH, travel=SHARE_A)

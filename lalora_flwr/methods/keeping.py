@@ -26,8 +26,8 @@ def check_keeps(method: Method, settings: Settings) -> None:
     stays = " and ".join(sorted(keeps - {HEAD}))
     if settings.shares_noise:
         raise ConfigError(
-            f"trust = 'secure-sum': {stays} would stay at a site with its own share of the noise alone, which is too little; take "
-            "own-noise"
+            f"trust = 'secure-sum': {stays} would stay at a site with its own share of the noise alone, which is too little; "
+            "take own-noise"
         )
     if settings.server_steps:
         raise ConfigError(f"train.step-at = 'server': {stays} stays at the sites, where its step has to be taken; take site")

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lalora_flwr.adapter.slots import Layout, digest
 from lalora_flwr.ground.errors import SiteRefusal
-from lalora_flwr.ground.files import expanded, replace_file, sync_folder
+from lalora_flwr.ground.files import check_place, expanded, replace_file, sync_folder
 from lalora_flwr.ledger.caps import Caps
 from lalora_flwr.settings import Kind, Settings, flatten, keys_of
 
@@ -114,7 +114,7 @@ class OwnPart:
             for folder in (self._all, self._folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
                 sync_folder(folder.parent)
-            replace_file(self._folder / "writable", "", durable=False)
+            check_place(self._folder / "state")
         except OSError as error:
             log.error("%s: %s", self._folder, error.strerror or error)
             raise SiteRefusal(UNWRITABLE) from None
