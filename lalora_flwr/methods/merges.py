@@ -194,6 +194,11 @@ def num_cut(updates: int, trim: float) -> int:
     return min(math.floor(updates * trim + 1e-9), (updates - 1) // 2)
 
 
+def length_of(tensors: Tensors) -> float:
+    """The L2 norm of all of them together."""
+    return math.sqrt(sum(float(np.square(value, dtype=np.float64).sum()) for value in tensors.values()))
+
+
 def bounded(update: Tensors, sent: Tensors, largest: float) -> tuple[Tensors, float]:
     """An update whose distance from what the site was sent is at most ``largest``.
 
@@ -206,7 +211,7 @@ def bounded(update: Tensors, sent: Tensors, largest: float) -> tuple[Tensors, fl
         The update itself if it is within the bound, else the point on the way to it that is (float64); and the norm.
     """
     moved = {name: value.astype(np.float64) - sent[name] for name, value in update.items()}
-    norm = math.sqrt(sum(float(np.square(difference).sum()) for difference in moved.values()))
+    norm = length_of(moved)
     if norm <= largest:
         return update, norm
     return {name: sent[name] + difference * (largest / norm) for name, difference in moved.items()}, norm

@@ -215,9 +215,9 @@ class Asking:
         report.bytes_up += sum(num_bytes(arrays) for name, arrays in content.array_records.items() if name == ARRAYS)
         self._counts.of(site).heard = True  # a reply that is rejected was released all the same
         try:
-            self._counts.check(site, read_counters(content))
+            self._counts.check(site, counters := read_counters(content))
             profile = self._roster.profile(reply.metadata.src_node_id)
-            packed = self.conversation.read(content, profile, memory=self._carries_memory)
+            packed = self.conversation.read(content, profile, counters, memory=self._carries_memory)
         except BadReply as problem:
             report.failed[site] = f"reply rejected: {problem}"
             return None

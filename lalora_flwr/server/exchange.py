@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lalora_flwr.adapter.slots import Layout, Mask, corner, digest
-from lalora_flwr.methods.method import Method
+from lalora_flwr.methods.merges import length_of
+from lalora_flwr.methods.method import Method, served_by
 from lalora_flwr.methods.transport import Exchange, Packed
+from lalora_flwr.server.longest import Sends, longest_update
 from lalora_flwr.server.round_signals import Signals
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.orders import ARRAYS, CONFIG, MEMORY, EvaluateOrder, TrainOrder
 from lalora_flwr.wire.profile import Profile
 from lalora_flwr.wire.public import Public
-from lalora_flwr.wire.replies import read_arrays
+from lalora_flwr.wire.replies import Counters, read_arrays
 from lalora_flwr.wire.tensors import BadReply, num_bytes, to_arrays
 
 log = logging.getLogger("lalora_flwr.server")
@@ -141,20 +143,43 @@ class Conversation:
             content[MEMORY] = memory
         return Message(content, dst_node_id=node, message_type=MessageType.TRAIN), num_bytes(view.sent)
 
-    def read(self, content: RecordDict, profile: Profile, *, memory: bool) -> Packed:
+    def read(self, content: RecordDict, profile: Profile, counters: Counters, *, memory: bool) -> Packed:
         """The arrays of a reply, if they are what the site had to send.
+
+        Args:
+            content: of the reply.
+            profile: of the site.
+            counters: of the reply, checked.
+            memory: whether a virtual site's memory has to come with them.
 
         Raises:
             BadReply: naming what is wrong.
         """
         view, transport = self._view(profile), self._method.transport
         packed = read_arrays(content, view.up, transport.dtype, transport.check, memory=memory)
+        if transport.hides_updates:
+            return packed
         if self._method.server_steps:
-            if not transport.hides_updates and self._settings.private:
+            if self._settings.private:
                 self._check_noise(packed)
-        elif not transport.hides_updates:
+        else:
             self._check_moves(view, packed)
+        self._check_length(view, packed, profile, counters)
         return packed
+
+    def _check_length(self, view: _View, packed: Packed, profile: Profile, counters: Counters) -> None:
+        """
+        Raises:
+            BadReply: the update is longer than any honest one.
+        """
+        method, settings, start = self._method, self._settings, self.sent(profile)
+        masks = method.masks(view.held, self.exchange.server_round, settings.train.local_steps, self.directive, profile)
+        own = frozenset(packed)
+        sends = Sends(self._layout, view.held, [mask & own for mask in masks], length_of({n: start[n] for n in own}))
+        most = longest_update(served_by(settings, profile), method, sends, counters)
+        length = length_of({name: np.asarray(value, np.float64) - start[name] for name, value in packed.items()})
+        if not length <= most:
+            raise BadReply(f"its update is {length:.4g} long, above {most:.4g}, which clip, noise, rate and steps allow")
 
     def _check_noise(self, packed: Packed) -> None:
         """
