@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
@@ -146,7 +146,7 @@ class Asking:
         good, nodes = self._read_all(replies)
         spoilt = 0
         while True:
-            self._check_enough(good)
+            self._check_enough(len(good))
             try:
                 return self._method.transport.unpack(good, self.conversation.exchange), nodes
             except BadReply as problem:
@@ -170,7 +170,18 @@ class Asking:
         assert self._grid is not None
         return self._read_all(self._grid.send_and_receive(self._ask(able, 1 + report.repeats), timeout=patience(self._settings)))
 
-    def _check_enough(self, good: Mapping[int, Packed]) -> None:
+    def leave_out(self, site: int, reason: str) -> None:
+        """Take a site that was heard out of the round, as if its reply had been rejected.
+
+        Raises:
+            RunFailed: as `heard`, for lack of sites.
+        """
+        before = frozenset(self.report.failed)
+        self.report.served.remove(site)
+        self.report.failed[site] = f"reply rejected: {reason}"
+        self._check_enough(len(self.report.served), before)
+
+    def _check_enough(self, good: int, said: Collection[int] = ()) -> None:
         """
         Raises:
             RunFailed: as `heard`.
@@ -178,10 +189,10 @@ class Asking:
         report, merge = self.report, self._method.merge
         if not self._counts.real:  # there is no worker in a real federation, whatever a site says
             stop_on_dead_worker(report)
-        stop_on_failures(report, len(self.nodes), self._settings)
-        if len(good) < (needed := merge.least_updates(self._settings.merge)):
+        stop_on_failures(report, len(self.nodes), self._settings, said)
+        if good < (needed := merge.least_updates(self._settings.merge)):
             raise RunFailed(
-                f"round {report.server_round}: {len(good)} good replies, but merge.name = {merge.name!r} needs {needed}; "
+                f"round {report.server_round}: {good} good replies, but merge.name = {merge.name!r} needs {needed}; "
                 "let more sites take part, or choose another merge"
             )
 

@@ -6,8 +6,8 @@
     K steps of AdamW             η K 7.3 √d
     weight decay λ, from w       (the above + ηcKλ ‖w‖) exp(ηcKλ)
 
-C: clip norm;  b: expected batch;  ν = σC / b;  c = 1 / (1 - momentum);  f: what the filter stretches;  p: parts, whose filters
-remember other steps. M(K) b is the most records that K steps draw, and L the most that normal draws are long together, but for a
+C: clip norm;  b: expected batch;  ν = σC / b;  c = 1 + μ + … + μ^(K-1) of the momentum μ;  f: what the filter stretches;  p:
+parts, whose filters remember other steps. M(K) b is the most records that K steps draw, and L the most that normal draws are long together, but for a
 chance e^-t = 10⁻⁹ each, so that an honest site is not left out once in 10⁸ rounds:
 
     M(K) b = m + √(2 m t) + t/3  with  m = 2Kb  (Bennett's inequality for Poisson draws; twice the records declared)
@@ -98,7 +98,7 @@ def longest_update(settings: Settings, method: Method, sends: Sends, counters: C
     widest = max(_size(sends.held, mask) for mask in masks)
     if method.server_steps:
         return ROUNDING * gradients(1, {1.0: widest})
-    longer = 1 / (1 - train.momentum)
+    longer = (1 - train.momentum**steps) / (1 - train.momentum)
     if train.optimizer == "adamw":
         length, longer = rate * steps * ADAMW * math.sqrt(widest), 1.0
     elif method.filter is NONE:
