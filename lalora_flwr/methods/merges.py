@@ -89,6 +89,7 @@ class Merge:
         needs_parts: the parts of slots that it combines in a way of their own.
         moves_frozen: whether it changes slots that do not train, so that all must go down.
         steers: whether its directives say what trains.
+        robust: whether a minority of updates, however long, leaves the result between what the others say.
     """
 
     name: str = ""
@@ -99,6 +100,7 @@ class Merge:
     moves_frozen: bool = False
     takes_parts: bool = False
     steers: bool = False
+    robust: bool = False
 
     def least_updates(self, settings: MergeSettings) -> int:
         """With fewer updates in a round the run stops."""
@@ -142,7 +144,7 @@ class Median(Merge):
     """
 
     name = "median"
-    takes_gradients = True
+    takes_gradients = robust = True
 
     def least_updates(self, settings: MergeSettings) -> int:
         return 3
@@ -159,7 +161,7 @@ class TrimmedMean(Merge):
     """
 
     name = "trimmed-mean"
-    takes_gradients = True
+    takes_gradients = robust = True
 
     def least_updates(self, settings: MergeSettings) -> int:
         return max(3, math.ceil(min(1 / settings.trim, 1e9) - 1e-9))

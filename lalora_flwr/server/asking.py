@@ -170,6 +170,20 @@ class Asking:
         assert self._grid is not None
         return self._read_all(self._grid.send_and_receive(self._ask(able, 1 + report.repeats), timeout=patience(self._settings)))
 
+    def _bear(self, site: int, reason: str) -> None:
+        """Let an update that is too long pass where none is to spare, and the merge cannot be moved far by it.
+
+        Raises:
+            BadReply: otherwise.
+        """
+        merge = self._method.merge
+        if not (merge.robust and len(self.nodes) <= merge.least_updates(self._settings.merge)):
+            raise BadReply(reason)
+        log.warning(
+            "round %d: site %d stays, as merge.name = %r needs all and bears it (%s)",
+            *(self.report.server_round, site, merge.name, reason),
+        )
+
     def leave_out(self, site: int, reason: str) -> None:
         """Take a site that was heard out of the round, as if its reply had been rejected.
 
@@ -228,7 +242,9 @@ class Asking:
         try:
             self._counts.check(site, counters := read_counters(content))
             profile = self._roster.profile(reply.metadata.src_node_id)
-            packed = self.conversation.read(content, profile, counters, memory=self._carries_memory)
+            packed = self.conversation.read(content, profile, memory=self._carries_memory)
+            if long := self.conversation.too_long(packed, profile, counters):
+                self._bear(site, long)
         except BadReply as problem:
             report.failed[site] = f"reply rejected: {problem}"
             return None

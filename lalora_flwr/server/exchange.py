@@ -143,14 +143,8 @@ class Conversation:
             content[MEMORY] = memory
         return Message(content, dst_node_id=node, message_type=MessageType.TRAIN), num_bytes(view.sent)
 
-    def read(self, content: RecordDict, profile: Profile, counters: Counters, *, memory: bool) -> Packed:
+    def read(self, content: RecordDict, profile: Profile, *, memory: bool) -> Packed:
         """The arrays of a reply, if they are what the site had to send.
-
-        Args:
-            content: of the reply.
-            profile: of the site.
-            counters: of the reply, checked.
-            memory: whether a virtual site's memory has to come with them.
 
         Raises:
             BadReply: naming what is wrong.
@@ -164,22 +158,27 @@ class Conversation:
                 self._check_noise(packed)
         else:
             self._check_moves(view, packed)
-        self._check_length(view, packed, profile, counters)
         return packed
 
-    def _check_length(self, view: _View, packed: Packed, profile: Profile, counters: Counters) -> None:
+    def too_long(self, packed: Packed, profile: Profile, counters: Counters) -> str:
+        """How an update is longer than any honest one; empty if it is not, or if the transport hides it.
+
+        Args:
+            packed: what `read` gave.
+            profile: of the site.
+            counters: of its reply, checked.
         """
-        Raises:
-            BadReply: the update is longer than any honest one.
-        """
-        method, settings, start = self._method, self._settings, self.sent(profile)
+        if self._method.transport.hides_updates:
+            return ""
+        view, start, method, settings = self._view(profile), self.sent(profile), self._method, self._settings
         masks = method.masks(view.held, self.exchange.server_round, settings.train.local_steps, self.directive, profile)
         own = frozenset(packed)
         sends = Sends(self._layout, view.held, [mask & own for mask in masks], length_of({n: start[n] for n in own}))
         most = longest_update(served_by(settings, profile), method, sends, counters)
         length = length_of({name: np.asarray(value, np.float64) - start[name] for name, value in packed.items()})
-        if not length <= most:
-            raise BadReply(f"its update is {length:.4g} long, above {most:.4g}, which clip, noise, rate and steps allow")
+        if length <= most:
+            return ""
+        return f"its update is {length:.4g} long, above {most:.4g}, which clip, noise, rate and steps allow"
 
     def _check_noise(self, packed: Packed) -> None:
         """

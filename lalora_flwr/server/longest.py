@@ -6,8 +6,8 @@
     K steps of AdamW             η K 7.3 √d
     weight decay λ, from w       (the above + ηcKλ ‖w‖) exp(ηcKλ)
 
-C: clip norm;  b: expected batch;  ν = σC / b;  c = 1 + μ + … + μ^(K-1) of the momentum μ;  f: what the filter stretches;  p: parts,
-whose filters remember other steps. M(K) b is the most records that K steps draw, and L the most that normal draws are long
+C: clip norm;  b: expected batch;  ν = σC / b;  c = 1 + μ + … + μ^(K-1) of the momentum μ;  f: what the filter stretches;  p:
+parts, whose filters remember other steps. M(K) b is the most records that K steps draw, and L the most that normal draws are long
 together, but for a chance of e^-t = 10⁻⁹ each, so that an honest site is not left out once in 10⁸ rounds:
 
     M(K) b = m + √(2 m t) + t/3  with  m = 2Kb  (Bennett's inequality for Poisson draws; twice the records declared)
