@@ -178,6 +178,8 @@ def report(folder: Path, console: Console) -> None:
     console.print(f"{name} {_figure(summary.frozen_score)} ({before}) -> {_figure(summary.score)}; {guarantee}")
     if summary.best_round:
         console.print(f"round {summary.best_round} was better on these records, {_figure(summary.best_score)}: kept as best/")
+    if summary.personal:
+        console.print(f"{name} of the sites' own models {_figure(summary.personal.get(summary.metric))}: {summary.personal_is}")
     if summary.started_from:
         console.print("ε leaves out what the earlier adapter cost; sites that trained both have spent both")
     if summary.test_left_out:

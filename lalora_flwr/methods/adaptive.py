@@ -32,6 +32,7 @@ class Adaptive(Filter):
 
     name = "gauss-adaptive"
     remembers = True
+    stretch = 1.0
 
     def __call__(self, slot: Slot, gradient: Tensor, state: State, around: Around) -> Tensor:
         if slot.feature_axis is None or not around.noise:

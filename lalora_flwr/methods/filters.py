@@ -13,6 +13,7 @@ Values of the run-config key ``filter.name``:
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -52,11 +53,14 @@ class Filter:
         keeps: share that is left of the variance of a walk whose steps are white noise, as far as it is known: of any one entry,
             over many more steps than the filter remembers. 1 where it depends on the gradients; the learning rate by rule is
             then no longer than without the filter. 0 where it may be above 1: a run then has to name its rate.
+        stretch: how many times as long as the longest gradient so far a filtered one can be, over all slots of a part together;
+            inf: not known, and the server then has no bound on what a site sends.
     """
 
     name: str = ""
     remembers: bool = False
     keeps: float = 1.0
+    stretch: float = math.inf
 
     def fits(self, layout: Layout) -> None:
         """Check that there is something for it to do.
@@ -103,7 +107,7 @@ class Filter:
 class Nothing(Filter):
     """The gradient as it is."""
 
-    name = "none"
+    name, stretch = "none", 1.0
 
     def __call__(self, slot: Slot, gradient: Tensor, state: State, around: Around) -> Tensor:
         return gradient

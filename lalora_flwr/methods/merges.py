@@ -89,6 +89,7 @@ class Merge:
         needs_parts: the parts of slots that it combines in a way of their own.
         moves_frozen: whether it changes slots that do not train, so that all must go down.
         steers: whether its directives say what trains.
+        robust: whether a minority of updates, however long, leaves the result between what the others say.
     """
 
     name: str = ""
@@ -99,6 +100,7 @@ class Merge:
     moves_frozen: bool = False
     takes_parts: bool = False
     steers: bool = False
+    robust: bool = False
 
     def least_updates(self, settings: MergeSettings) -> int:
         """With fewer updates in a round the run stops."""
@@ -142,7 +144,7 @@ class Median(Merge):
     """
 
     name = "median"
-    takes_gradients = True
+    takes_gradients = robust = True
 
     def least_updates(self, settings: MergeSettings) -> int:
         return 3
@@ -159,7 +161,7 @@ class TrimmedMean(Merge):
     """
 
     name = "trimmed-mean"
-    takes_gradients = True
+    takes_gradients = robust = True
 
     def least_updates(self, settings: MergeSettings) -> int:
         return max(3, math.ceil(min(1 / settings.trim, 1e9) - 1e-9))
@@ -194,6 +196,11 @@ def num_cut(updates: int, trim: float) -> int:
     return min(math.floor(updates * trim + 1e-9), (updates - 1) // 2)
 
 
+def length_of(tensors: Tensors) -> float:
+    """The L2 norm of all of them together."""
+    return math.sqrt(sum(float(np.square(value, dtype=np.float64).sum()) for value in tensors.values()))
+
+
 def bounded(update: Tensors, sent: Tensors, largest: float) -> tuple[Tensors, float]:
     """An update whose distance from what the site was sent is at most ``largest``.
 
@@ -206,7 +213,7 @@ def bounded(update: Tensors, sent: Tensors, largest: float) -> tuple[Tensors, fl
         The update itself if it is within the bound, else the point on the way to it that is (float64); and the norm.
     """
     moved = {name: value.astype(np.float64) - sent[name] for name, value in update.items()}
-    norm = math.sqrt(sum(float(np.square(difference).sum()) for difference in moved.values()))
+    norm = length_of(moved)
     if norm <= largest:
         return update, norm
     return {name: sent[name] + difference * (largest / norm) for name, difference in moved.items()}, norm

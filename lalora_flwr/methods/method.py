@@ -8,6 +8,7 @@ from lalora_flwr.adapter.form import AdapterForm
 from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout, Mask
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.filters import NONE, Filter, filter_of
+from lalora_flwr.methods.keeping import MOST_LOOKED_AT, check_keeps, check_shares
 from lalora_flwr.methods.merges import MEAN, Merge
 from lalora_flwr.methods.schedules import Later, Schedule, schedule_of
 from lalora_flwr.methods.secure_sum import SECURE_SUM
@@ -17,8 +18,6 @@ from lalora_flwr.settings import Settings
 from lalora_flwr.settings.choices import FORMS, MERGES, METHODS, TRAVELS
 from lalora_flwr.wire.profile import Profile
 from lalora_flwr.wire.public import Public
-
-MOST_LOOKED_AT = 1000  # rounds of a schedule
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ class Method:
 
     @property
     def sites_remember(self) -> bool:
-        """Whether sites keep what the filter remembers."""
-        return self.filter.remembers and not self.server_steps
+        """Whether sites keep something from round to round: what the filter remembers, or slots that stay with them."""
+        return (self.filter.remembers and not self.server_steps) or bool(self.travel.keeps)
 
     def masks(self, layout: Layout, server_round: int, local_steps: int, directive: Public, profile: Profile) -> tuple[Mask, ...]:
         """The slots that train at each step of a round at a site that holds ``layout``: the schedule's that the site trains.
@@ -111,6 +110,7 @@ class Method:
         self.schedule.fits(layout)
         self.filter.fits(layout)
         gate, directive = layout.of(self.form_of.gate), self.merge.start(layout)
+        check_shares(self, layout, settings)
         if not self.schedule.accepts(layout, directive):
             raise ConfigError(
                 f"lora.schedule = {self.schedule.text!r}: does not take the directives of merge.name = {self.merge.name!r}; "
@@ -136,6 +136,7 @@ class Method:
         own = self.of(settings)
         name = own.merge.name
         own.form_of.check(own.form, settings)
+        check_keeps(own, settings)
         if parts := own.form_of.parts:
             own.schedule.fits_parts(parts)
             if missing := sorted(own.merge.needs_parts - parts):

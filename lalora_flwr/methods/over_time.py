@@ -37,6 +37,7 @@ class Doppler(Share):
     """
 
     remembers = True
+    stretch = 1.0  # a weighted mean
 
     def __call__(self, slot: Slot, gradient: Tensor, state: State, around: Around) -> Tensor:
         new = (1 - self.share) / 2
@@ -51,6 +52,7 @@ class Disk(Share):
     """DiSK's exponential average of gradients: noise comes out over several steps, as with `Doppler`."""
 
     remembers = True
+    stretch = 1.0  # a weighted mean
 
     def __call__(self, slot: Slot, gradient: Tensor, state: State, around: Around) -> Tensor:
         if MEAN not in state or state[MEAN].shape != gradient.shape:

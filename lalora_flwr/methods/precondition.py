@@ -27,6 +27,7 @@ class Precondition(Filter):
 
     name = "precondition"
     keeps = 0.0
+    stretch = 1 / DAMPING
 
     def fits(self, layout: Layout) -> None:
         if not any(True for _ in factors_of(layout)):

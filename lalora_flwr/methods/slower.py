@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Slower(Share):
     """The filter; what is no lora_A keeps its gradient."""
 
+    stretch = 1.0
+
     def fits(self, layout: Layout) -> None:
         if not layout.of(LORA_A):
             raise ConfigError(f"filter.name = {self.name!r}: the form has no lora_A; choose another filter")

@@ -40,6 +40,8 @@ class Gauss(Filter):
     keep a little more or less.
     """
 
+    stretch = 1.0  # rows and columns of its matrix are positive and sum to 1
+
     def __init__(self, name: str, width: int) -> None:
         """
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lalora_flwr.adapter.slots import Layout, Mask
+from lalora_flwr.adapter.slots import HEAD, LORA_B, Layout, Mask
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.wire.profile import PRECISIONS, Profile
 
@@ -27,16 +27,22 @@ class Turn:
 class Travel:
     """What a site holds, gets and sends.
 
-    A slot that does not travel down must be one that every site can derive: it never trains, and the seed draws it. The site
-    checks by digest that it starts where the server means it to.
+    A slot that does not travel down must be one that every site can derive, since it never trains and the seed draws it, or one
+    that stays at the site. The site checks by digest that it starts where the server means it to, as far as the server knows.
 
     Attributes:
-        brings_all: whether every slot goes down, those that never train among them.
+        brings_all: whether every slot goes down that does not stay at the sites, those that never train among them.
         takes_profiles: whether sites differ by what their profiles say.
+        keeps: parts whose slots stay at the sites: each site has values of its own, from its first round to its last.
     """
 
     brings_all: bool = True
     takes_profiles: bool = False
+    keeps: frozenset[str] = frozenset()
+
+    def kept(self, layout: Layout) -> Mask:
+        """The slots that stay at the site. None of them goes down or comes up."""
+        return layout.of(*self.keeps)
 
     def check(self, profile: Profile) -> None:
         """
@@ -101,12 +107,24 @@ class EverythingDown(Travel):
         return turn.trained
 
 
+class ShareA(Travel):
+    """Down all of lora_A, and up what of it trained in the round; lora_B and a trained head stay at the site."""
+
+    keeps = frozenset({LORA_B, HEAD})
+
+    def down(self, turn: Turn) -> Mask:
+        return turn.layout.names - self.kept(turn.layout)
+
+    def up(self, turn: Turn) -> Mask:
+        return turn.trained - self.kept(turn.layout)
+
+
 class GradientsUp(Travel):
     """As another travel, but what comes up are the noised gradients of what trained in the round."""
 
     def __init__(self, travel: Travel) -> None:
         self._travel, self.brings_all = travel, travel.brings_all
-        self.takes_profiles = travel.takes_profiles
+        self.takes_profiles, self.keeps = travel.takes_profiles, travel.keeps
 
     def check(self, profile: Profile) -> None:
         self._travel.check(profile)
@@ -130,3 +148,4 @@ class GradientsUp(Travel):
 EVERYTHING_DOWN = EverythingDown()
 EVERYTHING = Everything()
 TRAINED = Trained()
+SHARE_A = ShareA()

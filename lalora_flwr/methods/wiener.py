@@ -35,6 +35,7 @@ class Wiener(Filter):
 
     name = "wiener"
     remembers = True
+    stretch = 1.0
 
     def __call__(self, slot: Slot, gradient: Tensor, state: State, around: Around) -> Tensor:
         if not around.noise:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
@@ -21,6 +21,7 @@ from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.site_count import Asked
 from lalora_flwr.server.stopping import stop_on_dead_worker, stop_on_failures
 from lalora_flwr.settings import Settings
+from lalora_flwr.site.own_part import digest_of
 from lalora_flwr.wire.orders import ARRAYS
 from lalora_flwr.wire.public import Public
 from lalora_flwr.wire.replies import read_counters, read_memory
@@ -42,7 +43,8 @@ class Asking:
     Attributes:
         nodes: node ids of those that were asked last.
         report: of the round.
-        memory: of virtual sites' filters, which forget everything between rounds.
+        memory: of virtual sites, which forget everything between rounds: their filters', and the slots that stay with them.
+        merged: digests of real sites' last replies that were merged, by which they know what stayed with them.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Asking:
         self.nodes: list[int] = []
         self.report = RoundReport(0)
         self.memory: dict[int, ArrayRecord] = {}
+        self.merged: dict[int, str] = {}
         self._adapter: Mapping[str, Tensor] = {}
         self._directive: Public = {}
         self._grid: Grid | None = None
@@ -109,9 +112,9 @@ class Asking:
         )
         messages = []
         for node, profile in zip(nodes, profiles, strict=True):
-            memory = self.memory.get(profile.site, ArrayRecord()) if self._carries_memory else None
             counted = self._counts.steps_of(profile.site), self._counts.steps_before(profile.site)
-            message, size = self._conversation.order(node, profile, counted, memory)
+            site = profile.site
+            message, size = self._conversation.order(node, profile, counted, self.memory_of(site), self.merged.get(site, ""))
             self.report.bytes_down += size
             messages.append(message)
         for profile in profiles:
@@ -121,6 +124,10 @@ class Asking:
                 count.add_share(Attempt.of(words).share)
         self.say_who_is_asked()
         return messages
+
+    def memory_of(self, site: int) -> ArrayRecord | None:
+        """What goes to a virtual site of its memory; None to a real one, or where there is none."""
+        return self.memory.get(site, ArrayRecord()) if self._carries_memory else None
 
     def say_who_is_asked(self) -> None:
         if self._counts.real:
@@ -139,7 +146,7 @@ class Asking:
         good, nodes = self._read_all(replies)
         spoilt = 0
         while True:
-            self._check_enough(good)
+            self._check_enough(len(good))
             try:
                 return self._method.transport.unpack(good, self.conversation.exchange), nodes
             except BadReply as problem:
@@ -163,7 +170,32 @@ class Asking:
         assert self._grid is not None
         return self._read_all(self._grid.send_and_receive(self._ask(able, 1 + report.repeats), timeout=patience(self._settings)))
 
-    def _check_enough(self, good: Mapping[int, Packed]) -> None:
+    def _bear(self, site: int, reason: str) -> None:
+        """Let an update that is too long pass where none is to spare, and the merge cannot be moved far by it.
+
+        Raises:
+            BadReply: otherwise.
+        """
+        merge = self._method.merge
+        if not (merge.robust and len(self.nodes) <= merge.least_updates(self._settings.merge)):
+            raise BadReply(reason)
+        log.warning(
+            "round %d: site %d stays, as merge.name = %r needs all and bears it (%s)",
+            *(self.report.server_round, site, merge.name, reason),
+        )
+
+    def leave_out(self, site: int, reason: str) -> None:
+        """Take a site that was heard out of the round, as if its reply had been rejected.
+
+        Raises:
+            RunFailed: as `heard`, for lack of sites.
+        """
+        before = frozenset(self.report.failed)
+        self.report.served.remove(site)
+        self.report.failed[site] = f"reply rejected: {reason}"
+        self._check_enough(len(self.report.served), before)
+
+    def _check_enough(self, good: int, said: Collection[int] = ()) -> None:
         """
         Raises:
             RunFailed: as `heard`.
@@ -171,10 +203,10 @@ class Asking:
         report, merge = self.report, self._method.merge
         if not self._counts.real:  # there is no worker in a real federation, whatever a site says
             stop_on_dead_worker(report)
-        stop_on_failures(report, len(self.nodes), self._settings)
-        if len(good) < (needed := merge.least_updates(self._settings.merge)):
+        stop_on_failures(report, len(self.nodes), self._settings, said)
+        if good < (needed := merge.least_updates(self._settings.merge)):
             raise RunFailed(
-                f"round {report.server_round}: {len(good)} good replies, but merge.name = {merge.name!r} needs {needed}; "
+                f"round {report.server_round}: {good} good replies, but merge.name = {merge.name!r} needs {needed}; "
                 "let more sites take part, or choose another merge"
             )
 
@@ -208,13 +240,17 @@ class Asking:
         report.bytes_up += sum(num_bytes(arrays) for name, arrays in content.array_records.items() if name == ARRAYS)
         self._counts.of(site).heard = True  # a reply that is rejected was released all the same
         try:
-            self._counts.check(site, read_counters(content))
+            self._counts.check(site, counters := read_counters(content))
             profile = self._roster.profile(reply.metadata.src_node_id)
             packed = self.conversation.read(content, profile, memory=self._carries_memory)
+            if long := self.conversation.too_long(packed, profile, counters):
+                self._bear(site, long)
         except BadReply as problem:
             report.failed[site] = f"reply rejected: {problem}"
             return None
         if self._carries_memory:
             self.memory[site] = read_memory(content)
+        elif self._method.travel.keeps:
+            self.merged[site] = digest_of(packed)
         report.served.append(site)
         return packed

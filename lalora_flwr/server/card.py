@@ -88,7 +88,19 @@ def _method(summary: Summary, settings: Settings, adapter: Adapter) -> str:
         rounds = f"one round that released a ridge head from all records, then {_count(summary.rounds - 1, 'round')}"
     return (
         f"An adapter of `{summary.model}`, trained {sites} with the method `{summary.strategy}` on `{summary.data}`: "
-        f"{rounds} of {steps}, seed {summary.seed}."
+        f"{rounds} of {steps}, seed {summary.seed}.{_kept(settings, adapter)}"
+    )
+
+
+def _kept(settings: Settings, adapter: Adapter) -> str:
+    """What the folder lacks, where slots stayed at the sites."""
+    parts = sorted({adapter.layout[name].part for name in method_of(settings).travel.kept(adapter.layout)})
+    if not parts:
+        return ""
+    stayed = " and ".join(f"`{part}`" for part in parts)
+    return (
+        f" Each site kept {stayed} of its own, which are not in this folder: here they are as they were before training, so that "
+        "this is what the sites share, and no site's model."
     )
 
 

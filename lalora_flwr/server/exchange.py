@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lalora_flwr.adapter.slots import Layout, Mask, corner, digest
-from lalora_flwr.methods.method import Method
+from lalora_flwr.methods.merges import length_of
+from lalora_flwr.methods.method import Method, served_by
 from lalora_flwr.methods.transport import Exchange, Packed
+from lalora_flwr.server.longest import Sends, longest_update
 from lalora_flwr.server.round_signals import Signals
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.orders import ARRAYS, CONFIG, MEMORY, EvaluateOrder, TrainOrder
 from lalora_flwr.wire.profile import Profile
 from lalora_flwr.wire.public import Public
-from lalora_flwr.wire.replies import read_arrays
+from lalora_flwr.wire.replies import Counters, read_arrays
 from lalora_flwr.wire.tensors import BadReply, num_bytes, to_arrays
 
 log = logging.getLogger("lalora_flwr.server")
@@ -65,7 +67,7 @@ class _View:
         held: the slots, of their shapes.
         start: all that the sites start from.
         sent: what travels to them.
-        digest: of the start.
+        digest: of the start, without what stays at the sites.
         trained: the slots that train in the round.
         up: shapes of the arrays that come back.
     """
@@ -115,20 +117,27 @@ class Conversation:
         if key not in self._views:
             turn = self._method.turn(held, self.exchange.server_round, steps, self.directive, profile)
             start = {name: corner(self._adapter[name], slot) for name, slot in held.items()}
+            kept = self._method.travel.kept(held)
             sent = to_arrays({name: start[name] for name in self._method.travel.down(turn)})
             up = {name: held[name].shape for name in self._method.travel.up(turn)}
-            self._views[key] = _View(held, start, sent, digest(start), turn.trained, up)
+            self._views[key] = _View(
+                held, start, sent, digest({n: v for n, v in start.items() if n not in kept}), turn.trained, up
+            )
         return self._views[key]
 
-    def order(self, node: int, profile: Profile, counted: tuple[int, int], memory: ArrayRecord | None) -> tuple[Message, int]:
+    def order(
+        self, node: int, profile: Profile, counted: tuple[int, int], memory: ArrayRecord | None, own: str = ""
+    ) -> tuple[Message, int]:
         """The training message of a site, and the bytes of the adapter in it.
 
-        ``counted``: its steps so far, and how many of them were for a ridge head.
+        Args:
+            node, profile: of the site.
+            counted: its steps so far, and how many of them were for a ridge head.
+            memory: a virtual site's; None: it has none.
+            own: digest of its last reply that was merged, where slots stay at the sites.
         """
-        view = self._view(profile)
-        order = TrainOrder(
-            self.exchange.server_round, view.digest, self._model_digest, *counted, self.directive, self.exchange.words
-        )
+        view, now = self._view(profile), self.exchange
+        order = TrainOrder(now.server_round, view.digest, self._model_digest, *counted, self.directive, now.words, own)
         content = RecordDict({ARRAYS: view.sent, CONFIG: order.to_record()})
         if memory is not None:
             content[MEMORY] = memory
@@ -142,12 +151,34 @@ class Conversation:
         """
         view, transport = self._view(profile), self._method.transport
         packed = read_arrays(content, view.up, transport.dtype, transport.check, memory=memory)
+        if transport.hides_updates:
+            return packed
         if self._method.server_steps:
-            if not transport.hides_updates and self._settings.private:
+            if self._settings.private:
                 self._check_noise(packed)
-        elif not transport.hides_updates:
+        else:
             self._check_moves(view, packed)
         return packed
+
+    def too_long(self, packed: Packed, profile: Profile, counters: Counters) -> str:
+        """How an update is longer than any honest one; empty if it is not, or if the transport hides it.
+
+        Args:
+            packed: what `read` gave.
+            profile: of the site.
+            counters: of its reply, checked.
+        """
+        if self._method.transport.hides_updates:
+            return ""
+        view, start, method, settings = self._view(profile), self.sent(profile), self._method, self._settings
+        masks = method.masks(view.held, self.exchange.server_round, settings.train.local_steps, self.directive, profile)
+        own = frozenset(packed)
+        sends = Sends(self._layout, view.held, [mask & own for mask in masks], length_of({n: start[n] for n in own}))
+        most = longest_update(served_by(settings, profile), method, sends, counters)
+        length = length_of({name: np.asarray(value, np.float64) - start[name] for name, value in packed.items()})
+        if length <= most:
+            return ""
+        return f"its update is {length:.4g} long, above {most:.4g}, which clip, noise, rate and steps allow"
 
     def _check_noise(self, packed: Packed) -> None:
         """
@@ -177,10 +208,18 @@ class Conversation:
 
 
 def evaluation(
-    method: Method, layout: Layout, adapter: Mapping[str, Tensor], order: EvaluateOrder, node: int, profile: Profile
+    method: Method,
+    layout: Layout,
+    adapter: Mapping[str, Tensor],
+    order: EvaluateOrder,
+    node: int,
+    profile: Profile,
+    memory: ArrayRecord | None,
 ) -> tuple[Message, int]:
-    """The evaluation message of a site, and the bytes of the adapter in it."""
+    """The evaluation message of a site, and the bytes of the adapter in it; ``memory`` as in training."""
     held = method.travel.held(layout, profile)
     sent = to_arrays({name: corner(adapter[name], held[name]) for name in method.travel.down(method.at_rest(held))})
     content = RecordDict({ARRAYS: sent, CONFIG: order.to_record()})
+    if memory is not None:
+        content[MEMORY] = memory
     return Message(content, dst_node_id=node, message_type=MessageType.EVALUATE), num_bytes(sent)

@@ -15,7 +15,7 @@ HEADLINE_OF = {"single-label": "accuracy", "multi-label": "auroc", "regression":
 Record = TypeVar("Record", "RoundMetrics", "SiteReport", "Summary")
 METRICS, SUMMARY, FAILURE, CONFIG = "metrics.jsonl", "summary.json", "failure.json", "config.toml"  # in a run's folder
 # Fields that are several numbers, and what stands before their names.
-QUALITIES = {"quality": "", "frozen": "frozen_", "last": "last_", "best": "best_"}
+QUALITIES = {"quality": "", "frozen": "frozen_", "last": "last_", "best": "best_", "personal": "personal_"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +117,8 @@ class Summary:
         last: the quality of the last round's own adapter, if ``quality`` is that of an average; marked ``last_``.
         best_round, best: the round whose adapter did best on the public records, if a later one is the last, and its quality,
             marked ``best_``; chosen by the same records, so a little too good.
+        personal, personal_is: of a simulation in which slots stay at the sites: the mean quality of the sites' own models after
+            the last round, marked ``personal_``, and what it is.
         started_from: SHA-256 of the weights of ``lora.start-from``.
         frozen: the quality before training; in the file each name has ``frozen_`` before it.
         epsilon, delta: the guarantee; ε is the server's own count, the largest over the sites.
@@ -153,6 +155,8 @@ class Summary:
     last: Quality = field(default_factory=dict)
     best_round: int | None = field(default=None, metadata=IF_SET)
     best: Quality = field(default_factory=dict)
+    personal: Quality = field(default_factory=dict)
+    personal_is: str = field(default="", metadata=IF_SET)
     started_from: str = field(default="", metadata=IF_SET)
     epsilon: float = math.inf
     delta: float = 0.0

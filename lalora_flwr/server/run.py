@@ -28,6 +28,7 @@ from lalora_flwr.server.exchange import RoundReport
 from lalora_flwr.server.folder import WORKER_DIED, Checkpoint, RunFolder
 from lalora_flwr.server.following import Followers
 from lalora_flwr.server.metrics import OnRound, Quality, RoundMetrics, headline
+from lalora_flwr.server.personal import personal_quality
 from lalora_flwr.server.place import named
 from lalora_flwr.server.plots import score_figure
 from lalora_flwr.server.resuming import check_same_run, choices
@@ -277,18 +278,17 @@ class _Run:
 
     def finish(self, ended_early: str = "") -> None:
         """Adapter, plot, and last the summary."""
-        settings, counts = self._settings, self.strategy.counts
-        self._folder.save_plot(
-            headline(self._frozen), lambda: score_figure(settings, self._frozen, self._metrics, seeded=not counts.real)
-        )
+        settings, counts, frozen = self._settings, self.strategy.counts, self._frozen
+        self._folder.save_plot(headline(frozen), lambda: score_figure(settings, frozen, self._metrics, seeded=not counts.real))
         summary = summary_of(
             settings,
             self._learner.base,
             counts,
             quality=self._metrics[-1].quality,
-            frozen=self._frozen,
+            frozen=frozen,
             last=self._last,
             best=self._best,
+            personal=personal_quality(self._learner, self._test, self.strategy.memories),
             started_from=self._started_from,
             rounds=self._metrics,
             seconds=self._seconds(),

@@ -72,7 +72,8 @@ def signals_of(now: Round, start: Tensors, updates: Updates) -> Signals:
         than a sum of noised gradients (`noise_energy`), of all where sites hold different shapes or train different slots.
     """
     times = trained_times(now)
-    names = [name for name in now.layout if times[name]]
+    kept = now.method.travel.kept(now.layout)
+    names = [name for name in now.layout if times[name] and name not in kept]
     if updates.known is not None and any(not _whole(update.tensors, now.layout, names) for update in updates.known):
         return Signals()
     energies = noise_energy(now, times)

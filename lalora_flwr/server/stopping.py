@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import statistics
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -32,18 +34,20 @@ def stop_on_dead_worker(report: RoundReport) -> None:
             )
 
 
-def stop_on_failures(report: RoundReport, asked: int, settings: Settings) -> None:
+def stop_on_failures(report: RoundReport, asked: int, settings: Settings, said: Collection[int] = ()) -> None:
     """
     Args:
         report: of the round, before anything is merged.
         asked: how many sites were asked.
         settings: the run's.
+        said: sites whose failure the log names already.
 
     Raises:
         RunFailed: fewer sites served the round than ``min-sites``, or more failed than ``max-failures``.
     """
     for site, reason in report.failed.items():
-        log.error("round %d: site %d failed (%s)", report.server_round, site, reason)
+        if site not in said:
+            log.error("round %d: site %d failed (%s)", report.server_round, site, reason)
     allowed, least = settings.max_failures, settings.min_sites
     if len(report.served) >= least and len(report.failed) <= allowed:
         return
@@ -84,16 +88,37 @@ def check_merged(server_round: int, merge: str, layout: Layout, merged: Merged) 
         raise RunFailed(f"round {server_round}: the merge {merge!r} is broken: {fault}")
 
 
-def check_size(server_round: int, merge: str, merged: Merged) -> None:
-    """Stop before sites are asked to start from values next to which all that they could answer is refused.
+def too_large(merged: Merged) -> bool:
+    """Whether a merge made a value next to which all that sites could answer is refused.
 
     Each reply is within bounds, so no mean is beyond them; products of two factors can be.
+    """
+    return any((np.abs(value) > LARGEST).any() for value in merged.tensors.values())
+
+
+def check_size(server_round: int, merge: str, merged: Merged) -> None:
+    """Stop before sites are asked to start from values that are `too_large`.
 
     Raises:
-        RunFailed: a value is above `LARGEST`.
+        RunFailed: there is one.
     """
-    if any((np.abs(value) > LARGEST).any() for value in merged.tensors.values()):
+    if too_large(merged):
         raise RunFailed(
             f"round {server_round}: the merge {merge!r} made values above {LARGEST:g}, next to which what sites send is refused: "
             "one of them sent too much, or train.lr is too large"
         )
+
+
+FAR_LONGER = 10.0  # times the middle one of the others
+
+
+def far_longer(lengths: Mapping[int, float]) -> int | None:
+    """The site whose update is far longer than those of the others; None if they are alike.
+
+    ``lengths``: of the updates, by site.
+    """
+    if len(lengths) < 2:
+        return None
+    longest = max(lengths, key=lambda site: lengths[site])
+    others = statistics.median(length for site, length in lengths.items() if site != longest)
+    return longest if lengths[longest] > FAR_LONGER * others else None

@@ -17,7 +17,7 @@ from torch import Tensor
 from lalora_flwr.adapter.slots import Layout
 from lalora_flwr.ground.errors import RunFailed
 from lalora_flwr.methods.averages import RunningAverage
-from lalora_flwr.methods.merges import Memory, Merged, Now, bounded
+from lalora_flwr.methods.merges import Memory, Merged, Now, bounded, length_of
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.methods.updates import Update, Updates, together
 from lalora_flwr.server.asking import Asking
@@ -29,7 +29,7 @@ from lalora_flwr.server.round_signals import Signals
 from lalora_flwr.server.signals import Round, signals_of
 from lalora_flwr.server.site_count import Asked
 from lalora_flwr.server.stepping import ServerStep
-from lalora_flwr.server.stopping import check_merged, check_size
+from lalora_flwr.server.stopping import check_merged, check_size, far_longer, too_large
 from lalora_flwr.settings import Settings
 from lalora_flwr.wire.npy import values_of
 from lalora_flwr.wire.orders import EvaluateOrder
@@ -81,7 +81,9 @@ class FederatedStrategy(Strategy):
         """What `restore` needs besides `tensors`, as plain JSON. Draws follow from the round, so there is no random state."""
         merge = {"directive": dict(self._directive), "memory": dict(self._memory.notes)}
         weight = self._average.state()[0] if self._average else 0.0
-        return {"left": sorted(self.roster.left), "counts": self.counts.state(), "merge": merge, "average": weight}
+        merged = {str(site): digest for site, digest in self._asking.merged.items()}
+        more = {"merged": merged} if merged else {}
+        return {"left": sorted(self.roster.left), "counts": self.counts.state(), "merge": merge, "average": weight, **more}
 
     def tensors(self) -> dict[str, Tensor]:
         """What merges, the average, the server's step and virtual sites' filters remember."""
@@ -113,6 +115,7 @@ class FederatedStrategy(Strategy):
         self.done = server_round
         self.roster.left = set(state.get("left", ()))
         self.counts.restore(state.get("counts", {}), asked)
+        self._asking.merged = {int(site): digest for site, digest in state.get("merged", {}).items()}
         if merge := state.get("merge"):
             own = {name.partition("/")[2]: value.numpy() for name, value in tensors.items() if name.startswith(f"{MERGE}/")}
             self._directive, self._memory = merge["directive"], Memory(merge["memory"], own)
@@ -147,10 +150,14 @@ class FederatedStrategy(Strategy):
         updates, nodes = self._asking.heard(replies)
         report = self._asking.report
         noise = self._method.transport.noise(self._asking.conversation.exchange) or self.counts.noise_of_mean(nodes)
-        report.signals = self._signals(report.server_round, updates, noise)
         merged = self._merge(report.server_round, updates, nodes, noise)
         check_merged(report.server_round, self._method.merge.name, self._layout, merged)
+        while too_large(merged) and (site := self._far_longer(updates, nodes)) is not None:
+            updates = together([update for update in updates.each if update.site != site])
+            nodes = {own: node for own, node in nodes.items() if own != site}
+            merged = self._merge(report.server_round, updates, nodes, noise)
         check_size(report.server_round, self._method.merge.name, merged)
+        report.signals = self._signals(report.server_round, updates, noise)
         changed = to_arrays({name: torch.from_numpy(np.asarray(value)) for name, value in merged.tensors.items()})
         self._arrays = ArrayRecord({**self._arrays, **changed})
         self._memory, self._directive = merged.memory, merged.directive
@@ -160,6 +167,20 @@ class FederatedStrategy(Strategy):
             self._average.add({name: values_of(array) for name, array in self._arrays.items()})
         self._on_round(report)
         return self._arrays, MetricRecord({"sites": len(report.served), "failures": len(report.failed)})
+
+    def _far_longer(self, updates: Updates, nodes: Mapping[int, int]) -> int | None:
+        """The site, now left out of the round, whose update is so long that with it a merge of products made too large values.
+
+        Where what clip, noise and rate allow is known (`lalora_flwr.server.longest`), none gets here.
+        """
+        lengths = {}
+        for update in updates.known or ():
+            sent = self._asking.conversation.sent(self.roster.profile(nodes[update.site]))
+            lengths[update.site] = length_of({name: value - sent[name] for name, value in update.tensors.items()})
+        if (site := far_longer(lengths)) is not None:
+            reason = f"its update is {lengths[site]:.4g} long, with which {self._method.merge.name!r} makes too large values"
+            self._asking.leave_out(site, reason)
+        return site
 
     def _signals(self, server_round: int, updates: Updates, noise: float) -> Signals:
         """Of the updates as they came; a stage that releases a ridge head has none, since its sums are no steps."""
@@ -208,6 +229,11 @@ class FederatedStrategy(Strategy):
         log.info("round %d: %d of %d updates scaled down, the longest from %.4g", server_round, long, len(norms), max(norms))
         return together(kept)
 
+    @property
+    def memories(self) -> Mapping[int, ArrayRecord]:
+        """What virtual sites keep from round to round, by number."""
+        return self._asking.memory
+
     def averaged(self) -> dict[str, Tensor]:
         """The average of the released adapters; empty if the run takes none, or before its first round."""
         return {name: torch.from_numpy(value) for name, value in self._average.value().items()} if self._average else {}
@@ -217,11 +243,13 @@ class FederatedStrategy(Strategy):
         server_round += self.done
         if not self._settings.evaluate_sites or not self._settings.evaluates_after(server_round):
             return []
-        order = EvaluateOrder(server_round, self._model_digest)
         adapter = self.averaged() or to_tensors(arrays)  # the one that the server evaluates and the run saves
         messages = []
         for node in self._asking.nodes:
-            message, size = evaluation(self._method, self._layout, adapter, order, node, self.roster.profile(node))
+            profile, asking = self.roster.profile(node), self._asking
+            order = EvaluateOrder(server_round, self._model_digest, asking.merged.get(profile.site, ""))
+            memory = asking.memory_of(profile.site) if self._method.travel.keeps else None
+            message, size = evaluation(self._method, self._layout, adapter, order, node, profile, memory)
             self._asking.report.bytes_down += size
             messages.append(message)
         for node in self._asking.nodes:

@@ -12,6 +12,7 @@ from lalora_flwr.privacy.noise import head_event
 from lalora_flwr.server.best import Best
 from lalora_flwr.server.counts import SiteCounts
 from lalora_flwr.server.metrics import Quality, RoundMetrics, Summary
+from lalora_flwr.server.personal import IN_SIMULATION
 from lalora_flwr.server.versions import commit, versions
 from lalora_flwr.settings import Settings
 
@@ -28,6 +29,7 @@ def summary_of(
     frozen: Quality,
     last: Quality,
     best: Best,
+    personal: Quality,
     started_from: str,
     rounds: Sequence[RoundMetrics],
     seconds: float,
@@ -40,7 +42,7 @@ def summary_of(
         base: its frozen model.
         counts: of its sites.
         best: the round that did best.
-        quality, frozen, last, started_from: as `Summary` has them.
+        quality, frozen, last, personal, started_from: as `Summary` has them.
         rounds: the lines of all of its rounds.
         seconds: that it took.
         ended_early: why a resumed run lacks rounds.
@@ -66,6 +68,8 @@ def summary_of(
         last=last,
         best_round=best.round if (earlier := 0 < best.round < rounds[-1].round) else None,
         best=best.quality if earlier else {},
+        personal=personal,
+        personal_is=IN_SIMULATION if personal else "",
         started_from=started_from,
         epsilon=counts.epsilon(),
         delta=settings.privacy.delta,

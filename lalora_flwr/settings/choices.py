@@ -48,6 +48,7 @@ METHODS = Registry(
         "fed-sb": f"{_METHODS}.fed_sb:METHOD",
         "as-lora": f"{_METHODS}.as_lora:METHOD",
         "fedrot-lora": f"{_METHODS}.fedrot:METHOD",
+        "fedsa-lora": f"{_METHODS}.fedsa:METHOD",
         "central-dp-lora": f"{_METHODS}.central:METHOD",
         "hetlora": f"{_METHODS}.hetlora:METHOD",
         "flexlora": f"{_METHODS}.flexlora:METHOD",
@@ -127,6 +128,7 @@ TRAVELS = Registry(
         "everything": f"{_METHODS}.travel:EVERYTHING",
         "trained": f"{_METHODS}.travel:TRAINED",
         "everything-down": f"{_METHODS}.travel:EVERYTHING_DOWN",
+        "share-a": f"{_METHODS}.travel:SHARE_A",
     },
 )
 TRACKERS = Registry(

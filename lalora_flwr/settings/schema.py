@@ -126,7 +126,8 @@ class MergeSettings:
     travel: str = named(
         "auto",
         "what goes down to the sites and comes up: auto (the strategy's own); everything; trained (down what ever trains, up "
-        "what trained in the round); everything-down (up what trained in the round)",
+        "what trained in the round); everything-down (up what trained in the round); share-a (both lora_A alone, lora_B and a "
+        "trained head stay at the sites)",
         TRAVELS,
         "auto",
     )

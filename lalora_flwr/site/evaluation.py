@@ -26,7 +26,7 @@ from lalora_flwr.site.host import Host
 from lalora_flwr.site.model import own_model, start_from, tensors_of
 from lalora_flwr.site.pins import own_settings
 from lalora_flwr.site.records import counted_records
-from lalora_flwr.site.round import Site
+from lalora_flwr.site.round import Site, own_part, own_slots
 from lalora_flwr.training.evaluate import evaluate
 from lalora_flwr.training.learner import Learner
 from lalora_flwr.wire.orders import EvaluateOrder
@@ -77,12 +77,15 @@ def evaluate_on_site(host: Host, content: RecordDict, context: Context) -> Recor
 
 
 def _learner(site: Site, settings: Settings, order: EvaluateOrder, content: RecordDict) -> Learner:
-    """The model to evaluate: with the server's adapter, as far as a site of this profile holds it."""
+    """The model to evaluate: with the server's adapter, as far as a site of this profile holds it, and what stays at the site."""
     quiet = site.caps is not None
     learner = own_model(site.host, settings, site.node_config, order.model_digest, quiet=quiet)
     method = method_of(site.settings)
     held = method.travel.held(learner.adapter.layout, site.profile)
-    start_from(learner, held, tensors_of(content), method.travel.down(method.at_rest(held)))
+    kept = held.only(method.travel.kept(held))
+    own = own_part(site, order.model_digest) if kept else None
+    stayed = own_slots(site, own, content, order.own, order.server_round, kept)
+    start_from(learner, held, tensors_of(content), method.travel.down(method.at_rest(held)), stayed)
     return learner
 
 

@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
-from lalora_flwr.adapter.slots import Layout, Slot, corner, digest
+from lalora_flwr.adapter.slots import Layout, Mask, Slot, corner, digest
 from lalora_flwr.ground.errors import SiteRefusal
 from lalora_flwr.ground.files import expanded
 from lalora_flwr.settings import Settings
@@ -78,8 +78,10 @@ def tensors_of(content: RecordDict) -> dict[str, Tensor]:
         raise SiteRefusal("order: its tensors cannot be read") from None
 
 
-def start_from(learner: Learner, held: Layout, received: Mapping[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
-    """Load the adapter that the server sent; what did not travel is as the seed draws it.
+def start_from(
+    learner: Learner, held: Layout, received: Mapping[str, Tensor], wanted: Mask, own: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Load the adapter that the server sent; what did not travel is the site's own, or as the seed draws it.
 
     No honest server sends values that are not finite: they would buy noise alone with the site's budget, and a form that
     solves for what it loads, as a ridge head's, would fail on them.
@@ -89,6 +91,7 @@ def start_from(learner: Learner, held: Layout, received: Mapping[str, Tensor], w
         held: the slots as the site holds them.
         received: the tensors of the order.
         wanted: the slots that travel to the site.
+        own: slots that stay at the site, as they were after its last round; none: they are as the seed draws them.
 
     Returns:
         What was loaded.
@@ -100,7 +103,8 @@ def start_from(learner: Learner, held: Layout, received: Mapping[str, Tensor], w
         raise SiteRefusal("adapter: the tensors sent are not those that the run's method sends")
     if not all(torch.isfinite(received[name]).all() for name in wanted):
         raise SiteRefusal("adapter: the tensors sent hold values that are not finite")
-    start = {name: received[name] if name in received else corner(learner.initial[name], held[name]) for name in held}
+    there = {**received, **(own or {})}
+    start = {name: there[name] if name in there else corner(learner.initial[name], held[name]) for name in held}
     learner.adapter.load(start)
     return start
 
@@ -109,11 +113,11 @@ def _fits(tensor: Tensor, slot: Slot) -> bool:
     return tensor.shape == slot.shape and tensor.dtype == torch.float32
 
 
-def check_start(learner: Learner, adapter_digest: str) -> None:
-    """Compare the loaded adapter with the server's.
+def check_start(learner: Learner, adapter_digest: str, kept: Mask = frozenset()) -> None:
+    """Compare the loaded adapter with the server's, which does not know the slots that are ``kept`` at the site.
 
     Raises:
         SiteRefusal: it differs.
     """
-    if digest(learner.adapter.state()) != adapter_digest:
+    if digest({name: value for name, value in learner.adapter.state().items() if name not in kept}) != adapter_digest:
         raise SiteRefusal("adapter: the site's start differs from the server's; use the same package versions")

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from torch import Tensor
 
 from lalora_flwr.adapter.slots import Layout, Mask
 from lalora_flwr.data.records import RecordSet
@@ -31,6 +32,7 @@ from lalora_flwr.site import memory
 from lalora_flwr.site.admission import admitted
 from lalora_flwr.site.host import Host
 from lalora_flwr.site.model import check_start, own_model, start_from, tensors_of
+from lalora_flwr.site.own_part import OwnPart, digest_of
 from lalora_flwr.site.pins import own_settings, with_own_model
 from lalora_flwr.site.records import NodeConfig, counted_records
 from lalora_flwr.site.sharing import secrets_of, sharing_of
@@ -159,6 +161,8 @@ class _Start:
     masks: Sequence[Mask]
     up: Mask
     memory: dict[str, State]
+    kept: Mask
+    own: OwnPart | None
     sender: Sender
 
     def at_rate(self, mechanism: Mechanism) -> _Start:
@@ -199,13 +203,34 @@ def _start(
     if any(not mask or mask - layout.trainable for mask in masks):
         raise SiteRefusal("order: a step would train nothing, or what the adapter does not have")
     turn = method.turn(layout, order.server_round, steps, order.directive, site.profile)
-    start_from(learner, layout, tensors_of(content), method.travel.down(turn))
-    check_start(learner, order.adapter_digest)
     remembered: dict[str, State] = {}
     if method.sites_remember:
         remembered = memory.from_record((content if site.host.simulated else site.context.state).get(MEMORY))
+    kept = method.travel.kept(layout)
+    own = own_part(site, order.model_digest) if kept else None
+    if own:
+        own.prepare()
+    stayed = own_slots(site, own, content, order.own, order.server_round, layout.only(kept))
+    start_from(learner, layout, tensors_of(content), method.travel.down(turn), stayed)
+    check_start(learner, order.adapter_digest, kept)
     sender = Sender(site.profile.site, secrets)
-    return _Start(settings, order, method, learner, layout, masks, method.travel.up(turn), remembered, sender)
+    return _Start(settings, order, method, learner, layout, masks, method.travel.up(turn), remembered, kept, own, sender)
+
+
+def own_part(site: Site, model_digest: str) -> OwnPart | None:
+    """Where a real site keeps the slots that stay with it; a virtual one's go to and fro with the simulated server."""
+    if site.host.simulated or not site.caps:
+        return None
+    return OwnPart(site.caps, site.settings, site.context.run_id, model_digest)
+
+
+def own_slots(
+    site: Site, own: OwnPart | None, content: RecordDict, name: str, server_round: int, held: Layout
+) -> dict[str, Tensor]:
+    """The slots of ``held``, which stay at the site, as its last round has left them; empty: they start anew."""
+    if own:
+        return own.load(name, server_round, held)
+    return memory.kept_from(content.get(MEMORY)) if held and site.host.simulated else {}
 
 
 def _answer(site: Site, start: _Start, records: RecordSet, mechanism: Mechanism, ledger: RunLedger | SiteLedger) -> RecordDict:
@@ -234,14 +259,19 @@ def _answer(site: Site, start: _Start, records: RecordSet, mechanism: Mechanism,
             memory=start.memory,
             make_sum=make_sum,
         )
-        trained = {name: value.numpy() for name, value in start.learner.adapter.state().items() if name in start.up}
+        trained = {name: value.numpy() for name, value in start.learner.adapter.state().items() if name in start.up | start.kept}
     if not_finite:
         log.warning("round %d: %d record gradients were not finite and counted as zero", order.server_round, not_finite)
     sent = method.transport.pack({name: trained[name] for name in sorted(start.up)}, start.sender, exchange)
     counters = Counters(ledger.steps, ledger.epsilon(), mechanism.noise_multiplier, mechanism.sample_rate, source.seeded)
     reply = RecordDict({ARRAYS: ArrayRecord({n: array_of(sent[n]) for n in sorted(sent)}), COUNTERS: counters.to_record()})
+    stays = {name: torch.from_numpy(trained[name]) for name in sorted(start.kept)}
+    if start.own:
+        start.own.save(digest_of(sent), order.server_round, stays)
+        start.own.save_adapter(start.learner.adapter.save)
     if method.sites_remember:
-        (reply if site.host.simulated else site.context.state)[MEMORY] = memory.to_record(start.memory)
+        simulated = site.host.simulated
+        (reply if simulated else site.context.state)[MEMORY] = memory.to_record(start.memory, stays if simulated else None)
     return reply
 
 

@@ -1,13 +1,15 @@
 """What travels between server and sites: the only names a message may hold.
 
     train      down  arrays    adapter tensors the site cannot derive itself
-                     config    server-round, adapter-digest, model-digest, counted-steps, directive, exchange
-                     memory    a virtual site's memory of its filter, if the filter keeps one
+                     config    server-round, adapter-digest, model-digest, counted-steps, directive, exchange, own (digest of
+                               the site's last reply that was merged, where slots stay at the site)
+                     memory    a virtual site's memory of its filter, if the filter keeps one, and the slots that stay with it
                up    arrays    what the method's travel and transport make of the adapter, or of one step's noised gradients
                      counters  steps, epsilon, noise-multiplier, sample-rate, seeded
                      memory    as above, from virtual sites only
     evaluate   down  arrays    adapter tensors the site cannot derive itself
-                     config    server-round, model-digest
+                     config    server-round, model-digest, own
+                     memory    as above, to virtual sites only, where slots stay with them
                up    site-metrics  accuracy and noise-multiplier, of the noise that the site's ledger counts; in a simulation
                                    exact accuracy and loss, a leak (only with evaluate-sites)
     identity   up    identity  site, sites (-1 outside of a simulation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, RecordDict
@@ -11,6 +12,7 @@ from lalora_flwr.wire import public
 from lalora_flwr.wire.public import Public
 
 ARRAYS, CONFIG, MEMORY = "arrays", "config", "memory"
+_DIGEST = re.compile(r"(?:[0-9a-f]{64})?")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class TrainOrder:
         counted_before: how many of them were for a ridge head, at the noise of that stage.
         directive: how the round is steered, in words of the method's schedule.
         exchange: what the method's transport tells the sites of the round.
+        own: digest of the site's last reply that was merged, where slots stay at the site: it goes on from what it held then.
+            Empty: none was.
     """
 
     server_round: int
@@ -34,6 +38,7 @@ class TrainOrder:
     counted_before: int = 0
     directive: Public = field(default_factory=dict)
     exchange: Public = field(default_factory=dict)
+    own: str = ""
 
     def to_record(self) -> ConfigRecord:
         return ConfigRecord(
@@ -45,6 +50,7 @@ class TrainOrder:
                 "counted-before": self.counted_before,
                 "directive": public.written(self.directive),
                 "exchange": public.written(self.exchange),
+                "own": self.own,
             }
         )
 
@@ -68,18 +74,22 @@ class TrainOrder:
             _whole(values["counted-before"], 0),
             directive,
             exchange,
+            _digest(values["own"]),
         )
 
 
 @dataclass(frozen=True)
 class EvaluateOrder:
-    """What the server asks of a site that is to evaluate: the round just finished and the frozen weights."""
+    """What the server asks of a site that is to evaluate: the round just finished, the frozen weights, and ``own`` as in
+    training.
+    """
 
     server_round: int
     model_digest: str
+    own: str = ""
 
     def to_record(self) -> ConfigRecord:
-        return ConfigRecord({"server-round": self.server_round, "model-digest": self.model_digest})
+        return ConfigRecord({"server-round": self.server_round, "model-digest": self.model_digest, "own": self.own})
 
     @staticmethod
     def of(content: RecordDict) -> EvaluateOrder:
@@ -88,8 +98,8 @@ class EvaluateOrder:
         Raises:
             SiteRefusal: with a fixed reason, if it is not one.
         """
-        values = _config(content, {"server-round", "model-digest"})
-        return EvaluateOrder(_whole(values["server-round"], 0), _text(values["model-digest"]))
+        values = _config(content, {"server-round", "model-digest", "own"})
+        return EvaluateOrder(_whole(values["server-round"], 0), _text(values["model-digest"]), _digest(values["own"]))
 
 
 def _config(content: RecordDict, keys: set[str]) -> dict[str, object]:
@@ -108,4 +118,10 @@ def _whole(value: object, least: int) -> int:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise SiteRefusal("order: a text in it is not what it must be")
+    return value
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise SiteRefusal("order: a digest in it is not what it must be")
     return value

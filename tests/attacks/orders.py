@@ -59,7 +59,9 @@ def order(
     settings = settings_or_none({**run, "model.name": f"{family}/{model}"}) or settings_from(honest)
     settings = stage_of(settings, int(fields.get("server_round", 1)))
     learner = learner_or_none(settings) or learner_or_none(settings := settings_from(honest))
-    state = change(dict(learner.initial)) if learner else {}
+    state, stays = change(dict(learner.initial)) if learner else {}, frozenset[str]()
+    if learner:
+        stays = method_of(settings).travel.kept(learner.adapter.layout)
     if sent is None and learner:
         method = method_of(settings)
         travels = method.travel.down(method.at_rest(learner.adapter.layout))
@@ -67,7 +69,7 @@ def order(
         sent = travels.__contains__
     values: dict[str, Any] = {
         "server_round": 1,
-        "adapter_digest": digest(state),
+        "adapter_digest": digest({name: tensor for name, tensor in state.items() if name not in stays}),
         "model_digest": learner.base.provenance.digest if learner else "",
         **fields,
     }

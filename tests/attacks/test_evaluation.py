@@ -37,7 +37,7 @@ class Asked:
         self, run_id: int = 1, server_round: int = 1, change: Callable[[Any], Any] = lambda state: state, **fields: Any
     ) -> Message:
         train = order(self.run, Path(self.site.model), change, server_round=server_round)
-        said = {"server-round": server_round, "model-digest": train.content[CONFIG]["model-digest"], **fields}
+        said = {"server-round": server_round, "model-digest": train.content[CONFIG]["model-digest"], "own": "", **fields}
         content = RecordDict({ARRAYS: train.content[ARRAYS], CONFIG: ConfigRecord(said)})
         message = Message(content, dst_node_id=7, message_type="evaluate")
         return REAL(message, Context(run_id, 7, self.site.owner(self.ledger), RecordDict(), dict(self.run)))

@@ -98,6 +98,7 @@ NAMED = {
     "weight decay that forgets the start": {"train.weight-decay": 1e30, "privacy.clip-norm": 1e-30, "lora.alpha": 1e-25},
     "momentum": {"train.momentum": 0.999999, "train.local-steps": 3, "privacy.clip-norm": 1e-30, "lora.alpha": 1e-25},
     "AdamW, whose step has one size": {"train.optimizer": "adamw", "privacy.clip-norm": 1e-36, "lora.alpha": 4e-24},
+    "a part that stays at the site": {"strategy": "fedsa-lora", "train.local-steps": 3, "lora.head": "trained"},
     "no privacy": {"privacy.epsilon": float("inf")},
     "AUTO-S and a tiny clip norm": {"privacy.clipping": "auto-s", "privacy.clip-norm": 1e-36, "lora.alpha": 4e-24},
     "AUTO-S and gradients of 1e-25": {"privacy.clipping": "auto-s", "lora.alpha": 1e-25, "privacy.clip-norm": 0.01},
@@ -196,9 +197,8 @@ def test_a_reply_is_not_the_gradient(name: str, target: Target) -> None:
 MAGNITUDES = st.floats(-45, 38).map(lambda e: 10.0**e)
 SIZES = st.one_of(st.just(1.0), MAGNITUDES, st.sampled_from([0.0, float("nan"), float("inf"), -1.0, 1e-45, HUGE, 1e300, 5e-324]))
 
-SCALES = st.tuples(st.floats(-44, 38), st.floats(-44, 0)).map(
-    lambda e: (10.0 ** e[0], 10.0 ** (e[0] + e[1]))
-)  # α, and C below it
+# α, and C below it
+SCALES = st.tuples(st.floats(-44, 38), st.floats(-44, 0)).map(lambda e: (10.0 ** e[0], 10.0 ** (e[0] + e[1])))
 
 
 def within(low: float, high: float) -> st.SearchStrategy[float]:
@@ -217,7 +217,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     """A run-config: a core that is mostly sane, with one or two wild values anywhere."""
     alpha, clip_norm = draw(mostly((4.0, 1.0), st.one_of(st.tuples(within(-1, 3), within(-2, 2)), SCALES), 2))
     run: dict[str, Any] = {
-        "strategy": draw(st.sampled_from(["la-lora", "dp-lora", "ffa-lora", "rolora", "dynamic-rank"])),
+        "strategy": draw(st.sampled_from(["la-lora", "dp-lora", "ffa-lora", "rolora", "dynamic-rank", "fedsa-lora"])),
         "lora.alpha": alpha,
         "lora.head": draw(st.sampled_from(["auto", "frozen", "trained", "ridge"])),
         "lora.schedule": draw(
@@ -285,6 +285,7 @@ def attacks(draw: st.DrawFn) -> Attack:
         "counted_before": st.sampled_from([0, 1, -1, 10**18]),
         "adapter_digest": st.sampled_from(["", "0" * 64]),
         "model_digest": st.sampled_from(["", "0" * 64]),
+        "own": st.sampled_from(["0" * 64, "*", "../1/1-x"]),
     }
     changed = draw(mostly([], st.lists(st.sampled_from(sorted(fields)), max_size=2, unique=True), 2))
     adapter = draw(mostly(("initial", 1.0), st.tuples(st.sampled_from(["A", "B", "everything", "one", "head"]), SIZES), 2))

@@ -120,20 +120,30 @@ DEFENCES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", DEFENCES)
-@pytest.mark.parametrize("factor", [1000.0, -1000.0])
+@pytest.mark.parametrize("factor", [1000.0, -1000.0, 10.0])
 def test_one_site_cannot_carry_the_adapter_away(
     factor: float, name: str, tmp_path: Path, finished: Callable[..., Finished]
 ) -> None:
-    """Hole 9: a reply whose update is a thousand times the honest one was averaged with the others."""
+    """Hole 9: a reply whose update is a thousand times the honest one was averaged with the others. Times ten is not too long."""
     run = spied(tmp_path, sending(lambda came, honest: came + factor * (honest - came)), num_rounds=1, **DEFENCES[name])
     honest = moved(finished(num_rounds=1))
     assert 0 < moved(run) <= 3 * max(honest, DEFENCES[name].get("merge__max_update_norm", 0.0))
 
 
-def test_an_update_as_long_as_the_largest_float_is_scaled_down(tmp_path: Path) -> None:
-    """Hole 9: the bound holds where squares of float32 overflow."""
-    run = spied(tmp_path, sending(lambda came, honest: torch.full_like(honest, 9999.0)), num_rounds=1, merge__max_update_norm=1.0)
-    assert 0 < moved(run) <= 1.0 + 1e-3
+@pytest.mark.parametrize("share", [1.001, 0.999])
+def test_an_update_counts_up_to_the_longest_honest_one(share: float, tmp_path: Path) -> None:
+    """A site that knows the bound sends one just below it: the mean moves by that over the number of sites, and no more."""
+    told = spied(tmp_path / "first", sending(lambda came, honest: torch.full_like(honest, 99.0)), num_rounds=1)
+    longest = float(told.metrics[0]["failed_sites"][str(LIAR)].partition("above ")[2].partition(",")[0])
+
+    def lie(message: Message, reply: Message) -> Message:
+        came, honest = arrays_of(message), arrays_of(reply)
+        length = math.sqrt(sum(float((honest[n] - came[n]).double().square().sum()) for n in came))
+        return sending(lambda start, own: start + (own - start) * (share * longest / length))(message, reply)
+
+    run = spied(tmp_path / "second", lie, num_rounds=1)
+    assert run.metrics[0]["failures"] == (share > 1)
+    assert moved(run) <= longest / 3 + 1
 
 
 RECORDS: dict[str, Callable[[Message], RecordDict]] = {

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lalora_flwr.engines import simulation
 from lalora_flwr.engines.inline import run_inline
@@ -125,6 +127,17 @@ def test_many_sites_of_which_few_have_orders_are_who_they_are_inline(tmp_path: P
     many: dict[str, Any] = {"num_supernodes": 200, "fraction_train": 0.02, "data__min_records": 1}
     folder = simulation.run_simulation(small(tmp_path, **many), num_actors=1)
     assert same_result(folder, finished(**many).path)
+
+
+@pytest.mark.slow
+def test_what_stays_at_virtual_sites_under_ray_is_what_stays_inline(tmp_path: Path, finished: Callable[..., Finished]) -> None:
+    stays: dict[str, Any] = {"strategy": "fedsa-lora", "num_rounds": 3}
+    folder = simulation.run_simulation(small(tmp_path, **stays), num_actors=2)
+    assert same_result(folder, finished(**stays).path)
+    checkpoints = [(path / "checkpoint" / "adapter.safetensors") for path in (folder, finished(**stays).path)]
+    one, other = (load_file(path) for path in checkpoints)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert any("lora_B" in name and name.startswith("more/site/") for name in one)
 
 
 @pytest.mark.slow

@@ -51,13 +51,13 @@ def result(folder: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, Any]]:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), rounded(lines), rounded(summary)
 
 
-def killed_after(settings: Settings, rounds: int) -> None:
+def killed_after(settings: Settings, rounds: int, app: Any = None) -> None:
     def on_round(line: RoundMetrics) -> None:
         if line.round == rounds:
             raise Killed
 
     with pytest.raises(Killed):
-        run_inline(settings, on_round)
+        run_inline(settings, on_round, app)
 
 
 def resumed(folder: Path, **overrides: Any) -> Settings:

@@ -96,7 +96,7 @@ def test_a_site_that_does_not_answer_is_left_out_and_no_failure(tmp_path: Path) 
 
 def ask(settings: Settings, digest: str | None = None) -> RecordDict:
     learner = servers_learner(settings)
-    config = ConfigRecord({"server-round": 1, "model-digest": digest or learner.base.provenance.digest})
+    config = ConfigRecord({"server-round": 1, "model-digest": digest or learner.base.provenance.digest, "own": ""})
     return RecordDict({ARRAYS: to_arrays(learner.initial), CONFIG: config})
 
 

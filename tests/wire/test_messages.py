@@ -244,7 +244,16 @@ def test_only_the_methods_tensors_and_the_declared_counters_travel(
         for order, answer in exchanged:
             assert set(order.content) == {ARRAYS, CONFIG}
             assert set(order.content[CONFIG]) == {
-                *("server-round", "adapter-digest", "model-digest", "counted-steps", "counted-before", "directive", "exchange"),
+                *(
+                    "server-round",
+                    "adapter-digest",
+                    "model-digest",
+                    "counted-steps",
+                    "counted-before",
+                    "directive",
+                    "exchange",
+                    "own",
+                ),
             }
             assert set(arrays_of(order)) == {n for n in every if factors_of([n]) <= down | extra}
             assert set(answer.content) == {ARRAYS, COUNTERS}
