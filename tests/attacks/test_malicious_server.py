@@ -19,6 +19,7 @@ from lalora_flwr.settings import KEYS
 from lalora_flwr.wire.packed import WHOLE
 from tests.adapters import factor_of
 from tests.attacks.attacker import RECORDS, RUN, Draws, Site, table, text_model
+from tests.attacks.named import NAMED
 from tests.attacks.orders import order
 from tests.attacks.problems import problems
 from tests.reference import generator
@@ -78,47 +79,6 @@ class Attack:
 
 
 # The attacks of hole 1, and their kin: each was let pass, and cost nothing beyond its ε in the ledger.
-NAMED = {
-    "tiny alpha and clip norm, huge rate": {
-        "lora.alpha": 4e-24,
-        "train.lr": 1e24,
-        "privacy.clip-norm": 1e-36,
-        "privacy.epsilon": 0.1,
-    },
-    "tiny alpha": {"lora.alpha": 1e-25, "privacy.clip-norm": 1e-30},
-    "gradients of 1e-22": {"lora.alpha": 1e-22, "privacy.clip-norm": 1e-25},
-    "gradients of 1e-23": {"lora.alpha": 1e-23, "privacy.clip-norm": 1e-26},
-    "gradients of 1e-23, both factors": {"strategy": "dp-lora", "lora.alpha": 1e-23, "privacy.clip-norm": 1e-26},
-    "subnormal clip norm": {"privacy.clip-norm": 1e-44, "lora.alpha": 1e-30},
-    "smallest clip norm": {"privacy.clip-norm": 1e-45, "privacy.epsilon": 8.0, "lora.alpha": 1e-30},
-    "clip norm below float32": {"privacy.clip-norm": 1e-60},
-    "clip norm beyond float32": {"privacy.clip-norm": 1e60},
-    "huge alpha": {"lora.alpha": 1e30},
-    "huge rank, tiny alpha": {"lora.rank": 64, "lora.alpha": 1e-24, "privacy.clip-norm": 1e-30},
-    "weight decay that forgets the start": {"train.weight-decay": 1e30, "privacy.clip-norm": 1e-30, "lora.alpha": 1e-25},
-    "momentum": {"train.momentum": 0.999999, "train.local-steps": 3, "privacy.clip-norm": 1e-30, "lora.alpha": 1e-25},
-    "AdamW, whose step has one size": {"train.optimizer": "adamw", "privacy.clip-norm": 1e-36, "lora.alpha": 4e-24},
-    "a part that stays at the site": {"strategy": "fedsa-lora", "train.local-steps": 3, "lora.head": "trained"},
-    "no privacy": {"privacy.epsilon": float("inf")},
-    "AUTO-S and a tiny clip norm": {"privacy.clipping": "auto-s", "privacy.clip-norm": 1e-36, "lora.alpha": 4e-24},
-    "AUTO-S and gradients of 1e-25": {"privacy.clipping": "auto-s", "lora.alpha": 1e-25, "privacy.clip-norm": 0.01},
-    "A clipped apart and a tiny clip norm": {
-        "strategy": "dp-lora",
-        "privacy.clipping": "apart",
-        "privacy.clip-norm": 1e-36,
-        "lora.alpha": 4e-24,
-    },
-    "A all but standing still": {"strategy": "dp-lora", "privacy.clipping": "apart", "filter.name": "slow-a:0.000001"},
-    "a ridge head": {"strategy": "ridge-head", "train.lr": 1.0},
-    "a ridge head and a tiny clip norm": {"strategy": "ridge-head", "privacy.clip-norm": 1e-36},
-    "a ridge head and AUTO-S": {"strategy": "ridge-head", "privacy.clipping": "auto-s", "privacy.clip-norm": 100.0},
-    "a ridge head first": {"lora.head": "ridge", "num-rounds": 3},
-    "next to nothing for a ridge head first": {"lora.head": "ridge", "num-rounds": 3, "privacy.ridge-share": 1e-6},
-    "nearly all for a ridge head first": {"lora.head": "ridge", "num-rounds": 3, "privacy.ridge-share": 1 - 1e-9},
-    "a ridge head first and a tiny clip norm": {"lora.head": "ridge", "num-rounds": 3, "privacy.clip-norm": 1e-36},
-    "half-precision base": {"model.dtype": "bfloat16"},
-    "half-precision base, tiny alpha": {"model.dtype": "bfloat16", "lora.alpha": 1e-25, "privacy.clip-norm": 1e-30},
-}
 
 
 @pytest.mark.parametrize("name", NAMED)
