@@ -27,10 +27,11 @@ _PACKAGES = ("numpy", "scipy", "opacus")
 def cache_folder() -> Path | None:
     """Where a user's programs keep what they can make again; None if there is no such place."""
     if (named := os.environ.get(CACHE)) is not None:
-        return Path(named) if named else None
-    general = Path(os.environ.get("XDG_CACHE_HOME", "") or "~/.cache")
+        folder = Path(named) if named else None
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME", "") or "~/.cache") / "lalora-flwr"
     try:
-        return general.expanduser() / "lalora-flwr"
+        return folder and folder.expanduser()
     except RuntimeError:
         return None
 
@@ -70,7 +71,7 @@ class Calibrations:
         try:
             with closing(self._connected()) as store:
                 found = store.execute("SELECT sigma FROM kept WHERE name = ?", (self._name(question),)).fetchone()
-        except sqlite3.Error:
+        except (sqlite3.Error, OSError):
             return None
         return found[0] if found and isinstance(found[0], float) else None
 
@@ -85,7 +86,7 @@ class Calibrations:
                     store.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (self._name(question), sigma))
                     store.execute("DELETE FROM kept WHERE rowid <= (SELECT max(rowid) FROM kept) - ?", (MOST,))
                 return
-            except sqlite3.OperationalError:  # busy, full, read-only
+            except (sqlite3.OperationalError, OSError):  # busy, full, read-only, no file at all
                 return
             except sqlite3.DatabaseError:
                 with suppress(OSError):

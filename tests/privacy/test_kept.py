@@ -84,6 +84,14 @@ def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
     assert CALIBRATIONS.get(QUESTION) is None and (tmp_path / "elsewhere").read_bytes() == b""
 
 
+def test_a_file_that_cannot_be_opened_is_none(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    kept = Calibrations()
+    kept.open(tmp_path)
+    kept.put(QUESTION, 1.0)
+    assert kept.get(QUESTION) is None
+
+
 def test_a_folder_that_cannot_be_made_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     kept = Calibrations()
@@ -98,6 +106,8 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert cache_folder() == tmp_path / "lalora-flwr"
     monkeypatch.setenv(CACHE, "")
     assert cache_folder() is None
+    monkeypatch.setenv(CACHE, "~/kept")
+    assert cache_folder() == Path.home() / "kept"
     assert len(made_by()) == 4 and all(made_by())
 
 
