@@ -18,6 +18,7 @@ from lalora_flwr import __version__
 from lalora_flwr.ground.files import file_digest
 from lalora_flwr.ledger.verify import SECOND
 from lalora_flwr.privacy.accounting import epsilon_spent
+from lalora_flwr.privacy.mechanism import APART
 from lalora_flwr.server.counts import SiteCounts
 from lalora_flwr.server.metrics import CONFIG, METRICS, Summary
 from lalora_flwr.settings import Settings
@@ -29,6 +30,11 @@ MAKERS = {"pld": ("lalora-flwr",), "prv": ("opacus",), "rdp": ("opacus",)}
 ROOT = Path(__file__).parents[1]
 SHARED = "secure sum: at most {} of the other sites side with the server"
 SEEDED = "seeded: epsilon describes the mechanism, not the secrecy of this run"
+TOGETHER = "records clipped to clip_norm, jointly over all that trains"
+IN_PARTS = (
+    f"where lora_A trains beside other tensors, records clipped to {APART:g} clip_norm over lora_A and to "
+    f"{math.sqrt(1 - APART**2):.3g} clip_norm over all else, clip_norm altogether; elsewhere to clip_norm"
+)
 VOUCHES = "the server: its own count of steps, at the noise and sampling rate that the site said and the run prescribes"
 
 
@@ -61,7 +67,7 @@ def claims(settings: Settings, summary: Summary) -> dict[str, Any]:
         "neighbouring_datasets": "one record more or less",
         "trust_model": SHARED.format(settings.colluders) if settings.shares_noise else "each site adds noise of its own",
         "observers": "the server, the other sites, whoever reads the adapter",
-        "mechanism": "Poisson-subsampled Gaussian, each local step; records clipped to clip_norm, jointly over all that trains",
+        "mechanism": f"Poisson-subsampled Gaussian, each local step; {IN_PARTS if privacy.clipping == 'apart' else TOGETHER}",
         "epsilon": summary.epsilon if settings.private else None,
         "epsilon_if_all_others_collude": summary.epsilon_alone,
         "delta": privacy.delta,

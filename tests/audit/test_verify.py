@@ -62,16 +62,18 @@ def test_a_finished_run_is_good(run: Path, lalora: Lalora) -> None:
     assert (code, err) == (0, "") and "by pld, and rdp does not contradict it" in out and out.endswith("good\n")
 
 
-@pytest.mark.parametrize("kind", ["secure sum", "ridge head", "not private"])
+@pytest.mark.parametrize("kind", ["secure sum", "ridge head", "not private", "clipped apart"])
 def test_other_runs_are_good(kind: str, finished: Make) -> None:
     kinds: dict[str, dict[str, Any]] = {
         "secure sum": {"strategy": "steady-lora", "trust": "secure-sum", "train__local_steps": 1},
         "ridge head": {"lora__head": "ridge"},
         "not private": {"privacy__epsilon": float("inf")},
+        "clipped apart": {"strategy": "dp-lora", "privacy__clipping": "apart", "filter__name": "slow-a"},
     }
     folder = finished(**kinds[kind]).path
     lines = list(verify(folder))
     whole = content(folder)
+    assert ("jointly" in whole["mechanism"]) == (kind != "clipped apart") == ("lora_A" not in (folder / READABLE).read_text())
     if kind == "not private":
         assert any("not differentially private" in line for line in lines) and whole["epsilon"] is None
         assert "not differentially private" in (folder / READABLE).read_text()
@@ -79,7 +81,7 @@ def test_other_runs_are_good(kind: str, finished: Make) -> None:
         assert (
             whole["epsilon_if_all_others_collude"] > whole["epsilon"] and "If all other sites" in (folder / READABLE).read_text()
         )
-    else:
+    elif kind == "ridge head":
         assert [step[1] for step in whole["sites"]["0"]["steps"]] == [1.0, whole["sites"]["0"]["steps"][1][1]]
 
 
