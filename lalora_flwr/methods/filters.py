@@ -55,12 +55,14 @@ class Filter:
             then no longer than without the filter. 0 where it may be above 1: a run then has to name its rate.
         stretch: how many times as long as the longest gradient so far a filtered one can be, over all slots of a part together;
             inf: not known, and the server then has no bound on what a site sends.
+        only_scales: whether all that it does to a gradient is to multiply it by a constant.
     """
 
     name: str = ""
     remembers: bool = False
     keeps: float = 1.0
     stretch: float = math.inf
+    only_scales: bool = False
 
     def fits(self, layout: Layout) -> None:
         """Check that there is something for it to do.

@@ -163,6 +163,11 @@ class Method:
             raise ConfigError(
                 f"train.lr = 0: the rule does not know what filter.name = {own.filter.name!r} leaves of the noise; choose a rate"
             )
+        if own.filter.only_scales and settings.train.optimizer == "adamw":
+            raise ConfigError(
+                f"filter.name = {own.filter.name!r}: multiplies gradients by a constant, which train.optimizer = 'adamw' undoes; "
+                "take sgd, or another filter"
+            )
         if own.travel.takes_profiles and not own.merge.takes_parts:
             raise ConfigError(
                 f"merge.name = {name!r}: takes whole adapters, but {settings.strategy} lets sites differ; choose auto, "
@@ -174,12 +179,12 @@ class Method:
                 "form does not train; choose lora or lora-residual, or another strategy"
             )
         for profile in (Profile(site, settings.words_of(site)) for site in range(settings.kinds_of_sites)):
+            own.travel.check(profile)
             if (profile.told.parts or profile.told.unknown) and not own.travel.takes_profiles:
                 raise ConfigError(
                     f"profiles = {settings.profiles!r}: sites of {settings.strategy} do not differ but in batch and precision; "
                     "choose hetlora, flexlora or hlora"
                 )
-            own.travel.check(profile)
         if own.transport.hides_updates and own.merge.needs_each:
             raise ConfigError(f"merge.name = {name!r}: needs every site's update, but {own.transport.name} shows their sum only")
         if own.transport.hides_updates and settings.merge.max_update_norm:

@@ -3,7 +3,8 @@
     ĝ_A = s g_A        ĝ_B = g_B        g: the noised gradient;  s = 0.1
 
 A bears a fraction of the noise that B does (`lalora_flwr.training.rate`): one rate for both is too large for A or too small
-for B. LoRA+ (arXiv 2402.12354) has the same, for wide networks without noise. Safe under record-level DP: it follows the noise.
+for B. LoRA+ (arXiv 2402.12354) has the same, for wide networks without noise. AdamW, whose steps are as long whatever a gradient
+is multiplied with, would undo it. Safe under record-level DP: it follows the noise.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ class Slower(Share):
     """The filter; what is no lora_A keeps its gradient."""
 
     stretch = 1.0
+    only_scales = True
 
     def fits(self, layout: Layout) -> None:
-        if not layout.of(LORA_A):
-            raise ConfigError(f"filter.name = {self.name!r}: the form has no lora_A; choose another filter")
+        if not layout.of(LORA_A) & layout.trainable:
+            raise ConfigError(f"filter.name = {self.name!r}: the form trains no lora_A; choose another filter")
 
     def scale(self, slot: Slot) -> float:
         return self.share if slot.part == LORA_A else 1.0
