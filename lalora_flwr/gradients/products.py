@@ -89,7 +89,8 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if whole > count and rows.numel() >= LARGE:
         rows, given = rows.new_empty(whole, rows.shape[1]), rows
         rows[:count], rows[count:] = given, 0
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), weight, bias, "none", [], "")
+    together = None if bias is None else bias.contiguous()  # the operator heeds the strides of a weight alone
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), weight, together, "none", [], "")
     return y.resize_(*x.shape[:-1], y.shape[1])  # not a view, which could not be changed in place, as timm's BEiT does
 
 

@@ -51,6 +51,13 @@ def test_rows_that_do_not_lie_together() -> None:
     assert close(ONEDNN.linear(spread, weight), F.linear(spread, weight))
 
 
+def test_a_bias_that_does_not_lie_together() -> None:
+    rows, weight = torch.randn(3, 96), torch.randn(96, 96)
+    for bias in (torch.randn(192)[::2], torch.randn(1).expand(96)):
+        for product in (ONEDNN.product, ONEDNN.linear):
+            assert close(product(rows, weight, bias), F.linear(rows, weight, bias))
+
+
 @given(st.integers(1, 10**6))
 def test_few_sizes_and_little_more_than_was_asked(rows: int) -> None:
     whole = filled_up(rows)
