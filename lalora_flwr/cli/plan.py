@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lalora_flwr.cli.early import check_machine, check_places, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override, resolve
-from lalora_flwr.cli.plan_cost import check_options, cost_of, cost_rows, memory_advice, room_on
+from lalora_flwr.cli.plan_cost import ENGINES, HERE, check_options, cost_of, cost_rows, memory_advice, room_on
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.extras import missing, need
 from lalora_flwr.ground.figures import MODULE, readable
@@ -38,10 +38,8 @@ def plan(
     data: Annotated[bool, typer.Option("--data", help="Read and split the data, and show who holds what.")] = False,
     plot: Annotated[Path | None, typer.Option(help="With --data: the picture; default partition.png in output-dir.")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Predict seconds of a round and memory; takes seconds itself.")] = False,
-    engine: Annotated[str, typer.Option(help="With --cost: ray, inline, or sites (real ones, side by side).")] = "ray",
-    hardware: Annotated[
-        str, typer.Option(help="With --cost: this-machine, or from data sheets h100, a100, l4.")
-    ] = "this-machine",
+    engine: Annotated[str, typer.Option(help="With --cost: ray, inline, or sites (real ones, side by side).")] = ENGINES[0],
+    hardware: Annotated[str, typer.Option(help="With --cost: this-machine, or from data sheets h100, a100, l4.")] = HERE,
     tokens: Annotated[int, typer.Option(help="With --cost: tokens of a usual text; 0: data.max-tokens.")] = 0,
 ) -> None:
     """Show noise, steps, predicted ε, parameters and bytes of a run, and what it takes; refuse impossible settings."""
@@ -51,7 +49,9 @@ def plan(
     if plot:
         need(MODULE, "--plot")
     if cost:
-        check_options(engine, hardware, tokens)
+        check_options(engine, hardware, tokens, settings.data.max_tokens)
+    elif (engine, hardware, tokens) != (ENGINES[0], HERE, 0):
+        raise ConfigError("--engine, --hardware, --tokens: say what --cost predicts; add it")
     without_hub(settings, weights=False)
     console = Console()
     with Waiting(console, "libraries"):  # torch and friends, only once the settings hold
@@ -62,7 +62,7 @@ def plan(
     found = None
     if cost:
         with Waiting(console, "seconds and memory"):
-            found = cost_of(settings, engine, hardware, tokens)
+            found = cost_of(settings, engine, hardware, tokens, made.records)
     taken = cost_rows(settings, found, engine, made.bytes_down + max(made.bytes_up)) if found else ()
     print_plan(settings, made, console, taken)
     smallest = _show_holdings(settings, plot or expanded(settings.output_dir) / "partition.png", console) if data else None

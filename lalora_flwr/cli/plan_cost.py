@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lalora_flwr.ground.errors import ConfigError
@@ -13,14 +14,14 @@ from lalora_flwr.settings import Settings
 if TYPE_CHECKING:
     from lalora_flwr.cost.estimate import Estimate
 
-ENGINES = ("ray", "inline", "sites")
+ENGINES, HERE = ("ray", "inline", "sites"), "this-machine"
 MBIT = 100.0  # a second, of a real site's line
 SPANS = ((1e-3, 1e-6, "µs"), (1.0, 1e-3, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min"), (2e5, 3600.0, "h"))
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-def check_options(engine: str, hardware: str, tokens: int) -> None:
-    """Refuse what no estimate can be made for.
+def check_options(engine: str, hardware: str, tokens: int, most: int) -> None:
+    """Refuse what no estimate can be made for. ``most``: the tokens of the longest text.
 
     Raises:
         ConfigError: naming the option.
@@ -31,16 +32,20 @@ def check_options(engine: str, hardware: str, tokens: int) -> None:
         raise ConfigError(f"--engine {engine}: must be one of {', '.join(ENGINES)}")
     if tokens < 0:
         raise ConfigError(f"--tokens {tokens}: must be the tokens of a usual text, or 0 for data.max-tokens")
+    if tokens > most:
+        raise ConfigError(f"--tokens {tokens}: texts are cut to data.max-tokens = {most}; name at most these")
     prices_of(hardware)
 
 
-def cost_of(settings: Settings, engine: str, hardware: str, tokens: int) -> Estimate:
-    """The estimate for this machine or for known hardware."""
+def cost_of(settings: Settings, engine: str, hardware: str, tokens: int, records: int) -> Estimate:
+    """The estimate for this machine or for known hardware, where a site has so many records."""
     import torch
 
     from lalora_flwr.cost.estimate import Estimator
     from lalora_flwr.cost.prices import Here, prices_of
 
+    train = replace(settings.train, batch_size=min(settings.train.batch_size, records))  # a batch cannot be more than all
+    settings = replace(settings, train=train)
     prices, clock = prices_of(hardware), time.perf_counter
     threads = torch.get_num_threads()
     if settings.train.num_threads == 1:

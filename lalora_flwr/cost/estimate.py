@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from lalora_flwr.ground.hardware import choose_dtype
 from lalora_flwr.methods.method import Method, method_of
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.base import BaseModel
+from lalora_flwr.models.text import TextModel
 from lalora_flwr.privacy.counting import RunLedger
 from lalora_flwr.privacy.events import Target
 from lalora_flwr.privacy.mechanism import Mechanism, PrivateSum
@@ -114,8 +115,10 @@ class Model:
 
     def batch(self, records: int, tokens: int) -> tuple[Inputs, Tensor]:
         """Made-up records of so many tokens, if they are texts."""
-        inputs, labels = self.base.synthetic_batch(records, torch.Generator().manual_seed(0))
-        longer = tokens > self.base.tokens(inputs) > 0
+        usual = self.base.tokens(self.base.synthetic_batch(1, torch.Generator().manual_seed(0))[0])
+        base = replace(self.base, input_shape=(tokens,)) if tokens < usual else self.base
+        inputs, labels = base.synthetic_batch(records, torch.Generator().manual_seed(0))
+        longer = tokens > usual > 0
         return self.base.filled_up(inputs, labels, tokens) if longer else (inputs, labels)
 
     def traced(self, mask: Mask, records: int, tokens: int) -> Traced:
@@ -147,6 +150,8 @@ class Estimator:
         batch = min(train.batch_size, train.max_physical_batch or train.batch_size)
         parts = math.ceil(train.batch_size / batch)
         tokens = tokens or settings.data.max_tokens
+        if isinstance(model.base, TextModel):
+            tokens = min(tokens, model.base.max_tokens)  # the model may have positions for fewer
         masks = model.masks(settings)
         distinct = {mask: masks.count(mask) / len(masks) for mask in dict.fromkeys(masks)}
         sharing = engine == "inline" and train.share_passes != "off"

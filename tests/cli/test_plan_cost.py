@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lalora_flwr.cli.plan_cost import memory_advice, size, span
+from lalora_flwr.cli.plan_cost import cost_of, memory_advice, size, span
 from lalora_flwr.cost.estimate import Estimate
+from lalora_flwr.settings import settings_from
 from tests.cli.commands import Lalora, assert_one_line
 
 
@@ -24,10 +25,22 @@ def test_a_plan_with_its_cost_says_time_and_memory(lalora: Lalora) -> None:
         (["--engine", "gpu"], "--engine gpu: must be one of ray, inline, sites"),
         (["--hardware", "tpu"], "--hardware tpu: must be one of this-machine, h100, a100, l4"),
         (["--tokens", "-1"], "--tokens -1: must be the tokens of a usual text"),
+        (["--tokens", "129"], "--tokens 129: texts are cut to data.max-tokens = 128"),
     ],
 )
 def test_what_no_estimate_can_be_made_for_is_refused_in_one_line(lalora: Lalora, options: list[str], said: str) -> None:
     assert_one_line(lalora("plan", "--cost", *options), said)
+
+
+@pytest.mark.parametrize("options", [["--engine", "inline"], ["--hardware", "tpu"], ["--tokens", "20"]])
+def test_options_of_the_cost_alone_do_nothing_in_silence(lalora: Lalora, options: list[str]) -> None:
+    assert_one_line(lalora("plan", *options), "--engine, --hardware, --tokens: say what --cost predicts; add it")
+
+
+def test_a_batch_is_no_larger_than_a_sites_records() -> None:
+    given = settings_from({"train.batch-size": 100_000})
+    large, all_records = (cost_of(keys, "ray", "h100", 0, 50) for keys in (given, settings_from({"train.batch-size": 50})))
+    assert large.worker_bytes == all_records.worker_bytes
 
 
 @pytest.mark.parametrize(

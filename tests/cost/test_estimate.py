@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
-from lalora_flwr.cost.estimate import PROCESS_BYTES, PROCESS_MESSAGE, Estimate, Estimator
+from lalora_flwr.cost.estimate import PROCESS_BYTES, PROCESS_MESSAGE, Estimate, Estimator, Model
 from lalora_flwr.cost.prices import KNOWN
 from lalora_flwr.cost.trace import Operation
-from lalora_flwr.settings import settings_from
+from lalora_flwr.settings import Settings, settings_from
 
 
 @dataclass
@@ -81,8 +82,8 @@ def test_memory_holds_the_frozen_model_in_its_precision() -> None:
     assert full.worker_bytes - half.worker_bytes > frozen
 
 
-def test_a_model_of_7_billion_is_planned_without_its_weights() -> None:
-    settings = settings_from(
+def of_7_billion(**more: Any) -> Settings:
+    return settings_from(
         {
             "model.name": "hf/meta-llama/Llama-2-7b-hf",
             "model.dtype": "bfloat16",
@@ -94,10 +95,26 @@ def test_a_model_of_7_billion_is_planned_without_its_weights() -> None:
             "data.max-tokens": 64,
             "train.batch-size": 4,
             "train.local-steps": 1,
+            **more,
         }
     )
+
+
+def test_a_model_of_7_billion_is_planned_without_its_weights() -> None:
+    settings = of_7_billion()
     found = Estimator(KNOWN["h100"], clock=lambda: 0.0).estimate(settings, "sites")
     weights = 2 * 6.74e9
     assert weights < found.worker_bytes < weights + 3e9
     products = 4 * 64 * 2 * 6.6e9 * 2  # tokens, times parameters of its layers, forward and back
     assert found.pass_seconds > products / 989e12
+
+
+def test_texts_are_as_long_as_they_are_said_to_be() -> None:
+    model = Model.of(of_7_billion(), torch.bfloat16)
+    short, middle, long = (model.traced(model.layout.names, 2, tokens).flops for tokens in (6, 12, 24))
+    assert middle == pytest.approx(2 * short, rel=0.01) and long == pytest.approx(2 * middle, rel=0.01)
+
+
+def test_no_text_is_longer_than_the_model_has_positions_for() -> None:
+    long = of_7_billion(**{"data.max-tokens": 100_000, "train.batch-size": 1})
+    assert Estimator(KNOWN["h100"], clock=lambda: 0.0).estimate(long, "sites").tokens == 4096
