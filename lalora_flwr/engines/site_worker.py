@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flwr.app import ArrayRecord, Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
@@ -17,6 +17,7 @@ from lalora_flwr.site.app import APP_ERROR, SiteApp
 from lalora_flwr.site.resident.words import FAILURE
 
 log = logging.getLogger("lalora_flwr.site")
+Sharing = Callable[[ClientApp], SitesTogether | None]
 
 
 def app_at(place: str) -> ClientApp:
@@ -26,21 +27,29 @@ def app_at(place: str) -> ClientApp:
     return app
 
 
+def shared_passes(app: ClientApp) -> SitesTogether | None:
+    """Several sites at once; one after the other if the app does more than its host says."""
+    return SitesTogether(app.host()) if isinstance(app, SiteApp) else None
+
+
 class SiteWorker:
     """Serves the sites of a run with a ClientApp of its own."""
 
-    def __init__(self, place: str) -> None:
-        """``place``: of the ClientApp, ``module:attribute``."""
+    def __init__(self, place: str, sharing: Sharing = shared_passes) -> None:
+        """
+        Args:
+            place: of the ClientApp, ``module:attribute``.
+            sharing: how it serves several sites at once, if it can.
+        """
         stamp_messages()
-        self._app = app_at(place)
+        self._app, self._sharing = app_at(place), sharing
         self._sites, self._run_config = 0, dict[str, Value]()
         self._together: SitesTogether | None = None
 
     def begin(self, sites: int, run_config: dict[str, Value]) -> None:
         """Take the run's settings and its number of sites."""
         self._sites, self._run_config = sites, run_config
-        if isinstance(self._app, SiteApp):  # another app does more than its host says
-            self._together = SitesTogether(self._app.host())
+        self._together = self._sharing(self._app)
 
     def serve(self, parcel: Sequence[Sent], common: Sequence[ArrayRecord], *, several: bool) -> tuple[list[Answer], int]:
         """The sites' answers, in their order, and how many sites are worth one pass; 0: it was not asked.
