@@ -18,7 +18,7 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.settings import Value
 from lalora_flwr.wire.tensors import num_bytes
 
-LARGE = 100_000  # bytes from which Ray would put an argument into its store anew with each parcel
+LARGE = 1_000_000  # bytes from which what parcels share is put into Ray's store, once; less travels with each of them
 Resources = dict[str, Any]  # num_cpus and num_gpus of a worker; num_actors at most, or 0
 Ticket = Any  # a parcel that a worker has: what Ray calls the result to come
 Answered = tuple[list[Answer], int]  # as `SiteWorker.serve` has it

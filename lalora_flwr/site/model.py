@@ -98,7 +98,7 @@ def start_from(learner: Learner, held: Layout, received: Mapping[str, Tensor], w
     """
     if set(received) != wanted or any(not _fits(received[name], held[name]) for name in wanted):
         raise SiteRefusal("adapter: the tensors sent are not those that the run's method sends")
-    if not all(torch.isfinite(received[name]).all() for name in wanted):
+    if received and not torch.isfinite(torch.cat([value.flatten() for value in received.values()])).all():
         raise SiteRefusal("adapter: the tensors sent hold values that are not finite")
     start = {name: received[name] if name in received else corner(learner.initial[name], held[name]) for name in held}
     learner.adapter.load(start)
@@ -115,5 +115,5 @@ def check_start(learner: Learner, adapter_digest: str) -> None:
     Raises:
         SiteRefusal: it differs.
     """
-    if digest(learner.adapter.state()) != adapter_digest:
+    if digest(learner.adapter.parameters) != adapter_digest:
         raise SiteRefusal("adapter: the site's start differs from the server's; use the same package versions")
