@@ -98,7 +98,7 @@ def clip(per_sample: Mapping[str, Tensor], clip_norm: float, stability: float = 
 
 def _blocks(per_sample: Mapping[str, Tensor]) -> Iterator[tuple[slice, Tensor]]:
     """Gradients (records, *shape) side by side, as float64 copies (records, columns), block by block, with their columns."""
-    if _is_small(per_sample):
+    if per_sample and _is_small(per_sample):
         whole = torch.cat([g.flatten(1) for g in per_sample.values()], 1).to(torch.float64, copy=True)
         yield slice(0, whole.shape[1]), whole
         return

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lalora_flwr.privacy import mechanism
 from lalora_flwr.privacy.mechanism import LARGEST, SMALLEST, clip
 from tests.privacy.sums import SHAPES, gradients
 from tests.reference import generator, joint_norm
@@ -188,3 +189,12 @@ def test_other_float_types_are_summed_in_float64_within_c(dtype: torch.dtype) ->
     sums, _ = clip(per_sample, 1.0)
     assert all(t.dtype == torch.float64 for t in sums.values())
     assert joint_norm(sums) == pytest.approx(1.0, rel=1e-9)
+
+
+def test_one_block_and_several_have_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    per_sample = {name: torch.randn(5, *shape, generator=generator(3)) for name, shape in SHAPES.items()}
+    whole, _ = clip(per_sample, 1.0)
+    monkeypatch.setattr(mechanism, "SMALL", 0)
+    monkeypatch.setattr(mechanism, "BLOCK", 16)
+    for name, value in clip(per_sample, 1.0)[0].items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-14, atol=1e-15)
