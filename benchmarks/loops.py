@@ -128,7 +128,7 @@ def _ours(job: Job, mark: Mark, *, alone: bool) -> State:
     with tempfile.TemporaryDirectory() as folder:
         settings, models, read = settings_of(job, folder), ModelStore(), records_of(job)
         host = Host(simulated=True, learners=LearnerCache(models), records=read)
-        together = None if alone else SitesTogether(models, records=read)
+        together = None if alone else SitesTogether(host)
         grid = InlineGrid(make_client_app(lambda: host), job.sites, dict(flatten(settings)), together)
         run_federation(settings, grid, lambda line: mark(), models=models)
         return _left(folder)

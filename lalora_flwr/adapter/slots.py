@@ -132,5 +132,5 @@ def digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        sha.update(tensor.numpy().tobytes())
+        sha.update(tensor.numpy().reshape(-1).data)
     return sha.hexdigest()

@@ -1,1 +1,1 @@
-"""Ways to run the two apps: Flower's simulation on Ray, everything in this process, or real sites."""
+"""Ways to run the two apps: virtual sites on Ray, everything in this process, or real sites."""

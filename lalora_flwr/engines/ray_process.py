@@ -1,4 +1,4 @@
-"""The process in which Flower's simulation runs on Ray, as the one that starts it sees it.
+"""The process in which a simulation runs on Ray, as the one that starts it sees it.
 
 Most of a short run's time is start-up: torch and its friends in each process, and Ray's own. So the process is started as
 soon as the settings hold, and makes itself ready while the plan is made and printed; it runs nothing before it is told what.
@@ -39,6 +39,9 @@ def environment(home: Path) -> Environment:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, of which it warns
         "RAY_enable_worker_prestart": "0",  # workers without this run's surroundings, which no actor would take
         "RAY_prestart_worker_first_driver": "0",
+        "RAY_max_direct_call_object_size": str(2**24),  # a parcel of updates comes with the answer, not by way of the store
+        "RAY_task_events_report_interval_ms": "0",  # nobody looks at Ray's records of tasks and its metrics
+        "RAY_enable_metrics_collection": "0",
         "RAY_ADDRESS": os.environ.get("RAY_ADDRESS", "local"),  # a cluster only if the user names one
         "NO_COLOR": "1",
         OWNER: str(os.getpid()),

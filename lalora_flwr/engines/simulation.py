@@ -1,4 +1,4 @@
-"""Flower's simulation runtime (Ray) in a process that lives only for one run.
+"""A simulation on Ray in a process that lives only for one run.
 
 `flwr run` alone exits 0 when a run fails, installs an app's dependencies at run time and leaves results where the SuperLink was
 first started, and takes four more processes to begin. Here the simulation is a child process, and a run counts as good only
@@ -84,15 +84,18 @@ def _attempt(settings: Settings, on_round: OnRound | None, process: RayProcess) 
 
 
 def _lines_of(folder: Path) -> list[str]:
-    return (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
+    """All that are written to their end."""
+    return (folder / METRICS).read_text().split("\n")[:-1] if (folder / METRICS).exists() else []
 
 
 def _follow(process: RayProcess, folder: Path, told: int, on_round: OnRound | None) -> None:
     """Pass on lines of metrics after the first ``told`` until there is a result, or there will be none."""
-    over = False
+    over, size = False, -1
     while not over:
         over = process.ended or (folder / SUMMARY).exists() or (folder / FAILURE).exists()
-        lines = _lines_of(folder)
+        now = (folder / METRICS).stat().st_size if (folder / METRICS).exists() else 0
+        lines = _lines_of(folder) if now != size else []
+        size = now
         for line in lines[told:]:
             if on_round:
                 on_round(RoundMetrics.from_json(json.loads(line)))
@@ -106,4 +109,4 @@ def _follow(process: RayProcess, folder: Path, told: int, on_round: OnRound | No
         raise (WorkerDied if failure.get("kind") == WORKER_DIED else RunFailed)(failure["error"])
     process.close()
     words = process.said[-LAST_WORDS:].decode(errors="replace").strip()
-    raise RunFailed(f"Flower's simulation ended without a result: {words}")
+    raise RunFailed(f"the simulation ended without a result: {words}")

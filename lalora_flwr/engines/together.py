@@ -6,7 +6,8 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -17,11 +18,11 @@ from lalora_flwr.settings import Settings, settings_again
 from lalora_flwr.settings.stages import stage_of
 from lalora_flwr.site.app import make_client_app
 from lalora_flwr.site.host import Host
-from lalora_flwr.site.records import ReadRecords, RecordStore
 from lalora_flwr.training.company import company
-from lalora_flwr.training.learner import Learner, LearnerCache, ModelStore
+from lalora_flwr.training.learner import Learner, LearnerCache
 from lalora_flwr.training.together import ALONE, Company, Gradients, Pass, SharedPasses, site_learner
 from lalora_flwr.wire.orders import TrainOrder
+from lalora_flwr.wire.profile import Words
 
 log = logging.getLogger(__name__)
 Order = tuple[Message, Context]
@@ -39,11 +40,16 @@ class _OfSites(LearnerCache):
         return site_learner(self._whole.learner(settings, device), self._ask)
 
 
-def _even(orders: Sequence[Order], most: int) -> list[Sequence[Order]]:
-    """Cut into as few parts as there must be, of about the same length."""
-    parts = math.ceil(len(orders) / most)
+def even(orders: Sequence[Order], parts: int) -> list[Sequence[Order]]:
+    """Cut into so many parts of about the same length."""
     ends = [len(orders) * part // parts for part in range(parts + 1)]
     return [orders[first:last] for first, last in itertools.pairwise(ends)]
+
+
+@lru_cache(maxsize=8)
+def _words(profiles: str) -> list[Words]:
+    """What the sites' profiles say, in the run's settings."""
+    return [Words.of(text) for text in profiles.split(";")]
 
 
 class SitesTogether:
@@ -51,44 +57,42 @@ class SitesTogether:
 
     def __init__(
         self,
-        models: ModelStore,
+        host: Host,
         find: Callable[[Learner, float, bool], Company] = company,
         worth_it: int = WORTH_IT,
-        records: ReadRecords | None = None,
     ) -> None:
         """
         Args:
-            models: where the frozen model comes from.
+            host: what the process hands to its sites.
             find: how many sites are worth one pass, by the learner, the records of a site's pass and whether rounding may differ.
             worth_it: steps of all sites in a run that is long enough to find out.
-            records: reads a site's records; default: its share of the run's data set.
         """
-        self._learners, self._find, self._worth_it = LearnerCache(models), find, worth_it
+        self._host, self._find, self._worth_it = host, find, worth_it
         self._apps: dict[Company, tuple[ClientApp, Meeting[Pass, Gradients]]] = {}
         self._companies: dict[object, tuple[Company, Learner]] = {}  # with the learner, so that its id stays its own
-        self._records = records or RecordStore()
 
     def __call__(self, orders: Sequence[Order], alone: Serve) -> list[Message]:
         """The sites' replies to orders to train, in their order; ``alone`` serves one by itself, where that is as fast."""
-        found = self._company(*orders[0]) if len(orders) > 1 else ALONE
+        found = self.company(*orders[0]) if len(orders) > 1 else ALONE
         if found.sites == 1:
             return [alone(message, context) for message, context in orders]
         app, meeting = self._app(found)
         replies: list[Message] = []
-        for part in _even(orders, found.sites):
+        for part in even(orders, math.ceil(len(orders) / found.sites)):
             replies += meeting.run([partial(app, message, context) for message, context in part])
         return replies
 
-    def _company(self, message: Message, context: Context) -> Company:
-        """How many sites are worth one pass of the run; one if that cannot be determined: the sites say what is wrong."""
+    def company(self, message: Message, context: Context) -> Company:
+        """How many sites are worth one pass of the run, by an order to train; one if that cannot be determined: the sites say
+        what is wrong."""
         try:
             settings = stage_of(settings_again(context.run_config), TrainOrder.of(message.content).server_round)
             train = settings.train
             if settings.num_rounds * settings.sites_per_round * train.local_steps < self._worth_it or settings.lora.dropout:
                 return ALONE  # the masks of dropout come from one generator, site after site
-            if train.share_passes == "off":
+            if train.share_passes == "off" or any(told.batch or told.precision for told in _words(settings.profiles)):
                 return ALONE
-            learner = self._learners.learner(settings)
+            learner = self._host.learners.learner(settings)
         except LaloraError:
             return ALONE
         records = min(train.batch_size, train.max_physical_batch or train.batch_size)
@@ -103,6 +107,6 @@ class SitesTogether:
     def _app(self, found: Company) -> tuple[ClientApp, Meeting[Pass, Gradients]]:
         if found not in self._apps:
             meeting: Meeting[Pass, Gradients] = Meeting(SharedPasses(found), found.sites)
-            host = Host(simulated=True, learners=_OfSites(self._learners, meeting.ask), records=self._records)
+            host = replace(self._host, learners=_OfSites(self._host.learners, meeting.ask))
             self._apps[found] = make_client_app(lambda: host), meeting
         return self._apps[found]

@@ -41,6 +41,20 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True, mode
         sync_folder(path.absolute().parent)
 
 
+def append(path: Path, content: bytes, *, mode: int = OWNER_ONLY) -> None:
+    """Put ``content`` at the end of a file, made if need be; it is on disk when this returns.
+
+    A crash can leave a part of it: whoever goes on with the file has to know how long it was.
+    """
+    new = not path.exists()
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode), "ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync_folder(path.absolute().parent)
+
+
 def expanded(path: str | Path) -> Path:
     """With the home folder of a user in place of a leading ``~`` or ``~name``.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lalora_flwr.privacy.counting import Ledger
-from lalora_flwr.privacy.randomness import RandomSource
+from lalora_flwr.privacy.randomness import RandomSource, SeededRandom
 
 SMALLEST, LARGEST = 2.0**-149, float(torch.finfo(torch.float32).max)  # of float32, and so of C
 GRID_BITS = 17  # the grid of the released sums is at most 2^-17 of the noise's standard deviation
@@ -21,6 +21,7 @@ FINE = 2.0**-40  # of the noise: a second draw, so small, decides what float64 c
 EXACT = 2.0**52  # grid units that float64 holds exactly, with room for the noise
 APART = 0.44  # share of C of what is clipped apart; all else has √(1 - 0.44²), so that both together have C
 BLOCK = 1 << 16  # elements that are float64 at once while gradients are clipped: as many as a core's cache holds
+SMALL = 1 << 19  # elements that are one block all the same: a second pass over them would cost more than the larger cache
 GPU_BLOCK = 1 << 22  # on a GPU, where each block costs the start of a few kernels
 
 
@@ -97,10 +98,11 @@ def clip(per_sample: Mapping[str, Tensor], clip_norm: float, stability: float = 
     Returns:
         The sums, float64, of the parameters' shapes; and how many records were not finite (for the site's log only).
     """
-    blocks = list(_blocks(per_sample)) if sum(g.numel() for g in per_sample.values()) <= BLOCK else None  # one: made once
+    blocks = list(_blocks(per_sample)) if _is_small(per_sample) else None  # one: made once
     squares = sum(part.square().sum(1) for _, part in blocks or _blocks(per_sample))
     norms = torch.as_tensor(squares).sqrt()  # (records,)
-    usable = torch.isfinite(norms) & (norms > 0)
+    finite = torch.isfinite(norms)
+    usable = finite & (norms > 0)
     scaled = clip_norm / (norms + stability) if stability else (clip_norm / norms).clamp(max=1.0)
     factors = torch.where(usable, scaled, 0.0)
     useless = None if usable.all() else ~usable.unsqueeze(1)
@@ -109,11 +111,15 @@ def clip(per_sample: Mapping[str, Tensor], clip_norm: float, stability: float = 
     for columns, part in blocks or _blocks(per_sample):
         total[columns] = factors @ (part if useless is None else part.masked_fill_(useless, 0.0))  # 0 · inf would be NaN
     pieces = zip(per_sample.items(), torch.split(total, sizes), strict=True)
-    return {name: piece.view(g.shape[1:]) for (name, g), piece in pieces}, int((~torch.isfinite(norms)).sum())
+    return {name: piece.view(g.shape[1:]) for (name, g), piece in pieces}, int((~finite).sum())
 
 
 def _blocks(per_sample: Mapping[str, Tensor]) -> Iterator[tuple[slice, Tensor]]:
     """Gradients (records, *shape) side by side, as float64 copies (records, columns), block by block, with their columns."""
+    if per_sample and _is_small(per_sample):
+        whole = torch.cat([g.flatten(1) for g in per_sample.values()], 1).to(torch.float64, copy=True)
+        yield slice(0, whole.shape[1]), whole
+        return
     waiting: list[Tensor] = []
     start = wide = 0  # small tensors wait for each other: a block of many costs what one of few does
     for g in per_sample.values():
@@ -127,6 +133,11 @@ def _blocks(per_sample: Mapping[str, Tensor]) -> Iterator[tuple[slice, Tensor]]:
             wide += piece.shape[1]
     if waiting:
         yield slice(start, start + wide), _in_float64(waiting)
+
+
+def _is_small(per_sample: Mapping[str, Tensor]) -> bool:
+    """Whether they are one block."""
+    return sum(g.numel() for g in per_sample.values()) <= SMALL
 
 
 def _in_float64(pieces: Sequence[Tensor]) -> Tensor:
@@ -279,7 +290,11 @@ class _SlotBySlot:
 
     def __init__(self, source: RandomSource, shapes: Mapping[str, torch.Size]) -> None:
         self.seeded = source.seeded
-        drawn = [source.normal(shape).flatten() for shape in shapes.values() for _ in range(2)]
+        if isinstance(source, SeededRandom):  # the same draws, without a call for each
+            sizes = [shape.numel() for shape in shapes.values() for _ in range(2)]
+            drawn = list(torch.split(source.normal_in_a_row(sum(sizes)), sizes))
+        else:
+            drawn = [source.normal(shape).flatten() for shape in shapes.values() for _ in range(2)]
         self._rows = [torch.cat(drawn[of::2]) if drawn else torch.empty(0) for of in (1, 0)]
 
     def normal(self, shape: torch.Size) -> Tensor:

@@ -76,6 +76,10 @@ class SeededRandom:
     def normal(self, shape: torch.Size) -> Tensor:
         return torch.from_numpy(np.asarray(self._noise.standard_normal(tuple(shape))))
 
+    def normal_in_a_row(self, n: int) -> Tensor:
+        """The ``n`` draws that calls of `normal` for tensors of together so many entries would give, one after the other."""
+        return torch.from_numpy(self._noise.standard_normal(n))
+
 
 def poisson_sample(source: RandomSource, records: int, sample_rate: float) -> Tensor:
     """Indices of the records that join a step: each independently with probability ``sample_rate``; possibly none.

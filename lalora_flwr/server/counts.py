@@ -19,6 +19,7 @@ from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.privacy.noise import noise_for, target_of
 from lalora_flwr.server.metrics import SiteReport
 from lalora_flwr.server.site_count import Asked, SiteCount, asked_of
+from lalora_flwr.server.spent import Spent
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.stages import EVERY_RECORD, ridge_stage
 from lalora_flwr.wire.replies import MOST_RECORDS, Counters, SiteMetrics
@@ -46,6 +47,10 @@ class SiteCounts:
     sites: dict[int, SiteCount] = field(default_factory=dict)
     before: SiteCounts | None = None  # of the stage of the run before this one
     _known: dict[tuple[SampledGaussian, ...], float] = field(default_factory=dict, repr=False, compare=False)
+    _spent_by: Spent = field(default_factory=Spent, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._spent_by.touch(self.sites)
 
     @staticmethod
     def of_run(settings: Settings, *, real: bool) -> SiteCounts:
@@ -54,11 +59,17 @@ class SiteCounts:
         return SiteCounts(settings, real, before=before)
 
     def of(self, site: int) -> SiteCount:
-        return self.sites.setdefault(site, SiteCount())
+        """A site's count, which the caller may change."""
+        self._spent_by.touch([site])
+        return self._known_of(site)
+
+    def _known_of(self, site: int) -> SiteCount:
+        """The same, only to be looked at."""
+        return self.sites.get(site) or self.sites.setdefault(site, SiteCount())
 
     def steps_of(self, site: int) -> int:
         """Steps the site may have taken, in this stage of the run and before."""
-        return self.steps_before(site) + self._own_steps(self.of(site))
+        return self.steps_before(site) + self._own_steps(self._known_of(site))
 
     def _own_steps(self, count: SiteCount) -> int:
         return count.rounds * self.settings.train.local_steps - count.spared
@@ -134,7 +145,7 @@ class SiteCounts:
 
         The run's target stands for the training of a site whose counters were never accepted.
         """
-        evaluations, training = tuple(self._evaluations(self.of(site))), self._training(site)
+        evaluations, training = tuple(self._evaluations(self._known_of(site))), self._training(site)
         if training is None:
             return self.settings.privacy.epsilon + self._spent(evaluations)
         return self._spent((*training, *evaluations)) if training else 0.0
@@ -149,14 +160,14 @@ class SiteCounts:
 
     def _heard(self, site: int) -> bool:
         """Whether it ever sent tensors, in this stage or before."""
-        return self.of(site).heard or (self.before is not None and self.before._heard(site))
+        return self._known_of(site).heard or (self.before is not None and self.before._heard(site))
 
     def _training(self, site: int) -> list[SampledGaussian] | None:
         """The training steps of a site that was heard of, of all stages; None if its noise in one of them is not known."""
         return self._steps(site) if self._heard(site) else []
 
     def _steps(self, site: int) -> list[SampledGaussian] | None:
-        count, steps = self.of(site), self.before._steps(site) if self.before else []
+        count, steps = self._known_of(site), self.before._steps(site) if self.before else []
         if steps is None or not count.rounds:
             return steps
         taken, sigma, q = self._own_steps(count), count.noise_multiplier, count.sample_rate
@@ -172,7 +183,7 @@ class SiteCounts:
     def steps_as_told(self, site: int) -> list[SampledGaussian] | None:
         """All that `epsilon_of` composes; None if the noise of its training is not known."""
         training = self._training(site)
-        return None if training is None else [*training, *self._evaluations(self.of(site))] if training else []
+        return None if training is None else [*training, *self._evaluations(self._known_of(site))] if training else []
 
     def steps_alone_as_told(self, site: int) -> list[SampledGaussian]:
         """All that `epsilon_alone_of` composes."""
@@ -187,13 +198,13 @@ class SiteCounts:
         privacy, training = self.settings.privacy, self._training_alone(site)
         if not training:
             return 0.0
-        return epsilon_spent([*training, *self._evaluations(self.of(site))], privacy.delta, privacy.accountant)
+        return epsilon_spent([*training, *self._evaluations(self._known_of(site))], privacy.delta, privacy.accountant)
 
     def _training_alone(self, site: int) -> list[SampledGaussian]:
         return self._steps_alone(site) if self._heard(site) else []
 
     def _steps_alone(self, site: int) -> list[SampledGaussian]:
-        count, before = self.of(site), self.before._steps_alone(site) if self.before else []
+        count, before = self._known_of(site), self.before._steps_alone(site) if self.before else []
         q = count.sample_rate or 1.0
         return [*before, *(SampledGaussian(float(share), q, rounds) for share, rounds in sorted(count.shares.items()))]
 
@@ -201,7 +212,13 @@ class SiteCounts:
         """The largest `epsilon_alone_of` over the sites; None where each has all of its noise for itself."""
         if not self.settings.shares_noise:
             return None
-        return max((self.epsilon_alone_of(site) for site in self.heard()), default=0.0)
+        return self._largest()[1]
+
+    def _largest(self) -> tuple[float, float]:
+        return self._spent_by.largest(self._both, self.before._spent_by if self.before else None)
+
+    def _both(self, site: int) -> tuple[float, float]:
+        return self.epsilon_of(site), self.epsilon_alone_of(site) if self.settings.shares_noise else 0.0
 
     def noise_of_mean(self, sites: Collection[int]) -> float:
         """Standard deviation of the noise on an entry of the mean gradient of sites that each add their own.
@@ -210,7 +227,7 @@ class SiteCounts:
         whole batch.
         """
         privacy, batch = self.settings.privacy, self.settings.train.batch_size
-        middle = statistics.median([self.of(site).noise_multiplier or 0.0 for site in sites])
+        middle = statistics.median([self._known_of(site).noise_multiplier or 0.0 for site in sites])
         return middle * privacy.clip_norm / batch / math.sqrt(len(sites))
 
     def heard(self) -> list[int]:
@@ -224,14 +241,14 @@ class SiteCounts:
 
     def epsilon(self) -> float:
         """The run's ε: the largest over the sites; 0 before any was heard of."""
-        return max((self.epsilon_of(site) for site in self.heard()), default=0.0)
+        return self._largest()[0]
 
     def report(self) -> dict[str, SiteReport]:
         """For the summary: the server's count of each site that was heard of, with the site's own beside it."""
         return {str(site): self._report_of(site) for site in self.heard()}
 
     def _report_of(self, site: int) -> SiteReport:
-        count = self.of(site)
+        count = self._known_of(site)
         return SiteReport(
             steps=self.steps_of(site),
             epsilon=self.epsilon_of(site),
@@ -260,7 +277,8 @@ class SiteCounts:
     def restore(self, state: Mapping[str, Any], asked: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on from a `state`, and from what `asked` held last: a round that was asked for and lost was served all the same."""
         self.sites = {int(site): SiteCount(**count) for site, count in state.get("sites", {}).items()}
-        self.exact_accuracy = bool(state.get("exact_accuracy", False))
+        self.exact_accuracy, self._spent_by = bool(state.get("exact_accuracy", False)), Spent()
+        self._spent_by.touch(self.sites)
         if self.before:
             self.before.restore(state.get("before", {}), {site: times.get("before", {}) for site, times in asked.items()})
         for site, times in asked.items():

@@ -1,10 +1,11 @@
-"""What a run leaves on disk. Every file is written whole or not at all."""
+"""What a run leaves on disk. Every file is written whole or not at all; metrics grow by a line a round."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch import Tensor
 from lalora_flwr.ground.errors import ConfigError, RunFailed
 from lalora_flwr.ground.extras import missing
 from lalora_flwr.ground.figures import MODULE, rendered
-from lalora_flwr.ground.files import PUBLIC, lock, replace_file
+from lalora_flwr.ground.files import PUBLIC, append, lock, replace_file
 from lalora_flwr.server.certificate import CERTIFICATE, READABLE, digests, readable, sealed
 from lalora_flwr.server.metrics import CONFIG, FAILURE, METRICS, SUMMARY, RoundMetrics, Summary
 from lalora_flwr.server.place import LOCK, folder_for
@@ -73,7 +74,7 @@ class Checkpoint:
     Attributes:
         server_round: the last finished round.
         adapter: the whole adapter after it.
-        state: the rest, as plain JSON: metrics so far, and what the strategy knows of its sites.
+        state: the rest, as plain JSON: how much of the metrics belongs to it, and what the strategy knows of its sites.
     """
 
     server_round: int
@@ -94,12 +95,13 @@ class RunFolder:
         Raises:
             ConfigError: if the folder holds a run already, or cannot be made.
         """
-        self.path = folder_for(settings)
+        self.path, self.metrics_size = folder_for(settings), 0  # bytes
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path / LOCK)
             (self.path / FAILURE).unlink(missing_ok=True)  # of the attempt that is resumed
             if not settings.resume:
+                self.go_on_after(0)
                 _write(self.path / CONFIG, tomli_w.dumps(_nested(flatten(settings))))
         except BlockingIOError:
             raise ConfigError(
@@ -107,7 +109,6 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise ConfigError(f"output-dir = {settings.output_dir!r}: {error.strerror}") from None
-        self._lines: list[str] = []
 
     def __enter__(self) -> RunFolder:
         return self
@@ -121,9 +122,44 @@ class RunFolder:
         return (self.path / SUMMARY).exists() or (self.path / FAILURE).exists()
 
     def add_metrics(self, *lines: RoundMetrics) -> None:
-        """One round's line, or those of several."""
-        self._lines += [to_json(line.to_json()) + "\n" for line in lines]
-        _write(self.path / METRICS, "".join(self._lines))
+        """A round's line, at the end of the file: on disk when this returns, and so before the checkpoint that counts it."""
+        added = "".join(to_json(line.to_json()) + "\n" for line in lines).encode()
+        append(self.path / METRICS, added, mode=PUBLIC)
+        self.metrics_size += len(added)
+
+    def go_on_after(self, size: int) -> list[RoundMetrics]:
+        """The lines in the first ``size`` bytes of metrics; what a round wrote whose checkpoint is missing is cut off.
+
+        Raises:
+            RunFailed: they are not there.
+        """
+        if not size:
+            (self.path / METRICS).unlink(missing_ok=True)
+            return []
+        path = self.path / METRICS
+        try:
+            kept = path.read_bytes()[:size]
+            lines = [RoundMetrics.from_json(json.loads(line)) for line in kept.splitlines()]
+            if len(kept) < size:
+                raise ValueError("too short")
+        except (OSError, ValueError) as error:
+            raise RunFailed(f"{path} is damaged ({error}); the run cannot go on without it") from None
+        os.truncate(path, size)
+        self.metrics_size = size
+        return lines
+
+    def metrics_of(self, state: Mapping[str, Any]) -> list[RoundMetrics]:
+        """The lines that belong to a checkpoint's state; the file then holds no others.
+
+        Raises:
+            RunFailed: as `go_on_after`.
+        """
+        if "metrics" not in state:
+            return self.go_on_after(state["metrics_size"])
+        lines = [RoundMetrics.from_json(line) for line in state["metrics"]]  # of an older version, which kept them there
+        self.go_on_after(0)
+        self.add_metrics(*lines)
+        return lines
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Everything in one file, so that adapter and state are always of the same round."""

@@ -123,7 +123,6 @@ class _Run:
         self._test = data_set(settings).public(learner.base.encode)
         self._followers = followers
         self._metrics: list[RoundMetrics] = []
-        self._lines: list[dict[str, object]] = []  # the same as plain JSON, as far as a checkpoint has had them
         self._frozen: Quality = {}
         self._best, self._started_from = Best(folder.path / "checkpoint"), ""
         self._last: Quality = {}  # of the last round's own adapter, if the run's is an average
@@ -163,17 +162,17 @@ class _Run:
         """Go on after the last checkpoint, if there is one; the adapter to go on with."""
         checkpoint, asked = self._folder.load_checkpoint(), self._folder.load_asked()
         if checkpoint is None:
+            self._folder.go_on_after(0)
             self.strategy.restore(0, {}, {}, asked)
             return self.start()
         check_same_run(checkpoint, self._settings, self._learner.adapter.layout)
         state = checkpoint.state
-        self._metrics = [RoundMetrics.from_json(line) for line in state["metrics"]]
+        self._metrics = self._folder.metrics_of(state)
         self._frozen, self._last = state.get("frozen", {}), state.get("last", {})  # a checkpoint of an older version has none
         self._best.restore(state.get("best", {}))
         self._started_from = state.get("started_from", "")
         self._seconds_before = state["seconds"]
         self._run_ids = [*state.get("run_ids", ()), *self._run_ids]
-        self._folder.add_metrics(*self._metrics)
         self._followers.resumed(self._metrics)
         self.strategy.restore(checkpoint.server_round, state["strategy"], checkpoint.tensors, asked)
         return checkpoint.adapter
@@ -183,9 +182,8 @@ class _Run:
         return round(self._seconds_before + time.monotonic() - self._begun, 3)
 
     def _checkpoint(self, server_round: int, adapter: dict[str, torch.Tensor]) -> Checkpoint:
-        self._lines += [line.to_json() for line in self._metrics[len(self._lines) :]]
         state = {
-            "metrics": list(self._lines),
+            "metrics_size": self._folder.metrics_size,
             "choices": choices(self._settings),
             "frozen": self._frozen,
             "last": self._last,
@@ -243,9 +241,9 @@ class _Run:
             **dataclasses.asdict(report.signals),
         )
         self._metrics.append(line)
+        self._folder.add_metrics(line)
         self._folder.save_checkpoint(self._checkpoint(line.round, state))
         self._best.tidy()
-        self._folder.add_metrics(line)
         self._followers.round(line, report.served)
 
     def _ridge_head(self, grid: Grid, start: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

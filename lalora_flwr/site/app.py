@@ -131,7 +131,19 @@ def _told(work: Work, content: RecordDict, context: Context) -> Told:
     return Told(None, reason)
 
 
-def make_client_app(host: Callable[[], Host], elsewhere: Elsewhere | None = None) -> ClientApp:
+class SiteApp(ClientApp):
+    """A ClientApp that serves each message by itself, and says with what.
+
+    Attributes:
+        host: gives what its process hands to its sites, so that an engine can serve several of them at once.
+    """
+
+    def __init__(self, host: Callable[[], Host]) -> None:
+        super().__init__()
+        self.host = host
+
+
+def make_client_app(host: Callable[[], Host], elsewhere: Elsewhere | None = None) -> SiteApp:
     """The ClientApp of a process.
 
     Args:
@@ -140,7 +152,7 @@ def make_client_app(host: Callable[[], Host], elsewhere: Elsewhere | None = None
             Flower sends the ClientApp itself to its workers, message by message, and what the app held would be lost.
         elsewhere: is asked first whether another process serves the message; a function of a module, too.
     """
-    app = ClientApp()
+    app = SiteApp(host)
 
     def served(kind: str, message: Message, context: Context) -> Message:
         asked = partial(elsewhere, kind) if elsewhere else None

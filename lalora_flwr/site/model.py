@@ -101,7 +101,7 @@ def start_from(
     """
     if set(received) != wanted or any(not _fits(received[name], held[name]) for name in wanted):
         raise SiteRefusal("adapter: the tensors sent are not those that the run's method sends")
-    if not all(torch.isfinite(received[name]).all() for name in wanted):
+    if received and not torch.isfinite(torch.cat([value.flatten() for value in received.values()])).all():
         raise SiteRefusal("adapter: the tensors sent hold values that are not finite")
     there = {**received, **(own or {})}
     start = {name: there[name] if name in there else corner(learner.initial[name], held[name]) for name in held}
@@ -119,5 +119,5 @@ def check_start(learner: Learner, adapter_digest: str, kept: Mask = frozenset())
     Raises:
         SiteRefusal: it differs.
     """
-    if digest({name: value for name, value in learner.adapter.state().items() if name not in kept}) != adapter_digest:
+    if digest({name: value for name, value in learner.adapter.parameters.items() if name not in kept}) != adapter_digest:
         raise SiteRefusal("adapter: the site's start differs from the server's; use the same package versions")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.app import ConfigRecord, Context, RecordDict
 from torch import Tensor
 
 from lalora_flwr.adapter.slots import Layout, Mask
@@ -39,7 +39,7 @@ from lalora_flwr.site.sharing import secrets_of, sharing_of
 from lalora_flwr.training.learner import Learner
 from lalora_flwr.training.local import LocalRound, gradient_round, train_round
 from lalora_flwr.training.rate import noise_at_all, rate_for
-from lalora_flwr.wire.npy import array_of
+from lalora_flwr.wire.npy import record_of
 from lalora_flwr.wire.orders import ARRAYS, MEMORY, TrainOrder
 from lalora_flwr.wire.profile import Profile
 from lalora_flwr.wire.replies import COUNTERS, Counters
@@ -264,7 +264,7 @@ def _answer(site: Site, start: _Start, records: RecordSet, mechanism: Mechanism,
         log.warning("round %d: %d record gradients were not finite and counted as zero", order.server_round, not_finite)
     sent = method.transport.pack({name: trained[name] for name in sorted(start.up)}, start.sender, exchange)
     counters = Counters(ledger.steps, ledger.epsilon(), mechanism.noise_multiplier, mechanism.sample_rate, source.seeded)
-    reply = RecordDict({ARRAYS: ArrayRecord({n: array_of(sent[n]) for n in sorted(sent)}), COUNTERS: counters.to_record()})
+    reply = RecordDict({ARRAYS: record_of({n: sent[n] for n in sorted(sent)}), COUNTERS: counters.to_record()})
     stays = {name: torch.from_numpy(trained[name]) for name in sorted(start.kept)}
     if start.own:
         start.own.save(digest_of(sent), order.server_round, stays)

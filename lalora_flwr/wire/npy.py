@@ -6,12 +6,13 @@ A message holds a small array for each tensor, whose header costs numpy more tha
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
@@ -42,6 +43,14 @@ def array_of(values: NDArray[Any]) -> Array:
         return Array(values)
     name, header = _written(values.dtype, values.shape)
     return Array(dtype=name, shape=values.shape, stype=STYPE, data=header + values.tobytes())
+
+
+def record_of(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """What ``ArrayRecord({name: array_of(values), …})`` is, whose arrays are made once: Flower makes each anew for its record."""
+    record = ArrayRecord()
+    for name, values in arrays.items():
+        record[name] = array_of(values)
+    return record
 
 
 @lru_cache(maxsize=512)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord
 
-from lalora_flwr.wire.npy import array_of, values_of
+from lalora_flwr.wire.npy import record_of, values_of
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ def to_arrays(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """Tensors as float32 arrays, in sorted order of names."""
     import torch  # a site that is only asked who it is needs no torch
 
-    return ArrayRecord({name: array_of(state[name].detach().to("cpu", torch.float32).numpy()) for name in sorted(state)})
+    return record_of({name: state[name].detach().to("cpu", torch.float32).numpy() for name in sorted(state)})
 
 
 def to_tensors(arrays: ArrayRecord) -> dict[str, torch.Tensor]:

@@ -8,7 +8,17 @@ from flwr.clientapp import ClientApp
 app = ClientApp()
 
 
+@app.query("identity")
+def identity(message: Message, context: Context) -> Message:
+    numbers = {"site": int(context.node_config["partition-id"]), "sites": int(context.node_config["num-partitions"])}
+    return Message(RecordDict({"identity": MetricRecord(numbers)}), reply_to=message)
+
+
 @app.train()
 def see(message: Message, context: Context) -> Message:
-    context.state = RecordDict({"kept": MetricRecord({"rounds": 1})})
-    return Message(RecordDict({"seen": ConfigRecord(dict(context.run_config))}), reply_to=message)
+    if "fail" in message.content.config_records:
+        raise RuntimeError("patient 17")
+    rounds = int(context.state.get("kept", {"rounds": 0})["rounds"]) + 1
+    context.state = RecordDict({"kept": MetricRecord({"rounds": rounds})})
+    seen = {**context.run_config, "rounds": rounds, "sites": context.node_config["num-partitions"]}
+    return Message(RecordDict({"seen": ConfigRecord(seen)}), reply_to=message)

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, MessageType, RecordDict
 
 from lalora_flwr.engines import simulation
 from lalora_flwr.engines.inline import run_inline
 from lalora_flwr.engines.ray_process import RayProcess, environment
 from lalora_flwr.ground.errors import LaloraError, RunFailed
 from lalora_flwr.server.metrics import RoundMetrics
-from lalora_flwr.settings import Settings, flatten
+from lalora_flwr.settings import Settings
 from tests.conftest import Finished, files_in, small
 
 # the inline engine
@@ -129,18 +128,3 @@ def test_flower_joins_no_cluster_by_chance_and_writes_no_home(monkeypatch: pytes
     assert env["FLWR_HOME"] == str(tmp_path) and env["RAY_ADDRESS"] == "local"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert environment(tmp_path)["RAY_ADDRESS"] == "10.0.0.1:6379"
-
-
-def test_sites_of_a_named_app_get_the_runs_settings_and_keep_their_state(tmp_path: Path) -> None:
-    """Flower refuses a context whose run-config was changed, so theirs is another one."""
-    pytest.importorskip("ray")
-    from lalora_flwr.engines.ray_main import NamedApp
-
-    app = NamedApp("tests.engines.seeing:app")
-    app.values = dict(flatten(small(tmp_path)))
-    context = Context(1, 2, {"partition-id": 0}, RecordDict(), {})
-    message = Message(RecordDict(), dst_node_id=2, message_type=MessageType.TRAIN)
-    message.metadata.__dict__["_message_id"] = "1"
-    reply = app(message, context)
-    assert reply.content["seen"]["run-name"] == "run" and context.run_config == {}
-    assert context.state["kept"]["rounds"] == 1

@@ -23,8 +23,9 @@ from lalora_flwr.server.place import folder_for
 from lalora_flwr.server.run import run_federation
 from lalora_flwr.settings import Settings, flatten
 from lalora_flwr.settings.stages import stage_of
+from lalora_flwr.site.host import Host
 from lalora_flwr.training.company import company
-from lalora_flwr.training.learner import Learner, ModelStore, Wanted
+from lalora_flwr.training.learner import Learner, LearnerCache, ModelStore, Wanted
 from lalora_flwr.training.together import ALONE, Company
 from tests.conftest import MODELS, Finished, small
 from tests.training.sharing import ticking
@@ -67,8 +68,12 @@ class WatchedEngine(PerSampleGradients):
         return self._engine(records, losses, owners)
 
 
+def hosted(store: ModelStore) -> Host:
+    return Host(simulated=True, learners=LearnerCache(store))
+
+
 def run_together(settings: Settings, store: ModelStore, found: Company = TOGETHER, worth_it: int = 0) -> dict[str, Tensor]:
-    together = SitesTogether(store, find=lambda learner, records, rounding: found, worth_it=worth_it)
+    together = SitesTogether(hosted(store), find=lambda learner, records, rounding: found, worth_it=worth_it)
     grid = InlineGrid(simulated_app(MODELS), settings.num_supernodes, dict(flatten(settings)), together)
     return load_file(run_federation(settings, grid, models=MODELS) / "checkpoint" / "adapter.safetensors")
 
@@ -108,7 +113,7 @@ def test_within_rounding(tmp_path: Path, finished: Callable[..., Finished]) -> N
         asked.append(rounding)
         return replace(TOGETHER, rounding=rounding, by_record=rounding)
 
-    together = SitesTogether(store, find, worth_it=0)
+    together = SitesTogether(hosted(store), find, worth_it=0)
     path = run_federation(settings, InlineGrid(simulated_app(MODELS), 3, dict(flatten(settings)), together), models=MODELS)
     assert store.shared and asked == [True]
     found = load_file(path / "checkpoint" / "adapter.safetensors")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lalora_flwr.adapter.slots import LORA_A
+from lalora_flwr.privacy import mechanism as privacy_mechanism
 from lalora_flwr.privacy.mechanism import LARGEST, SMALLEST, Mechanism, clip
 from lalora_flwr.privacy.noise import mechanism_for
 from tests.conftest import small
@@ -221,3 +222,12 @@ def test_other_float_types_are_summed_in_float64_within_c(dtype: torch.dtype) ->
     sums, _ = clip(per_sample, 1.0)
     assert all(t.dtype == torch.float64 for t in sums.values())
     assert joint_norm(sums) == pytest.approx(1.0, rel=1e-9)
+
+
+def test_one_block_and_several_have_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    per_sample = {name: torch.randn(5, *shape, generator=generator(3)) for name, shape in SHAPES.items()}
+    whole, _ = clip(per_sample, 1.0)
+    monkeypatch.setattr(privacy_mechanism, "SMALL", 0)
+    monkeypatch.setattr(privacy_mechanism, "BLOCK", 16)
+    for name, value in clip(per_sample, 1.0)[0].items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-14, atol=1e-15)

@@ -121,6 +121,11 @@ def test_seeded_draws_repeat_for_the_same_seed_site_and_round_only() -> None:
     assert len({draws(*key)[:4] for key in keys}) == len({draws(*key)[4:] for key in keys}) == len(keys)
 
 
+def test_seeded_draws_in_a_row_are_those_of_one_call_after_the_other() -> None:
+    row, single = SeededRandom(1, 2, 3).normal_in_a_row(17), SeededRandom(1, 2, 3)
+    assert torch.equal(row, torch.cat([single.normal(torch.Size(shape)).flatten() for shape in ((3, 2), (1,), (2, 5))]))
+
+
 def test_seeded_noise_does_not_depend_on_how_much_was_sampled() -> None:
     short, long = SeededRandom(0, 0, 1), SeededRandom(0, 0, 1)
     short.uniform(1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, MetricRecord, RecordDict
 
-from lalora_flwr.engines.inline import FIRST_NODE
+from lalora_flwr.engines.virtual_grid import FIRST_NODE
 from lalora_flwr.wire.tensors import to_arrays
 from tests.conftest import (
     Finished,

@@ -11,7 +11,8 @@ from flwr.app import ConfigRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lalora_flwr.engines.inline import FIRST_NODE, InlineGrid
+from lalora_flwr.engines.inline import InlineGrid
+from lalora_flwr.engines.virtual_grid import FIRST_NODE
 from lalora_flwr.ground.errors import RunFailed
 from lalora_flwr.server.strategy import FederatedStrategy
 from lalora_flwr.settings import flatten

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lalora_flwr.engines.inline import FIRST_NODE
+from lalora_flwr.engines.virtual_grid import FIRST_NODE
 from lalora_flwr.privacy.accounting import epsilon_spent, noise_multiplier_for
 from lalora_flwr.server.counts import SiteCounts
 from lalora_flwr.wire.replies import SITE_METRICS, Counters, SiteMetrics

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message
 
-from lalora_flwr.engines.inline import FIRST_NODE, InlineGrid
+from lalora_flwr.engines.inline import InlineGrid
+from lalora_flwr.engines.virtual_grid import FIRST_NODE
 from lalora_flwr.ground.errors import RunFailed
 from lalora_flwr.methods.merges import Memory, Merge, Merged, Now
 from lalora_flwr.methods.updates import Tensors, Updates

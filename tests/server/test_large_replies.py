@@ -10,7 +10,8 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
-from lalora_flwr.engines.inline import FIRST_NODE, InlineGrid
+from lalora_flwr.engines.inline import InlineGrid
+from lalora_flwr.engines.virtual_grid import FIRST_NODE
 from lalora_flwr.ground.errors import RunFailed
 from lalora_flwr.server.roster import Roster
 from lalora_flwr.server.strategy import FederatedStrategy
