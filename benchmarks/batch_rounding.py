@@ -23,7 +23,7 @@ from lalora_flwr.adapter.lora import LORA
 from lalora_flwr.adapter.slots import LORA_B
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.models.base import BaseModel
-from lalora_flwr.privacy.mechanism import clip
+from lalora_flwr.privacy.clip import clip
 from lalora_flwr.settings import LoraSettings
 
 BOUND = 1e-2  # C

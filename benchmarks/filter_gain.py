@@ -21,7 +21,7 @@ from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout
 from lalora_flwr.cli.options import resolve
 from lalora_flwr.data.records import RecordSet
 from lalora_flwr.methods.filters import Around, filter_of
-from lalora_flwr.privacy.mechanism import clip
+from lalora_flwr.privacy.clip import clip
 from lalora_flwr.settings import Settings
 from lalora_flwr.site.records import RecordStore
 from lalora_flwr.training.learner import Learner, ModelStore

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import processor
-from lalora_flwr.privacy.mechanism import clip, noised_on_grid
+from lalora_flwr.privacy.clip import clip
+from lalora_flwr.privacy.mechanism import noised_on_grid
 from lalora_flwr.privacy.randomness import SystemRandom
 
 SIZES = {  # records, and the shapes of the tensors that train

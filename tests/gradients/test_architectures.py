@@ -12,7 +12,7 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.targets import CAUSAL, TRANSFORMERS_TARGETS
 from lalora_flwr.models.text import CausalLanguageModel
-from lalora_flwr.privacy.mechanism import clip
+from lalora_flwr.privacy.clip import clip
 from lalora_flwr.settings import LoraSettings
 from tests.adapters import attach_adapter, check, engine_for, set_active
 

@@ -16,7 +16,7 @@ from lalora_flwr.data.own_records import _known_tokens
 from lalora_flwr.data.texts import IGNORED, TextRecords
 from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.models import load_base_model
-from lalora_flwr.privacy.mechanism import clip
+from lalora_flwr.privacy.clip import clip
 from lalora_flwr.settings import LoraSettings, ModelSettings
 from tests.adapters import BOTH, attach_adapter, engine_for, set_active
 from tests.models.folders import CLS, SEP, save_hf

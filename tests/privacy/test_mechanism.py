@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lalora_flwr.adapter.slots import LORA_A
-from lalora_flwr.privacy import mechanism as privacy_mechanism
-from lalora_flwr.privacy.mechanism import LARGEST, SMALLEST, Mechanism, clip
+from lalora_flwr.privacy import clip as clipping
+from lalora_flwr.privacy.clip import clip
+from lalora_flwr.privacy.mechanism import LARGEST, SMALLEST, Mechanism
 from lalora_flwr.privacy.noise import mechanism_for
 from tests.conftest import small
 from tests.privacy.sums import SHAPES, gradients
@@ -227,7 +228,7 @@ def test_other_float_types_are_summed_in_float64_within_c(dtype: torch.dtype) ->
 def test_one_block_and_several_have_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     per_sample = {name: torch.randn(5, *shape, generator=generator(3)) for name, shape in SHAPES.items()}
     whole, _ = clip(per_sample, 1.0)
-    monkeypatch.setattr(privacy_mechanism, "SMALL", 0)
-    monkeypatch.setattr(privacy_mechanism, "BLOCK", 16)
+    monkeypatch.setattr(clipping, "SMALL", 0)
+    monkeypatch.setattr(clipping, "BLOCK", 16)
     for name, value in clip(per_sample, 1.0)[0].items():
         torch.testing.assert_close(value, whole[name], rtol=1e-14, atol=1e-15)

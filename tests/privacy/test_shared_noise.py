@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scipy.stats import kstest, norm
 
 from lalora_flwr.ground.errors import BudgetExhausted
+from lalora_flwr.privacy.clip import clip
 from lalora_flwr.privacy.counting import RunLedger
 from lalora_flwr.privacy.events import Target
-from lalora_flwr.privacy.mechanism import EXACT, Mechanism, PrivateSum, Share, clip
+from lalora_flwr.privacy.mechanism import EXACT, Mechanism, PrivateSum, Share
 from lalora_flwr.privacy.randomness import SystemRandom
 from tests.attacks.attacker import Signs
 from tests.privacy.sums import CPU, LARGE, MECHANISM, SHAPES, gradients
