@@ -10,7 +10,7 @@ from pathlib import Path
 from flwr.app import Message, MessageType
 from flwr.clientapp import ClientApp
 
-from lalora_flwr.engines.together import Order, SitesTogether
+from lalora_flwr.engines.together import Order, SitesTogether, shared_passes
 from lalora_flwr.engines.virtual_grid import VirtualGrid
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import expanded
@@ -71,9 +71,9 @@ def run_inline(
     """
     settings, models = named(settings), models or ModelStore()
     CALIBRATIONS.open(cache_folder())
-    own = simulated_app(models)
-    together = None if app else SitesTogether(own.host())
-    grid = InlineGrid(app or own, settings.num_supernodes, dict(flatten(settings)), together)
+    served = app or simulated_app(models)
+    together = None if app else shared_passes(served)
+    grid = InlineGrid(served, settings.num_supernodes, dict(flatten(settings)), together)
     with logs_in(expanded(settings.output_dir).absolute() / settings.run_name / LOG):
         return run_federation(settings, grid, on_round, models=models, trackers=trackers)
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import ray
 from flwr.app import ArrayRecord
 
 from lalora_flwr.engines.parcels import Answer, Sent
@@ -31,6 +30,8 @@ def start_ray(resources: Resources, hook: str) -> None:
         resources: that the run will need.
         hook: a function that each new worker calls, by its full name.
     """
+    import ray
+
     path = os.pathsep.join(sys.path)  # Ray's processes inherit variables, not this process's own path
     os.environ["PYTHONPATH"] = path
     at_most = {"num_cpus": resources["num_actors"] * resources["num_cpus"]} if resources["num_actors"] else {}
@@ -72,6 +73,8 @@ class RayWorkers:
         Raises:
             ConfigError: not even one fits.
         """
+        import ray  # a light install has none
+
         share = {"num_cpus": resources["num_cpus"], "num_gpus": resources["num_gpus"] or 0}
         count = how_many(ray.nodes(), resources)  # type: ignore[no-untyped-call]
         if not count:
@@ -80,6 +83,7 @@ class RayWorkers:
             )
         make: Any = ray.remote(SiteWorker).options(**share)
         self._all: list[Any] = [make.remote(client_app) for _ in range(count)]
+        self._ray: Any = ray
         self._idle, self._busy = list(self._all), dict[Ticket, Any]()
 
     def begin(self, sites: int, run_config: dict[str, Value]) -> None:
@@ -97,7 +101,9 @@ class RayWorkers:
 
     def shared(self, common: Sequence[ArrayRecord]) -> object:
         """What parcels hold in common, as `give` takes it: once in Ray's store if it is large."""
-        return ray.put(common) if sum(map(num_bytes, common)) > LARGE else common
+        large = sum(map(num_bytes, common)) > LARGE
+        shared: object = self._ray.put(common) if large else common
+        return shared
 
     def give(self, parcel: Sequence[Sent], common: object, *, several: bool) -> Ticket:
         """Give an idle worker, of which there must be one, a parcel to serve; arguments as `SiteWorker.serve` has them."""
@@ -108,19 +114,19 @@ class RayWorkers:
 
     def done(self, timeout: float) -> list[tuple[Ticket, Answered | Exception]]:
         """Parcels that were served since, after at most ``timeout`` seconds of waiting for the first."""
-        ready, _ = ray.wait(list(self._busy), timeout=None if math.isinf(timeout) else timeout)
+        ready, _ = self._ray.wait(list(self._busy), timeout=None if math.isinf(timeout) else timeout)
         return [(ticket, self._result(ticket)) for ticket in ready]
 
     def _result(self, ticket: Ticket) -> Answered | Exception:
         worker = self._busy.pop(ticket)
-        get: Any = ray.get
+        found: Answered | Exception
         try:
-            found: Answered = get(ticket)
-        except ray.exceptions.RayTaskError as fault:
-            self._idle.append(worker)
-            return fault
-        except ray.exceptions.RayError as fault:  # it died
+            found = self._ray.get(ticket)
+        except self._ray.exceptions.RayTaskError as fault:
+            found = fault
+        except self._ray.exceptions.RayError as death:
             self._all.remove(worker)
-            return fault
-        self._idle.append(worker)
+            found = death
+        if worker in self._all:
+            self._idle.append(worker)
         return found

@@ -10,10 +10,10 @@ from flwr.app import ArrayRecord, Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
 
 from lalora_flwr.engines.parcels import Answer, Sent, answer_of, order_of, replied
-from lalora_flwr.engines.together import SitesTogether
+from lalora_flwr.engines.together import SitesTogether, shared_passes
 from lalora_flwr.engines.virtual_grid import stamp_messages
 from lalora_flwr.settings import Value
-from lalora_flwr.site.app import APP_ERROR, SiteApp
+from lalora_flwr.site.app import APP_ERROR
 from lalora_flwr.site.resident.words import FAILURE
 
 log = logging.getLogger("lalora_flwr.site")
@@ -25,11 +25,6 @@ def app_at(place: str) -> ClientApp:
     module, _, attribute = place.partition(":")
     app: ClientApp = getattr(importlib.import_module(module), attribute)
     return app
-
-
-def shared_passes(app: ClientApp) -> SitesTogether | None:
-    """Several sites at once; one after the other if the app does more than its host says."""
-    return SitesTogether(app.host()) if isinstance(app, SiteApp) else None
 
 
 class SiteWorker:

@@ -16,7 +16,7 @@ from lalora_flwr.ground.errors import LaloraError
 from lalora_flwr.ground.meeting import Meeting
 from lalora_flwr.settings import Settings, settings_again
 from lalora_flwr.settings.stages import stage_of
-from lalora_flwr.site.app import make_client_app
+from lalora_flwr.site.app import SiteApp, make_client_app
 from lalora_flwr.site.host import Host
 from lalora_flwr.training.company import company
 from lalora_flwr.training.learner import Learner, LearnerCache
@@ -110,3 +110,8 @@ class SitesTogether:
             host = replace(self._host, learners=_OfSites(self._host.learners, meeting.ask))
             self._apps[found] = make_client_app(lambda: host), meeting
         return self._apps[found]
+
+
+def shared_passes(app: ClientApp) -> SitesTogether | None:
+    """Several sites at once; one after the other if the app does more than its host says."""
+    return SitesTogether(app.host()) if isinstance(app, SiteApp) else None
