@@ -23,7 +23,7 @@ from tests.deployment.processes import Running, wait_for
 from tests.deployment.texts import save_texts, text_run
 
 STEPS = 20  # local steps: some tenths of a second between reserve and commit
-LOOKS = 20  # for a process to kill
+LOOKS = 100  # for a process, a tenth of a second apart
 PATIENCE = 400.0  # seconds; a dead site or ClientApp is noticed after about a minute
 STAGES = ("before", "order", "process", "reserved", "committed", "sent")  # where a site can die in a round
 
