@@ -28,6 +28,7 @@ def test_lora_a_alone_is_slowed() -> None:
     [
         ({"strategy": "dp-lora", "train__optimizer": "adamw", "train__lr": 0.003}, "which train.optimizer = 'adamw' undoes"),
         ({"strategy": "fed-sb"}, "the form trains no lora_A"),
+        ({"strategy": "ffa-lora"}, "scales nothing that 'B' trains"),
         *(({"filter__name": f"slow-a:{wrong}"}, "with a number between 0 and 1") for wrong in ("0", "1", "nan", "1e-9", "-0.5")),
     ],
 )
