@@ -118,9 +118,7 @@ class Method:
             )
         trained = self.schedule.ever(layout)
         if self.filter.only_scales and all(self.filter.scale(layout[name]) == 1 for name in trained):
-            raise ConfigError(
-                f"filter.name = {self.filter.name!r}: scales nothing that {self.schedule.text!r} trains; take none"
-            )
+            raise ConfigError(f"filter.name = {self.filter.name!r}: scales nothing that {self.schedule.text!r} trains; take none")
         if not directive:  # else later rounds may train other slots than the first
             steps, rounds = settings.train.local_steps, range(1, min(settings.num_rounds, MOST_LOOKED_AT) + 1)
             trained = frozenset().union(*(self.schedule.trained_in(layout, t, steps, directive) for t in rounds))
