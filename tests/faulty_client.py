@@ -23,6 +23,8 @@ from lalora_flwr.training import learner
 
 SECRET = "patient 17 has blood group AB"
 NOTES = "LALORA_TEST_NOTES"  # environment variable: the folder for the notes
+LOOKED = "LALORA_TEST_LOOKED"  # environment variable: the file with the last round that the test has looked at
+AHEAD = 2  # rounds that sites may be ahead of that
 
 loads: Counter[str] = Counter()
 
@@ -73,6 +75,7 @@ def faltering(inner: ClientApp) -> ClientApp:
     @outer.train()
     def falter(message: Message, context: Context) -> Message:
         of_round, site = int(message.content["config"]["server-round"]), int(context.node_config["partition-id"])
+        _wait_for_the_look(of_round - AHEAD)
         if fails(of_round, site):
             return fail(message, context)
         if fails(-of_round, site):
@@ -84,6 +87,13 @@ def faltering(inner: ClientApp) -> ClientApp:
         return inner(message, context)
 
     return outer
+
+
+def _wait_for_the_look(at_round: int) -> None:
+    """Under Ray the test sees a round's line after the fact; without this it would see few rounds of fast ones."""
+    looked, end = Path(os.environ.get(LOOKED, "")), time.monotonic() + 60
+    while looked.is_file() and int(looked.read_text()) < at_round and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 flaky = faltering(real)
