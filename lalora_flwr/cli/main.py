@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lalora_flwr import __version__
+from lalora_flwr.cli.align import align
 from lalora_flwr.cli.audit import audit
 from lalora_flwr.cli.certs import certs
 from lalora_flwr.cli.compare import compare
@@ -48,6 +49,7 @@ def options(
 
 app.command()(run)
 app.command()(plan)
+app.command()(align)
 app.command()(compare)
 app.command()(report)
 app.command()(diagnose)

@@ -143,6 +143,13 @@ class TextModel(BaseModel):
         most = self.max_tokens * LONGEST_TOKEN
         return [text[-most:] if end else text[:most] for text in texts]
 
+    def padded(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Texts without labels as inputs of the model, cut to ``max_tokens`` and padded to the longest."""
+        encoded = self._tokens(lambda words: words(list(texts), truncation=True, max_length=self.max_tokens))
+        tokens = [torch.tensor(ids[: self.max_tokens] or [self.padding], dtype=torch.long) for ids in encoded["input_ids"]]
+        records = TextRecords(tokens, torch.zeros(len(tokens), dtype=torch.long), self.padding)
+        return records.batch(torch.arange(len(tokens)))[0]
+
     def _tokens(self, tokenize: Callable[[PreTrainedTokenizerBase], BatchEncoding]) -> BatchEncoding:
         """What the tokenizer makes of texts.
 
