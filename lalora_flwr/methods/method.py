@@ -185,7 +185,7 @@ class Method:
             if (profile.told.parts or profile.told.unknown) and not own.travel.takes_profiles:
                 raise ConfigError(
                     f"profiles = {settings.profiles!r}: sites of {settings.strategy} do not differ but in batch and precision; "
-                    "choose hetlora, flexlora or hlora"
+                    "choose hetlora, flexlora, hlora or flora"
                 )
         if own.transport.hides_updates and own.merge.needs_each:
             raise ConfigError(f"merge.name = {name!r}: needs every site's update, but {own.transport.name} shows their sum only")
