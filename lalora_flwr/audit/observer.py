@@ -64,6 +64,7 @@ class Observer:
         only_first: bool,
         make_sum: MakeSum = PrivateSum,
         views: int = 1,
+        ahead: bool = False,
     ) -> None:
         """
         Args:
@@ -73,6 +74,7 @@ class Observer:
             only_first: the first site alone has canaries, as where only the sum of all sites is let out.
             make_sum: what is watched.
             views: how often a pass sees each record, one after the other.
+            ahead: whether every pass but those of a site's first step is followed by another over the same records, elsewhere.
         """
         self.sites: dict[int, Watched] = {}
         for site, count in records.items():
@@ -81,6 +83,7 @@ class Observer:
             else:
                 own = canaries(count, entries, random)
             self.sites[site] = Watched(own)
+        self._ahead, self._before = ahead, list[int]()
         self._make_sum, self._views, self._here = make_sum, views, next(iter(self.sites.values()))
 
     def records(self, settings: Settings, node_config: NodeConfig, base: BaseModel) -> RecordSet:
@@ -94,7 +97,12 @@ class Observer:
 
     def drawn(self, labels: Tensor) -> None:
         """The records of a pass."""
-        self._here.steps[-1].drawn.extend(labels[:: self._views].tolist())
+        steps, found = self._here.steps, labels[:: self._views].tolist()
+        if self._ahead and len(steps) > 1 and found == self._before:
+            self._before = []  # a third pass would count
+            return
+        self._before = found
+        steps[-1].drawn.extend(found)
 
     def make_sum(self, mechanism: Mechanism, shapes: Mapping[str, torch.Size], device: torch.device) -> PrivateSum:
         """A sum that is watched."""

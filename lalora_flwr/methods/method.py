@@ -109,6 +109,7 @@ class Method:
         """
         self.schedule.fits(layout)
         self.filter.fits(layout)
+        self.filter.check(self, layout, settings)
         gate, directive = layout.of(self.form_of.gate), self.merge.start(layout)
         check_shares(self, layout, settings)
         if not self.schedule.accepts(layout, directive):

@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "ridge head first": {"lora__head": "ridge", "lora__targets": "auto"},
     "auto-s, adamw, doppler": {"privacy__clipping": "auto-s", "train__optimizer": "adamw", "filter__name": "doppler"},
     "A clipped apart": {"strategy": "dp-lora", "privacy__clipping": "apart", "filter__name": "slow-a"},
+    "gradients at two points": {"strategy": "dp-lora", "filter__name": "kalman", "train__max_physical_batch": 1},
     "views and parts": {"train__augmentations": 2, "train__max_physical_batch": 16},
 }
 
