@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -127,18 +128,18 @@ class _WatchedSum(PrivateSum):
         self._keep(released, self._step.mechanism.expected_batch)
         return released
 
-    def release_share(self, ledger: Ledger, source: RandomSource, share: Share) -> dict[str, Tensor]:
-        released = self._own.release_share(ledger, source, share)
+    def release_share(self, ledger: Ledger, source: RandomSource, share: Share, kept: Collection[str] = ()) -> dict[str, Tensor]:
+        released = self._own.release_share(ledger, source, share, kept)
         self._step.noise = share.multiplier
-        self._keep(released, share.step)
+        more = share.std / max(self._step.mechanism.noise_std, share.std)  # what stays has more noise: scaled to the share's
+        self._keep(released, share.step, dict.fromkeys(kept, self._step.mechanism.expected_batch * more))
         return released
 
-    def _keep(self, released: dict[str, Tensor], unit: float) -> None:
-        """``unit``: what a released 1 is of the sum."""
+    def _keep(self, released: dict[str, Tensor], unit: float, units: Mapping[str, float] = MappingProxyType({})) -> None:
+        """``unit``: what a released 1 is of the sum; ``units``: of tensors of which it is another."""
         self._step.released = {name: value.clone() for name, value in released.items()}
-        row = torch.cat([value.flatten().to("cpu", torch.float64) for value in released.values()]) * (
-            unit / self._step.mechanism.clip_norm
-        )
+        rows = [value.flatten().to("cpu", torch.float64) * units.get(name, unit) for name, value in released.items()]
+        row = torch.cat(rows) / self._step.mechanism.clip_norm
         count = self._of.count
         self._step.projections = projected(row, count)
         free = ~self._of.inside[np.arange(len(row)) % count] if self._of.inside.any() else np.ones(len(row), dtype=bool)
@@ -159,5 +160,5 @@ class ReplayedSum(PrivateSum):
         ledger.take_step()
         return {name: value.clone() for name, value in self._step.released.items()}
 
-    def release_share(self, ledger: Ledger, source: RandomSource, share: Share) -> dict[str, Tensor]:
+    def release_share(self, ledger: Ledger, source: RandomSource, share: Share, kept: Collection[str] = ()) -> dict[str, Tensor]:
         return self.release(ledger, source)

@@ -140,6 +140,11 @@ class Method:
         name = own.merge.name
         own.form_of.check(own.form, settings)
         check_keeps(own, settings)
+        if own.server_steps and own.travel.keeps and (key := unknown_noise(own, settings) or _decay(settings)):
+            raise ConfigError(
+                f"{key}: where the server steps, a site's step on what stays with it is plain SGD; leave it, or set "
+                "train.step-at = 'site'"
+            )
         if parts := own.form_of.parts:
             own.schedule.fits_parts(parts)
             if missing := sorted(own.merge.needs_parts - parts):
@@ -206,6 +211,10 @@ def unknown_noise(method: Method, settings: Settings) -> str:
     if train.momentum or train.weight_decay:
         return f"train.momentum = {train.momentum:g}" if train.momentum else f"train.weight-decay = {train.weight_decay:g}"
     return "" if method.filter is NONE else f"filter.name = {method.filter.name!r}"
+
+
+def _decay(settings: Settings) -> str:
+    return "" if settings.train.decay == "none" else f"train.decay = {settings.train.decay!r}"
 
 
 def served_by(settings: Settings, profile: Profile) -> Settings:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from lalora_flwr.adapter.form import Adapter
 from lalora_flwr.adapter.slots import Layout, Mask
 from lalora_flwr.data.inputs import Inputs, to_device
 from lalora_flwr.data.records import RecordSet
@@ -147,6 +148,14 @@ def train_round(
     ledger.commit()
     steps.say()
     return steps.not_finite
+
+
+def step_along(adapter: Adapter, gradients: Mapping[str, Tensor], train: TrainSettings) -> None:
+    """Take an optimizer's first step on an adapter, in place, along the gradients of some of its slots."""
+    optimizer = make_optimizer(adapter.parameters.values(), train)
+    for name, parameter in adapter.parameters.items():
+        parameter.grad = gradients[name].to(parameter) if name in gradients else None
+    optimizer.step()
 
 
 Released = TypeVar("Released")
