@@ -24,14 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lalora_flwr.adapter.lora_residual import LORA_D, residuals_of
-from lalora_flwr.adapter.slots import Slot
+from lalora_flwr.adapter.slots import LORA_B, Layout, Slot
+from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.methods.fedex import Folding
 from lalora_flwr.methods.hetlora import PerEntry
+from lalora_flwr.methods.keeping import MOST_LOOKED_AT
 from lalora_flwr.methods.merges import Memory, Merged, Now
 from lalora_flwr.methods.parts import PARTS
 from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.methods.updates import Factors, Tensors, Updates, factors_sent, sum_of_products
+from lalora_flwr.settings import Settings
 
 
 class Stacked(PerEntry):
@@ -70,4 +73,18 @@ def drawn(slot: Slot, now: Now) -> NDArray[np.float32]:
     return draw.uniform(-bound, bound, slot.shape).astype(np.float32)
 
 
-METHOD = Folding(schedule=BOTH, travel=PARTS, merge=Stacked(), form="lora-residual")
+class FLoRA(Folding):
+    """The method, each of whose rounds begins with B = 0."""
+
+    def check_moves(self, layout: Layout, settings: Settings) -> None:
+        super().check_moves(layout, settings)
+        steps = settings.train.local_steps
+        for server_round in range(1 + settings.ridge_first, min(settings.num_rounds, MOST_LOOKED_AT) + 1):
+            if not self.schedule.trained_in(layout, server_round, steps, {}) & layout.of(LORA_B):
+                raise ConfigError(
+                    f"lora.schedule = {self.schedule.text!r}: round {server_round} trains no lora_B, which begins at zero in "
+                    f"every round of {settings.strategy}, and a step on lora_A alone would be lost; take both, or B"
+                )
+
+
+METHOD = FLoRA(schedule=BOTH, travel=PARTS, merge=Stacked(), form="lora-residual")

@@ -20,6 +20,7 @@ from lalora_flwr.methods.flora import METHOD
 from lalora_flwr.methods.merges import Memory, Now
 from lalora_flwr.methods.parts import PARTS
 from lalora_flwr.methods.updates import Update, together
+from lalora_flwr.server.plan import make_plan
 from lalora_flwr.settings.schema import MergeSettings
 from lalora_flwr.wire.profile import Profile
 from tests.conftest import MODELS, Finished, arrays_of, small
@@ -155,3 +156,12 @@ def test_what_it_cannot_do_is_refused_in_one_line(keys: dict[str, Any], refusal:
     with pytest.raises(ConfigError, match=refusal) as said:
         small(tmp_path, **{"strategy": "flora", **keys})
     assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(("schedule", "steps", "at"), [("round:BA", 2, 2), ("step:AB", 1, 1), ("round:B2A", 1, 3)])
+def test_a_round_that_trains_no_b_is_refused_since_b_begins_at_zero(schedule: str, steps: int, at: int, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"strategy": "flora", "num_rounds": 3, "train__local_steps": steps}
+    with pytest.raises(ConfigError, match=rf"round {at} trains no lora_B, which begins at zero in every round"):
+        make_plan(small(tmp_path, **keys, lora__schedule=schedule))
+    make_plan(small(tmp_path, **{**keys, "train__local_steps": 2}, lora__schedule="step:BA"))
+    make_plan(small(tmp_path, **keys, lora__schedule="B", lora__head="ridge"))
