@@ -35,12 +35,12 @@ from lalora_flwr.privacy.randomness import SeededRandom
 from lalora_flwr.settings import Settings
 from lalora_flwr.training.company import GAIN, SLOW
 from lalora_flwr.training.learner import cast_base
-from lalora_flwr.training.together import MOST_RECORDS
+from lalora_flwr.training.together import MOST_RECORDS, WORTH_IT
 
 # What is not a step: calls of a kernel that take as long, and seconds for a byte of the adapter.
 STEP_CALLS = 500.0  # a step's sample, filter and optimizer
-MESSAGE_CALLS, MESSAGE_BYTE = 900.0, 3e-9  # a site's message
-ROUND_CALLS, ROUND_BYTE = 9800.0, 2e-9  # the server's round, and a site's reply in it
+MESSAGE_CALLS, MESSAGE_BYTE = 720.0, 2e-9  # a site's message
+ROUND_CALLS, ROUND_BYTE = 4700.0, 1.4e-9  # the server's round, and a site's reply in it
 RAY_MESSAGE = 0.03  # seconds that Ray needs for a message beside all that
 PROCESS_MESSAGE = 5.1  # seconds of a round of real sites beside their work (docs/results.md, "Rounds of real sites")
 PROCESS_BYTES = 700e6  # of a process with torch, transformers and this package
@@ -75,6 +75,20 @@ class Estimate:
     run_seconds: float
     worker_bytes: float
     adapter_bytes: int
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Of one site.
+
+    Attributes:
+        seconds: its share of a pass of ``sites``.
+        peak: bytes at the widest of that.
+    """
+
+    seconds: float
+    peak: int
+    sites: int
 
 
 @dataclass(frozen=True)
@@ -154,13 +168,16 @@ class Estimator:
             tokens = min(tokens, model.base.max_tokens)  # the model may have positions for fewer
         masks = model.masks(settings)
         distinct = {mask: masks.count(mask) / len(masks) for mask in dict.fromkeys(masks)}
-        sharing = engine == "inline" and train.share_passes != "off"
+        steps = settings.num_rounds * settings.sites_per_round * train.local_steps
+        sharing = engine == "inline" and train.share_passes != "off" and steps >= WORTH_IT and not settings.lora.dropout
         at_once = settings.sites_per_round if sharing else 1
         passes = {mask: self._pass(model, mask, batch * train.augmentations, at_once, tokens) for mask in distinct}
-        pass_seconds = parts * sum(share * passes[mask][0] for mask, share in distinct.items())
+        pass_seconds = parts * sum(share * passes[mask].seconds for mask, share in distinct.items())
         pass_seconds *= 2 if model.method.filter.ahead_share else 1
         call = self.call()
-        release = sum(share * self._release(model.layout, mask, train.batch_size) for mask, share in distinct.items())
+        release = sum(
+            share * self._release(model.layout, mask, train.batch_size, passes[mask].sites) for mask, share in distinct.items()
+        )
         release += STEP_CALLS * call
         adapter_bytes = 4 * sum(math.prod(slot.shape) for slot in model.layout.values())
         message = MESSAGE_CALLS * call + MESSAGE_BYTE * adapter_bytes + {"ray": RAY_MESSAGE}.get(engine, 0.0)
@@ -170,7 +187,7 @@ class Estimator:
         waves = 1 if engine == "sites" else sites / min(workers, sites)
         a_round = waves * site + server + (PROCESS_MESSAGE if engine == "sites" else 0.0)
         frozen = sum(p.numel() * p.element_size() for p in model.adapter.model.parameters())
-        widest = max(peak for _, peak in passes.values())
+        widest = max(one.peak for one in passes.values())
         return Estimate(
             on=self.prices.name,
             tokens=tokens if model.base.tokens(model.batch(1, tokens)[0]) else 0,
@@ -189,8 +206,8 @@ class Estimator:
             return torch.float32 if settings.model.dtype == "float32" else torch.bfloat16
         return choose_dtype(settings.model.dtype, torch.device("cpu"))
 
-    def _pass(self, model: Model, mask: Mask, records: int, sites: int, tokens: int) -> tuple[float, int]:
-        """Seconds of one site's pass, and bytes at its widest; in company with others where that is faster."""
+    def _pass(self, model: Model, mask: Mask, records: int, sites: int, tokens: int) -> Pass:
+        """One site's pass; in company with others where that is faster."""
         alone = model.traced(mask, records, tokens)
         found, peak = seconds(alone, self.prices), alone.peak
         together = min(sites, MOST_RECORDS // records, int(SLOW / found) if found else sites)
@@ -198,24 +215,30 @@ class Estimator:
             shared = model.traced(mask, together * records, tokens)
             in_company = seconds(shared, self.prices) / together
             if in_company < GAIN * found:
-                return in_company, shared.peak
-        return found, peak
+                return Pass(in_company, shared.peak, together)
+        return Pass(found, peak, 1)
 
-    def _release(self, layout: Layout, mask: Mask, records: int) -> float:
-        """Seconds of clip and noise over made-up gradients, run here: for a model on a GPU, too, a processor draws the noise."""
+    def _release(self, layout: Layout, mask: Mask, records: int, sites: int) -> float:
+        """Seconds of a site's clip and noise over made-up gradients, run here: for a model on a GPU, too, a processor draws the
+        noise. Gradients of a pass of several sites are read one site after the other, when they have left the nearest cache."""
         shapes = {name: torch.Size(layout[name].shape) for name in sorted(mask)}
         entries = sum(shape.numel() for shape in shapes.values())
         most = max(1, min(records, int(2e7 // max(1, entries))))  # made-up gradients of 80 MB at most; the clip is linear in them
-        gradients = {name: torch.full((most, *shape), 1e-3) for name, shape in shapes.items()}
+        sites = max(1, min(sites, int(2e7 // max(1, entries * most))))
+        gradients = {name: torch.full((sites * most, *shape), 1e-3) for name, shape in shapes.items()}
+        of_sites = [{name: value[site * most : (site + 1) * most] for name, value in gradients.items()} for site in range(sites)]
         ledger, best = RunLedger(Target(math.inf, 1e-5, 10**9, "pld")), [math.inf, math.inf]
-        ledger.reserve(1.0, 1.0, 8)
+        ledger.reserve(1.0, 1.0, 4 * sites)
         for _ in range(4):
-            total = PrivateSum(Mechanism(1.0, 1.0, 1.0, float(records)), shapes, torch.device("cpu"))
-            begun = self.clock()
-            total.add(gradients)
-            added = self.clock()
-            total.release(ledger, SeededRandom(0, 0, 0))
-            best = [min(best[0], added - begun), min(best[1], self.clock() - added)]
+            adding = releasing = 0.0
+            for own in of_sites:
+                total = PrivateSum(Mechanism(1.0, 1.0, 1.0, float(records)), shapes, torch.device("cpu"))
+                begun = self.clock()
+                total.add(own)
+                added = self.clock()
+                total.release(ledger, SeededRandom(0, 0, 0))
+                adding, releasing = adding + added - begun, releasing + self.clock() - added
+            best = [min(best[0], adding / sites), min(best[1], releasing / sites)]
         return best[0] * records / most + best[1]
 
     def call(self) -> float:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from lalora_flwr.cost.trace import Like, Operation, Traced
 from lalora_flwr.gradients.products import KERNELS
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.malloc import keep_freed_memory
 
 ENOUGH = 0.02  # seconds of measuring an operation
 MOST_RUNS = 20
@@ -49,6 +50,9 @@ class Here:
     name: str = "this machine"
     _known: dict[str, float] = field(default_factory=dict)
     _call: float = 0.0
+
+    def __post_init__(self) -> None:
+        keep_freed_memory()  # as a process that trains does
 
     def of(self, operation: Operation) -> float:
         if not operation.flops and operation.bytes <= SMALL:

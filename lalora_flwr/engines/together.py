@@ -20,14 +20,13 @@ from lalora_flwr.site.app import SiteApp, make_client_app
 from lalora_flwr.site.host import Host
 from lalora_flwr.training.company import company
 from lalora_flwr.training.learner import Learner, LearnerCache
-from lalora_flwr.training.together import ALONE, Company, Gradients, Pass, SharedPasses, site_learner
+from lalora_flwr.training.together import ALONE, WORTH_IT, Company, Gradients, Pass, SharedPasses, site_learner
 from lalora_flwr.wire.orders import TrainOrder
 from lalora_flwr.wire.profile import Words
 
 log = logging.getLogger(__name__)
 Order = tuple[Message, Context]
 Serve = Callable[[Message, Context], Message]
-WORTH_IT = 200  # as `SitesTogether` has it
 
 
 class _OfSites(LearnerCache):

@@ -19,6 +19,7 @@ from lalora_flwr.gradients.dropout import remove_dropout
 from lalora_flwr.gradients.engine import PerSampleGradients
 from lalora_flwr.gradients.self_check import check_precision, self_check
 from lalora_flwr.ground.hardware import choose_device, choose_dtype
+from lalora_flwr.ground.malloc import keep_freed_memory
 from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.models import load_base_model
@@ -101,6 +102,7 @@ class ModelStore:
 
     def make(self, wanted: Wanted) -> Learner:
         """A new learner, with modules of its own."""
+        keep_freed_memory()
         base = sharing_weights(self._base(wanted.model, wanted.about, wanted.max_tokens, wanted.answer, wanted.device))
         remove_dropout(base.module)  # of the frozen weights: it would only add noise to the noise, and memory; lora.dropout stays
         if wanted.checkpointing:

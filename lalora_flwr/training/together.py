@@ -24,6 +24,7 @@ from lalora_flwr.training.learner import Learner
 
 log = logging.getLogger("lalora_flwr.site")
 Gradients = tuple[dict[str, Tensor], Tensor]  # as `Learner.gradients` gives them
+WORTH_IT = 200  # steps of all sites in a run that is long enough to find out
 MOST_RECORDS = 128  # in one pass on a processor; more are not faster, and would need memory
 
 
