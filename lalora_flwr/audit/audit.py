@@ -101,8 +101,8 @@ def audit(
     models = models or ModelStore()
     shares = method_of(settings).transport.hides_updates
     sizes, entries = sizes or _sizes(settings), _fewest_entries(settings, models)
-    views = settings.train.augmentations
-    observer = Observer(random, entries, sizes, only_first=shares, make_sum=parts.make_sum, views=views)
+    views, ahead = settings.train.augmentations, method_of(settings).filter.ahead_share > 0
+    observer = Observer(random, entries, sizes, only_first=shares, make_sum=parts.make_sum, views=views, ahead=ahead)
     fault, stopped = _run(settings, models, observer, parts)
     for site in observer.sites.values():  # a site that failed in the middle of a step let nothing out
         site.steps = [step for step in site.steps if step.released]

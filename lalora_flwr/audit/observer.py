@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -64,6 +65,7 @@ class Observer:
         only_first: bool,
         make_sum: MakeSum = PrivateSum,
         views: int = 1,
+        ahead: bool = False,
     ) -> None:
         """
         Args:
@@ -73,6 +75,7 @@ class Observer:
             only_first: the first site alone has canaries, as where only the sum of all sites is let out.
             make_sum: what is watched.
             views: how often a pass sees each record, one after the other.
+            ahead: whether every pass but those of a site's first step is followed by another over the same records, elsewhere.
         """
         self.sites: dict[int, Watched] = {}
         for site, count in records.items():
@@ -81,6 +84,7 @@ class Observer:
             else:
                 own = canaries(count, entries, random)
             self.sites[site] = Watched(own)
+        self._ahead, self._before = ahead, list[int]()
         self._make_sum, self._views, self._here = make_sum, views, next(iter(self.sites.values()))
 
     def records(self, settings: Settings, node_config: NodeConfig, base: BaseModel) -> RecordSet:
@@ -94,7 +98,12 @@ class Observer:
 
     def drawn(self, labels: Tensor) -> None:
         """The records of a pass."""
-        self._here.steps[-1].drawn.extend(labels[:: self._views].tolist())
+        steps, found = self._here.steps, labels[:: self._views].tolist()
+        if self._ahead and len(steps) > 1 and found == self._before:
+            self._before = []  # a third pass would count
+            return
+        self._before = found
+        steps[-1].drawn.extend(found)
 
     def make_sum(self, mechanism: Mechanism, shapes: Mapping[str, torch.Size], device: torch.device) -> PrivateSum:
         """A sum that is watched."""
@@ -119,18 +128,18 @@ class _WatchedSum(PrivateSum):
         self._keep(released, self._step.mechanism.expected_batch)
         return released
 
-    def release_share(self, ledger: Ledger, source: RandomSource, share: Share) -> dict[str, Tensor]:
-        released = self._own.release_share(ledger, source, share)
+    def release_share(self, ledger: Ledger, source: RandomSource, share: Share, kept: Collection[str] = ()) -> dict[str, Tensor]:
+        released = self._own.release_share(ledger, source, share, kept)
         self._step.noise = share.multiplier
-        self._keep(released, share.step)
+        more = share.std / max(self._step.mechanism.noise_std, share.std)  # what stays has more noise: scaled to the share's
+        self._keep(released, share.step, dict.fromkeys(kept, self._step.mechanism.expected_batch * more))
         return released
 
-    def _keep(self, released: dict[str, Tensor], unit: float) -> None:
-        """``unit``: what a released 1 is of the sum."""
+    def _keep(self, released: dict[str, Tensor], unit: float, units: Mapping[str, float] = MappingProxyType({})) -> None:
+        """``unit``: what a released 1 is of the sum; ``units``: of tensors of which it is another."""
         self._step.released = {name: value.clone() for name, value in released.items()}
-        row = torch.cat([value.flatten().to("cpu", torch.float64) for value in released.values()]) * (
-            unit / self._step.mechanism.clip_norm
-        )
+        rows = [value.flatten().to("cpu", torch.float64) * units.get(name, unit) for name, value in released.items()]
+        row = torch.cat(rows) / self._step.mechanism.clip_norm
         count = self._of.count
         self._step.projections = projected(row, count)
         free = ~self._of.inside[np.arange(len(row)) % count] if self._of.inside.any() else np.ones(len(row), dtype=bool)
@@ -151,5 +160,5 @@ class ReplayedSum(PrivateSum):
         ledger.take_step()
         return {name: value.clone() for name, value in self._step.released.items()}
 
-    def release_share(self, ledger: Ledger, source: RandomSource, share: Share) -> dict[str, Tensor]:
+    def release_share(self, ledger: Ledger, source: RandomSource, share: Share, kept: Collection[str] = ()) -> dict[str, Tensor]:
         return self.release(ledger, source)

@@ -25,6 +25,7 @@ from lalora_flwr.settings import Settings
 if TYPE_CHECKING:
     from lalora_flwr.data.holdings import Holdings
     from lalora_flwr.server.plan import Plan
+    from lalora_flwr.server.traffic import Traffic
 
 ROWS = 10  # rounds shown at most
 
@@ -63,7 +64,7 @@ def plan(
     if cost:
         with Waiting(console, "seconds and memory"):
             found = cost_of(settings, engine, hardware, tokens, made.records)
-    taken = cost_rows(settings, found, engine, made.bytes_down + max(made.bytes_up)) if found else ()
+    taken = cost_rows(settings, found, engine, max(kind.down + max(kind.up) for kind in made.traffic)) if found else ()
     print_plan(settings, made, console, taken)
     smallest = _show_holdings(settings, plot or expanded(settings.output_dir) / "partition.png", console) if data else None
     needs = memory_advice(found, room_on(hardware)) if found else ""
@@ -171,10 +172,25 @@ def _head(plan: Plan) -> str:
     return "none" if not plan.head else plan.head + (" (new)" if plan.new_head else "")
 
 
+def _bytes(settings: Settings, traffic: tuple[Traffic, ...]) -> Iterator[tuple[str, str]]:
+    """A row for each kind of sites, one for all where they are alike."""
+    if len({(kind.down, kind.up) for kind in traffic}) == 1:
+        yield "bytes a round", f"{_moved(traffic[0])}, a site"
+        return
+    for name, kind in zip(("bytes a round", *[""] * ROWS), traffic[:ROWS], strict=False):
+        told = f"of profile {kind.profile}" if kind.profile else "without a profile"
+        yield name, f"{_moved(kind)}, a site {told} ({kind.sites} of {settings.num_supernodes})"
+    if more := traffic[ROWS:]:
+        yield "", f"at most {max(k.down for k in more):,} down and {max(max(k.up) for k in more):,} up, sites of other profiles"
+
+
+def _moved(kind: Traffic) -> str:
+    return f"{kind.down:,} down and {' or '.join(f'{up:,}' for up in dict.fromkeys(kind.up))} up"
+
+
 def _facts(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
     mechanism, privacy, train = plan.mechanism, settings.privacy, settings.train
     soft = ", to which AUTO-S scales every gradient" if privacy.clipping == "auto-s" else ""
-    up = " or ".join(f"{b:,}" for b in dict.fromkeys(plan.bytes_up))
     facts = [
         ("method", f"{settings.strategy}: schedule {plan.schedule}, filter {plan.filter}, head {_head(plan)}"),
         ("model", f"{settings.model.name}: {plan.trainable:,} trainable and {plan.frozen:,} frozen parameters"),
@@ -182,7 +198,7 @@ def _facts(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
         ("steps", f"{_rounds(settings)} x {train.local_steps} local steps; at most {plan.steps} a site"),
         ("sample rate q", f"{mechanism.sample_rate:.4g} (expected batch {mechanism.expected_batch:.4g})"),
         ("learning rate", f"{plan.rate:.4g}" + ("" if train.lr else ", by rule from the noise")),
-        ("bytes a round", f"{plan.bytes_down:,} down and {up} up, a site"),
+        *_bytes(settings, plan.traffic),
     ]
     if not settings.private:
         return [*facts, ("privacy", "NON-PRIVATE (privacy.epsilon = inf): no clip, no noise, no guarantee")]

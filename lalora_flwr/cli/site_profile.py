@@ -14,7 +14,7 @@ def profile_line(caps: Caps) -> Finding:
     if told.wrong:
         return Finding(WARNING, "profile", f"{caps.profile!r}: no run will be served; must be of {WORDS}")
     if told.unknown:
-        refused = "for hetlora, flexlora and hlora, which the site will refuse to serve"
+        refused = "for hetlora, flexlora, hlora and flora, which the site will refuse to serve"
         return Finding(WARNING, "profile", f"{caps.profile!r}: must be of {WORDS} {refused}")
     shown = {
         "holding {} components of each layer": told.rank,

@@ -173,6 +173,7 @@ class Estimator:
         at_once = settings.sites_per_round if sharing else 1
         passes = {mask: self._pass(model, mask, batch * train.augmentations, at_once, tokens) for mask in distinct}
         pass_seconds = parts * sum(share * passes[mask].seconds for mask, share in distinct.items())
+        pass_seconds *= 2 if model.method.filter.ahead_share else 1
         call = self.call()
         release = sum(
             share * self._release(model.layout, mask, train.batch_size, passes[mask].sites) for mask, share in distinct.items()

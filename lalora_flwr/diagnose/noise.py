@@ -96,12 +96,12 @@ def _unknown(settings: Settings, method: Method, layout: Layout) -> str:
         return f"the form {method.form!r} has no factors A and B that train"
     if key := unknown_noise(settings, method) or unknown_steps(settings, method):
         return f"{key}: a step is no sum of noised gradients times a rate" if "epsilon" not in key else "the run has no noise"
-    if method.travel.takes_profiles:
-        return f"strategy = {settings.strategy!r}: sites may train different parts, and no file keeps which"
     if method.merge.steers or method.merge.start(layout):
         return f"merge.name = {method.merge.name!r}: what trains when follows from directives, which no file keeps"
     if method.merge.rewrites:
         return f"merge.name = {method.merge.name!r}: the noise of a round is turned into other factors after it"
+    if method.travel.takes_profiles:
+        return f"strategy = {settings.strategy!r}: sites may train different parts, and no file keeps which"
     if any(kept_by(method.filter, layout[name]) is None for pair in factors_of(layout) for name in pair):
         return f"filter.name = {method.filter.name!r}: is not linear"
     return ""

@@ -12,11 +12,9 @@ record-level DP as published. The noise of the product, N_B N_A, is averaged wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lalora_flwr.adapter.lora_residual import LORA_D, residuals_of
 from lalora_flwr.adapter.slots import Layout, factors_of
@@ -26,7 +24,7 @@ from lalora_flwr.methods.merges import Mean, Memory, Merged, Now
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.schedules import BOTH
 from lalora_flwr.methods.travel import EVERYTHING_DOWN
-from lalora_flwr.methods.updates import Tensors, Update, Updates
+from lalora_flwr.methods.updates import Tensors, Updates, factors_sent, sum_of_products
 from lalora_flwr.settings import Settings
 
 
@@ -42,20 +40,11 @@ class WithResiduals(Mean):
     def __call__(self, current: Tensors, updates: Updates, memory: Memory, now: Now) -> Merged:
         tensors = dict(super().__call__(current, updates, memory, now).tensors)
         for name_A, name_B, name_D in residuals_of(now.layout):
-            A, B = (np.asarray(tensors.get(name, current[name]), dtype=np.float64) for name in (name_A, name_B))
-            rest = mean_product(updates.each, current, name_A, name_B) - B @ A
-            tensors[name_D] = (current[name_D] + rest).astype(np.float32)
+            if pairs := factors_sent(updates.each, current, name_A, name_B):
+                A, B = (np.asarray(tensors.get(name, current[name]), dtype=np.float64) for name in (name_A, name_B))
+                rest = sum_of_products(pairs) / len(pairs) - B @ A
+                tensors[name_D] = (current[name_D] + rest).astype(np.float32)
         return Merged(tensors)
-
-
-def mean_product(updates: Sequence[Update], current: Tensors, name_A: str, name_B: str) -> NDArray[np.float64]:
-    """Mean of B_i A_i, (m, n); a factor that did not train, and so was not sent, is that of the round's start."""
-
-    def sent(update: Update, name: str) -> NDArray[np.float64]:
-        return np.asarray(update.tensors.get(name, current[name]), dtype=np.float64)
-
-    products = [sent(update, name_B) @ sent(update, name_A) for update in updates]
-    return np.asarray(np.sum(products, axis=0) / len(products))
 
 
 @dataclass(frozen=True)
@@ -63,11 +52,11 @@ class Folding(Method):
     """A method whose merge folds something into the frozen weights, without which its form only costs bytes."""
 
     def check(self, settings: Settings) -> None:
-        super().check(settings)
         if settings.merge.name != "auto":
             raise ConfigError(
                 f"merge.name = {settings.merge.name!r}: must be 'auto' for strategy = {settings.strategy!r}, which is its merge"
             )
+        super().check(settings)
 
 
 class FedEx(Folding):

@@ -10,6 +10,10 @@ A trained head stays at its site, too, as in the paper's experiments on GLUE. Th
 what it evaluates and saves is A with B = 0, the frozen model. Each site's own model is (A, B_i): the site evaluates and keeps it
 (`lalora_flwr.site.own_part`); a simulation, which holds all sites, tells the mean quality of theirs.
 
+With one local step a round the server may take the step on A (``train.step-at = "server"``, ``trust = "secure-sum"``): the site
+sends the noised gradient of A and takes a step of plain SGD along that of B_i. In a secure sum A has a share of the noise and B_i
+all of the site's own (`PrivateSum.release_share`; ``docs/secure_sum.md`` has the argument): less noise in A, as much in B_i.
+
 Safe under record-level DP as published only with clip and noise on both factors at every step: the next A_i is a function of B_i,
 and a B_i without noise would let records out by way of A. So (A_i, B_i) of all rounds together have the site's (ε, δ). What is
 released is A; ε holds against whoever gets to see B as well, and that B stays at the site is not counted in its favour.

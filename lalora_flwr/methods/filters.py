@@ -1,4 +1,5 @@
-"""Maps applied to a gradient after the noise. Post-processing: free under differential privacy.
+"""Maps applied to a gradient after the noise. Post-processing: free under differential privacy. One of them also says where it
+is taken.
 
 Values of the run-config key ``filter.name``:
 
@@ -9,6 +10,7 @@ Values of the run-config key ``filter.name``:
     precondition         the step of LA-LoRA's Theorem 2 (`precondition`)
     slow-a  slow-a:S     S times the gradient of lora_A, which so has a learning rate of its own (`slower`)
     doppler  doppler:β   low-pass filter over the steps; disk, disk:κ: an average over them (`over_time`)
+    kalman  kalman:κ     that average, of gradients at the adapter and a little ahead of it (`kalman`)
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from lalora_flwr.settings.choices import FILTERS
 
 if TYPE_CHECKING:  # the names of filters are checked before torch is needed
     from torch import Tensor
+
+    from lalora_flwr.methods.method import Method
+    from lalora_flwr.settings import Settings
 
 State = dict[str, "Tensor"]
 
@@ -56,6 +61,8 @@ class Filter:
         stretch: how many times as long as the longest gradient so far a filtered one can be, over all slots of a part together;
             inf: not known, and the server then has no bound on what a site sends.
         only_scales: whether all that it does to a gradient is to multiply it by a constant.
+        ahead_share: weight of a record's gradient at the point that `ahead` names; that at the adapter has the rest of 1. 0:
+            gradients are taken at the adapter alone, in one pass in place of two.
     """
 
     name: str = ""
@@ -64,12 +71,34 @@ class Filter:
     stretch: float = math.inf
     only_scales: bool = False
 
+    @property
+    def ahead_share(self) -> float:
+        return 0.0
+
     def fits(self, layout: Layout) -> None:
         """Check that there is something for it to do.
 
         Raises:
             ConfigError: if there is not.
         """
+
+    def check(self, method: Method, layout: Layout, settings: Settings) -> None:
+        """Refuse a run in which it cannot do what it is for.
+
+        Raises:
+            ConfigError: naming the key, the value and what is allowed.
+        """
+
+    def ahead(self, value: Tensor, state: State) -> Tensor | None:
+        """Where else the step's gradients of the slot are taken, before they are clipped; None: at the adapter alone.
+
+        Called once a step, only where ``ahead_share`` is not 0. The point must be a function of releases, as ``value`` is.
+
+        Args:
+            value: of the slot, as the step finds it; must not be changed.
+            state: the memory for this slot, as in a call of the filter.
+        """
+        return None
 
     def parse(self, argument: str) -> Filter:
         """The filter of this kind with an argument, the text behind the colon.

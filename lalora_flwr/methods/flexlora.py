@@ -29,10 +29,9 @@ from lalora_flwr.methods.merges import Memory, Merged, Now
 from lalora_flwr.methods.method import Method
 from lalora_flwr.methods.parts import PARTS
 from lalora_flwr.methods.schedules import BOTH
-from lalora_flwr.methods.updates import Tensors, Updates
+from lalora_flwr.methods.updates import Factors, Tensors, Updates, factors_sent, stacked
 
 TINY = 1e-9  # of the largest singular value: below it is rounding
-Factors = tuple[NDArray[np.floating], NDArray[np.floating]]  # A (r, n), B (m, r)
 
 
 class Products(PerEntry):
@@ -52,13 +51,7 @@ class Products(PerEntry):
     def __call__(self, current: Tensors, updates: Updates, memory: Memory, now: Now) -> Merged:
         tensors = dict(super().__call__(current, updates, memory, now).tensors)
         for name_A, name_B in factors_of(now.layout):
-            pairs: list[Factors] = []
-            for update in updates.each:
-                if name_A in update.tensors or name_B in update.tensors:
-                    A, B = update.tensors.get(name_A, current[name_A]), update.tensors.get(name_B, current[name_B])
-                    rank = min(len(A), B.shape[1])  # a factor that is frozen in the round did not come: the site's is the run's
-                    pairs.append((A[:rank], B[:, :rank]))
-            if pairs:
+            if pairs := factors_sent(updates.each, current, name_A, name_B):
                 A, B = merged_factors(pairs, current[name_A], split=self._split)
                 tensors[name_A], tensors[name_B] = A.astype(np.float32), B.astype(np.float32)
         return Merged(tensors, rewritten=True)
@@ -75,15 +68,14 @@ def merged_factors(pairs: Sequence[Factors], last: NDArray[np.floating], *, spli
     Returns:
         A of shape (r, n) and B of shape (m, r), float64, components in order of their singular values.
     """
-    left = np.concatenate([B.astype(np.float64) for _, B in pairs], axis=1) / len(pairs)
-    right = np.concatenate([A.astype(np.float64) for A, _ in pairs]).T
-    Q_B, R_B = np.linalg.qr(left)
-    Q_A, R_A = np.linalg.qr(right)
+    all_A, all_B = stacked(pairs)
+    Q_B, R_B = np.linalg.qr(all_B / len(pairs))
+    Q_A, R_A = np.linalg.qr(all_A.T)
     U, S, W = np.linalg.svd(R_B @ R_A.T, full_matrices=False)
     least = TINY * S[0]
     kept = min(len(last), int(np.count_nonzero(least < S)))
     root = np.sqrt(S[:kept]) if split else S[:kept]
-    A, B = last.astype(np.float64), np.zeros((len(left), len(last)))
+    A, B = last.astype(np.float64), np.zeros((len(all_B), len(last)))
     A[:kept] = (W[:kept] * (root[:, None] if split else 1.0)) @ Q_A.T
     B[:, :kept] = (Q_B @ U[:, :kept]) * root
     return A, B

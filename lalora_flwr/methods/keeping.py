@@ -24,13 +24,6 @@ def check_keeps(method: Method, settings: Settings) -> None:
     if not keeps:
         return
     stays = " and ".join(sorted(keeps - {HEAD}))
-    if settings.shares_noise:
-        raise ConfigError(
-            f"trust = 'secure-sum': {stays} would stay at a site with its own share of the noise alone, which is too little; "
-            "take own-noise"
-        )
-    if settings.server_steps:
-        raise ConfigError(f"train.step-at = 'server': {stays} stays at the sites, where its step has to be taken; take site")
     if wanted := sorted(method.merge.needs_parts & keeps):
         raise ConfigError(f"merge.name = {name!r}: combines {wanted[0]}, which stays at the sites; take mean")
     if method.average:

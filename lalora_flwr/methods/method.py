@@ -109,6 +109,7 @@ class Method:
         """
         self.schedule.fits(layout)
         self.filter.fits(layout)
+        self.filter.check(self, layout, settings)
         gate, directive = layout.of(self.form_of.gate), self.merge.start(layout)
         check_shares(self, layout, settings)
         if not self.schedule.accepts(layout, directive):
@@ -139,6 +140,11 @@ class Method:
         name = own.merge.name
         own.form_of.check(own.form, settings)
         check_keeps(own, settings)
+        if own.server_steps and own.travel.keeps and (key := unknown_noise(own, settings) or _decay(settings)):
+            raise ConfigError(
+                f"{key}: where the server steps, a site's step on what stays with it is plain SGD; leave it, or set "
+                "train.step-at = 'site'"
+            )
         if parts := own.form_of.parts:
             own.schedule.fits_parts(parts)
             if missing := sorted(own.merge.needs_parts - parts):
@@ -185,7 +191,7 @@ class Method:
             if (profile.told.parts or profile.told.unknown) and not own.travel.takes_profiles:
                 raise ConfigError(
                     f"profiles = {settings.profiles!r}: sites of {settings.strategy} do not differ but in batch and precision; "
-                    "choose hetlora, flexlora or hlora"
+                    "choose hetlora, flexlora, hlora or flora"
                 )
         if own.transport.hides_updates and own.merge.needs_each:
             raise ConfigError(f"merge.name = {name!r}: needs every site's update, but {own.transport.name} shows their sum only")
@@ -205,6 +211,10 @@ def unknown_noise(method: Method, settings: Settings) -> str:
     if train.momentum or train.weight_decay:
         return f"train.momentum = {train.momentum:g}" if train.momentum else f"train.weight-decay = {train.weight_decay:g}"
     return "" if method.filter is NONE else f"filter.name = {method.filter.name!r}"
+
+
+def _decay(settings: Settings) -> str:
+    return "" if settings.train.decay == "none" else f"train.decay = {settings.train.decay!r}"
 
 
 def served_by(settings: Settings, profile: Profile) -> Settings:

@@ -10,10 +10,10 @@ DiSK (arXiv 2410.03883), κ = 0.7 unless named (``disk:κ``):
 
 Both are safe under record-level DP as published and follow the noise. A slot that is frozen at a step has no step t. Left out of
 DiSK: where the gradient is taken. The paper takes it at the adapter and a little ahead of it, x_t + γ (x_t - x_{t-1}), and
-clips a record's two gradients as one; ahead alone suffices for γ = (1 - κ)/κ. That form under plain SGD, from m = 0, is DP-SGD
-without a filter whose running average x̄_t = (1 - κ) x̄_{t-1} + κ x_t is the result (a test says so), as with ``merge.average =
-"ema"`` over more rounds. Here is what else there is: the average of gradients taken at the adapter itself. Left out of DOPPLER:
-filters of higher order.
+clips a record's two gradients as one, as ``kalman`` does; ahead alone suffices for γ = (1 - κ)/κ. That form under plain SGD, from
+m = 0, is DP-SGD without a filter whose running average x̄_t = (1 - κ) x̄_{t-1} + κ x_t is the result (a test says so), as with
+``merge.average = "ema"`` over more rounds. Here is what else there is: the average of gradients taken at the adapter itself. Left
+out of DOPPLER: filters of higher order.
 """
 
 from __future__ import annotations

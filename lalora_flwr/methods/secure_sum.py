@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from lalora_flwr.adapter.slots import Mask
 from lalora_flwr.ground.errors import RunFailed, SiteRefusal
 from lalora_flwr.methods.transport import Exchange, Packed, Sender, Transport
 from lalora_flwr.methods.updates import Updates
@@ -137,9 +139,10 @@ class SecureSum(Transport):
             return False
         return True
 
-    def released(self, total: PrivateSum, ledger: Ledger, source: RandomSource, exchange: Exchange) -> Packed:
-        share = share_of(Attempt.of(exchange.words), exchange.clip_norm)
-        return {name: value.numpy() for name, value in total.release_share(ledger, source, share).items()}
+    def released(
+        self, total: PrivateSum, ledger: Ledger, source: RandomSource, exchange: Exchange, kept: Mask = frozenset()
+    ) -> dict[str, Tensor]:
+        return total.release_share(ledger, source, share_of(Attempt.of(exchange.words), exchange.clip_norm), kept)
 
     def pack(self, tensors: Packed, sender: Sender, exchange: Exchange) -> Packed:
         attempt = Attempt.of(exchange.words)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from lalora_flwr.adapter.slots import Mask
 from lalora_flwr.methods.updates import Update, Updates, together
 from lalora_flwr.privacy.counting import Ledger
 from lalora_flwr.privacy.mechanism import PrivateSum
@@ -108,9 +110,14 @@ class Transport:
         """
         raise NotImplementedError
 
-    def released(self, total: PrivateSum, ledger: Ledger, source: RandomSource, exchange: Exchange) -> Packed:
-        """At the site, where the server steps: one of the step's releases, by slot."""
-        return {name: value.cpu().numpy() for name, value in total.release(ledger, source).items()}
+    def released(
+        self, total: PrivateSum, ledger: Ledger, source: RandomSource, exchange: Exchange, kept: Mask = frozenset()
+    ) -> dict[str, Tensor]:
+        """At the site, where the server steps: one of the step's releases, by slot, where the adapter computes or on the CPU.
+
+        Of the slots ``kept``, which stay at the site, the noised mean gradient.
+        """
+        return total.release(ledger, source)
 
     def check(self, name: str, value: NDArray[np.generic]) -> None:
         """At the server: refuse an array of the right shape and type that no honest site sends.

@@ -120,7 +120,7 @@ class ShareA(Travel):
 
 
 class GradientsUp(Travel):
-    """As another travel, but what comes up are the noised gradients of what trained in the round."""
+    """As another travel, but what comes up are the noised gradients of what trained in the round and does not stay."""
 
     def __init__(self, travel: Travel) -> None:
         self._travel, self.brings_all = travel, travel.brings_all
@@ -142,7 +142,7 @@ class GradientsUp(Travel):
         return self._travel.down(turn)
 
     def up(self, turn: Turn) -> Mask:
-        return turn.trained
+        return turn.trained - self.kept(turn.layout)
 
 
 EVERYTHING_DOWN = EverythingDown()

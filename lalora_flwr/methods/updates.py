@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Tensors = Mapping[str, NDArray[np.floating[Any]]]  # by slot
+Factors = tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]  # A (r, n), B (m, r)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,32 @@ class Updates:
 def together(updates: Sequence[Update]) -> Updates:
     """Updates that are known one by one. Those of one shape are summed; of sites that differ a merge has to make its own sum."""
     return Updates(_Sums(updates), len(updates), tuple(updates))
+
+
+def factors_sent(updates: Sequence[Update], current: Tensors, name_A: str, name_B: str) -> list[Factors]:
+    """A and B of a layer at each site that trained either, of the rank that the site holds.
+
+    A factor that did not train, and so was not sent, is that of the round's start.
+    """
+    pairs = []
+    for tensors in (update.tensors for update in updates):
+        if name_A in tensors or name_B in tensors:
+            A, B = tensors.get(name_A, current[name_A]), tensors.get(name_B, current[name_B])
+            rank = min(len(A), B.shape[1])  # one that was not sent is of the run's
+            pairs.append((A[:rank], B[:, :rank]))
+    return pairs
+
+
+def stacked(pairs: Sequence[Factors]) -> Factors:
+    """All A (R, n) and all B (m, R), float64, of which the product is the sum of the products; R is the sum of the ranks."""
+    A, B = zip(*pairs, strict=True)
+    return np.concatenate(A, dtype=np.float64), np.concatenate(B, axis=1, dtype=np.float64)
+
+
+def sum_of_products(pairs: Sequence[Factors]) -> NDArray[np.float64]:
+    """Σ B_i A_i, (m, n), of at least one pair."""
+    A, B = stacked(pairs)
+    return B @ A
 
 
 class _Sums(Mapping[str, NDArray[np.float64]]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -185,18 +185,31 @@ class PrivateSum:
             total = noised_on_grid(total, self._mechanism.noise_std, _SlotBySlot(source, shapes))
         return _apart((total / self._mechanism.expected_batch).to(torch.float32), shapes)
 
-    def release_share(self, ledger: Ledger, source: RandomSource, share: Share) -> dict[str, Tensor]:
+    def release_share(self, ledger: Ledger, source: RandomSource, share: Share, kept: Collection[str] = ()) -> dict[str, Tensor]:
         """The sum with a share of the noise, in units of ``share.step``, int64, on the CPU: for a secure sum only.
 
         Guarantee: by itself the result has the noise sC, and no more. Under masks that cancel in the sum over n sites, of
         which n - t add their share, it is post-processing of the Poisson-subsampled Gaussian mechanism with noise
-        sC√(n - t), up to a δ below 10^-1000 (``docs/secure_sum.md``).
+        sC√(n - t), up to a δ below 10^-1000 (``docs/secure_sum.md``). The tensors ``kept``, which are to stay at the site, have
+        all of the site's own noise σC, or sC if that is more: the masked sum and they together are that same mechanism, if
+        sC√(n - t) is at least σC.
+
+        Returns:
+            Of ``kept`` what `release` gives in place of units.
         """
         if not self._mechanism.private:
             raise RuntimeError("without clip and noise there is nothing to share")
         total, shapes = self._taken(ledger)
-        shared = noised_units(total, share.std, share.step, _SlotBySlot(source, shapes), share.most)
-        return _apart(shared.to("cpu", torch.int64), shapes)
+        pieces = dict(zip(shapes, torch.split(total, [shape.numel() for shape in shapes.values()]), strict=True))
+        sent, own = ({n: s for n, s in shapes.items() if (n in kept) is stays} for stays in (False, True))
+        row = torch.cat([total[:0], *(pieces[name] for name in sent)])
+        shared = noised_units(row, share.std, share.step, _SlotBySlot(source, sent), share.most)
+        found = _apart(shared.to("cpu", torch.int64), sent)
+        if own:
+            row, std = torch.cat([pieces[name] for name in own]), max(self._mechanism.noise_std, share.std)
+            noised = noised_on_grid(row, std, _SlotBySlot(source, own))
+            found |= _apart((noised / self._mechanism.expected_batch).to(torch.float32), own)
+        return {name: found[name] for name in shapes}
 
     def _taken(self, ledger: Ledger) -> tuple[Tensor, dict[str, torch.Size]]:
         """The sums without their noise, one after the other in one row, once, after the ledger has counted the step."""

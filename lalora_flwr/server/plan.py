@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from lalora_flwr.adapter.lora import trains_head
-from lalora_flwr.adapter.slots import HEAD, Mask
+from lalora_flwr.adapter.slots import HEAD
 from lalora_flwr.data.data_set import facts, private_records
 from lalora_flwr.data.partition import equal_share
 from lalora_flwr.gradients.engine import PerSampleGradients
@@ -19,11 +17,11 @@ from lalora_flwr.privacy.accounting import epsilon_spent
 from lalora_flwr.privacy.events import SampledGaussian
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.privacy.noise import head_event, mechanism_for
+from lalora_flwr.server.traffic import Traffic, traffic, traffic_by_profile
 from lalora_flwr.settings import Settings
 from lalora_flwr.settings.stages import ridge_stage
 from lalora_flwr.training.rate import noise_at_all, noise_at_one, rate_for
 from lalora_flwr.wire.profile import WHOLE
-from lalora_flwr.wire.tensors import ARRAY_HEADER
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Plan:
         rate: the learning rate, as named or by rule.
         head_noise: noise multiplier of the round that releases a ridge head, whose sites are all; 0: there is none.
         ridge_steps: the most that a site may take for it; ``steps`` holds them too.
-        bytes_down, bytes_up: bytes to and from one site in the first two rounds (methods that alternate by round differ) after
-            that of a ridge head.
+        bytes_down, bytes_up: bytes to and from one site that holds everything, as in `Traffic`.
+        traffic: the same of each kind of virtual sites, by their profiles.
     """
 
     schedule: str
@@ -57,6 +55,7 @@ class Plan:
     new_head: bool
     bytes_down: int
     bytes_up: tuple[int, int]
+    traffic: tuple[Traffic, ...]
     sharing: int = 0
     colluders: int = 0
     rate: float = 0.0
@@ -112,19 +111,7 @@ def make_plan(settings: Settings) -> Plan:
     PerSampleGradients(adapter.model, adapter.parameters)  # refuses layers without a per-sample rule
     layout = adapter.layout
     method.check_moves(layout, settings)
-    directive = method.merge.start(layout)
-    itemsize = np.dtype(method.transport.dtype).itemsize
-
-    def size(names: Mask, itemsize: int = 4) -> int:
-        return sum(itemsize * math.prod(slot.shape) + ARRAY_HEADER for slot in layout.only(names).values())
-
-    first = 2 if settings.ridge_first else 1
-    turns = [
-        method.turn(
-            layout, first + more, settings.train.local_steps, method.schedule.foreseen(layout, first + more, directive), WHOLE
-        )
-        for more in (0, 1)
-    ]
+    whole = traffic(settings, method, layout, WHOLE)
     trainable = sum(math.prod(slot.shape) for slot in layout.only(method.schedule.ever(layout)).values())
     total = sum(p.numel() for p in adapter.model.parameters())
     mechanism, sharing = mechanism_for(settings, records), settings.sites_per_round if settings.shares_noise else 0
@@ -141,8 +128,9 @@ def make_plan(settings: Settings) -> Plan:
         frozen=total - trainable,
         head="" if not base.head else "trained" if trains_head(base, settings.lora) or layout.of(HEAD) else "frozen",
         new_head=base.fresh_head,
-        bytes_down=size(method.travel.down(turns[0])),
-        bytes_up=(size(method.travel.up(turns[0]), itemsize), size(method.travel.up(turns[1]), itemsize)),
+        bytes_down=whole.down,
+        bytes_up=whole.up,
+        traffic=traffic_by_profile(settings, method, layout),
         sharing=sharing,
         rate=rate_for(settings, method, layout, noise),
         colluders=settings.colluders,

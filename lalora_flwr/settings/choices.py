@@ -105,6 +105,7 @@ FILTERS = Registry(
         "slow-a": f"{_METHODS}.slower:SLOW_A",
         "doppler": f"{_METHODS}.over_time:DOPPLER",
         "disk": f"{_METHODS}.over_time:DISK",
+        "kalman": f"{_METHODS}.kalman:KALMAN",
     },
     arguments="gauss and gauss-permuted as gauss:<width>",
 )

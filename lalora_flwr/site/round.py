@@ -37,7 +37,7 @@ from lalora_flwr.site.pins import own_settings, with_own_model
 from lalora_flwr.site.records import NodeConfig, counted_records
 from lalora_flwr.site.sharing import secrets_of, sharing_of
 from lalora_flwr.training.learner import Learner
-from lalora_flwr.training.local import LocalRound, gradient_round, train_round
+from lalora_flwr.training.local import LocalRound, gradient_round, step_along, train_round
 from lalora_flwr.training.rate import noise_at_all, rate_for
 from lalora_flwr.wire.npy import record_of
 from lalora_flwr.wire.orders import ARRAYS, MEMORY, TrainOrder
@@ -130,7 +130,7 @@ def train(host: Host, content: RecordDict, context: Context) -> RecordDict:
     start = _start(site, settings, learner, order, content, secrets)
     if caps:
         start = start.at_rate(mechanism)
-        if not start.method.server_steps and not start.method.own_rate:
+        if (start.kept or not start.method.server_steps) and not start.method.own_rate:
             check_rate(caps, start.settings.train.lr)
         records, known_by = counted_records(host.records, settings, context.node_config, learner.base)
         _warn_of_size(caps, records)
@@ -235,7 +235,7 @@ def own_slots(
 
 def _answer(site: Site, start: _Start, records: RecordSet, mechanism: Mechanism, ledger: RunLedger | SiteLedger) -> RecordDict:
     """Train and reply."""
-    settings, order, method = start.settings, start.order, start.method
+    settings, order, method, adapter = start.settings, start.order, start.method, start.learner.adapter
     exchange = Exchange(order.server_round, order.exchange, settings.privacy.clip_norm)
     source = site.source(settings, order.server_round, method.transport.attempt(exchange))
     train = settings.train
@@ -244,10 +244,13 @@ def _answer(site: Site, start: _Start, records: RecordSet, mechanism: Mechanism,
     what = LocalRound(order.server_round, start.layout, start.masks, method.filter, train, tolerant=site.caps is not None)
     make_sum = site.host.make_sum
     if method.server_steps:
-        release = partial(method.transport.released, ledger=ledger, source=source, exchange=exchange)
-        trained, not_finite = gradient_round(
+        release = partial(method.transport.released, ledger=ledger, source=source, exchange=exchange, kept=start.kept)
+        released, not_finite = gradient_round(
             start.learner, records, what, release, mechanism=mechanism, ledger=ledger, source=source, make_sum=make_sum
         )
+        step_along(adapter, {name: released[name] for name in released.keys() & start.kept}, train)
+        state = adapter.state() if start.kept else {}
+        out = {name: released[name].cpu().numpy() for name in sorted(start.up)}
     else:
         not_finite = train_round(
             start.learner,
@@ -259,16 +262,17 @@ def _answer(site: Site, start: _Start, records: RecordSet, mechanism: Mechanism,
             memory=start.memory,
             make_sum=make_sum,
         )
-        trained = {name: value.numpy() for name, value in start.learner.adapter.state().items() if name in start.up | start.kept}
+        state = adapter.state()
+        out = {name: state[name].numpy() for name in sorted(start.up)}
     if not_finite:
         log.warning("round %d: %d record gradients were not finite and counted as zero", order.server_round, not_finite)
-    sent = method.transport.pack({name: trained[name] for name in sorted(start.up)}, start.sender, exchange)
+    sent = method.transport.pack(out, start.sender, exchange)
     counters = Counters(ledger.steps, ledger.epsilon(), mechanism.noise_multiplier, mechanism.sample_rate, source.seeded)
     reply = RecordDict({ARRAYS: record_of({n: sent[n] for n in sorted(sent)}), COUNTERS: counters.to_record()})
-    stays = {name: torch.from_numpy(trained[name]) for name in sorted(start.kept)}
+    stays = {name: state[name] for name in sorted(start.kept)}
     if start.own:
         start.own.save(digest_of(sent), order.server_round, stays)
-        start.own.save_adapter(start.learner.adapter.save)
+        start.own.save_adapter(adapter.save)
     if method.sites_remember:
         simulated = site.host.simulated
         (reply if simulated else site.context.state)[MEMORY] = memory.to_record(start.memory, stays if simulated else None)

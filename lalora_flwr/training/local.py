@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lalora_flwr.adapter.form import Adapter
 from lalora_flwr.adapter.slots import Layout, Mask
 from lalora_flwr.data.inputs import Inputs, to_device
 from lalora_flwr.data.records import RecordSet
@@ -133,7 +135,7 @@ def train_round(
     train, adapter = what.train, learner.adapter
     ledger.reserve(mechanism.noise_multiplier, mechanism.sample_rate, train.local_steps)
     optimizer = make_optimizer(adapter.parameters.values(), train)
-    steps, others = _Steps(learner, records, what, mechanism, source, make_sum), others_of(what.layout)
+    steps, others = _Steps(learner, records, what, mechanism, source, make_sum, memory), others_of(what.layout)
     noise = mechanism.noise_std / mechanism.expected_batch
     for step in range(train.local_steps):
         total, active = steps.collected(step)
@@ -146,6 +148,14 @@ def train_round(
     ledger.commit()
     steps.say()
     return steps.not_finite
+
+
+def step_along(adapter: Adapter, gradients: Mapping[str, Tensor], train: TrainSettings) -> None:
+    """Take an optimizer's first step on an adapter, in place, along the gradients of some of its slots."""
+    optimizer = make_optimizer(adapter.parameters.values(), train)
+    for name, parameter in adapter.parameters.items():
+        parameter.grad = gradients[name].to(parameter) if name in gradients else None
+    optimizer.step()
 
 
 Released = TypeVar("Released")
@@ -193,9 +203,11 @@ class _Steps:
         mechanism: Mechanism,
         source: RandomSource,
         make_sum: MakeSum,
+        memory: Memory | None = None,
     ) -> None:
         self._learner, self._records, self._what = learner, records, what
         self._mechanism, self._source, self._make_sum = mechanism, source, make_sum
+        self._memory, self._ahead = memory, dict[str, Tensor]()
         self.not_finite = 0
         self._failed = 0
         self._seeds = torch.empty(0)
@@ -207,6 +219,7 @@ class _Steps:
         """The clipped gradients of a Poisson sample, not yet let out, and the parameters that train at the step."""
         what, mechanism, records = self._what, self._mechanism, self._records
         active = self._learner.adapter.activate(what.masks[step % len(what.masks)])
+        self._ahead = self._points_ahead(active)
         batch = poisson_sample(self._source, len(records), mechanism.sample_rate)
         if what.train.augmentations > 1:
             self._seeds = self._source.uniform(len(records))  # of every record, drawn or not: none shifts another's
@@ -223,9 +236,36 @@ class _Steps:
         count = self._what.train.augmentations
         if count > 1:
             inputs, labels = self._views(inputs, labels, part)
-        gradients, losses = self._learner.gradients(to_device(inputs, device), labels.to(device))
+        inputs, labels = to_device(inputs, device), labels.to(device)
+        gradients, losses = self._learner.gradients(inputs, labels)
         self._losses.append(losses)
+        if self._ahead:
+            share = self._what.filter.ahead_share
+            with self._moved_ahead():
+                there, _ = self._learner.gradients(inputs, labels)
+            gradients = {name: share * there[name] + (1 - share) * g for name, g in gradients.items()}
         return {name: mean_of_views(g, count) for name, g in gradients.items()} if count > 1 else gradients
+
+    def _points_ahead(self, active: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Where else the step's gradients are taken, of the slots that move; empty: nowhere."""
+        filter, found = self._what.filter, dict[str, Tensor]()
+        if self._memory is not None and filter.ahead_share:
+            for name, parameter in active.items():
+                point = filter.ahead(parameter.detach(), self._memory.setdefault(name, {}))
+                if point is not None:
+                    found[name] = point
+        return found
+
+    @contextmanager
+    def _moved_ahead(self) -> Iterator[None]:
+        """The adapter there, and to the bit where it was when this is left, whatever happens in between."""
+        adapter = self._learner.adapter
+        here = {name: adapter.parameters[name].detach().clone() for name in self._ahead}
+        try:
+            adapter.load(self._ahead)
+            yield
+        finally:
+            adapter.load(here)
 
     def _views(self, inputs: Inputs, labels: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         """The views of the images of a part, and a label for each."""

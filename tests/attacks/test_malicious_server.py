@@ -196,7 +196,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
         "privacy.delta": draw(mostly(1e-5, st.sampled_from([1e-6, 0.5, 1e-300, 0.0, 1.0]), 8)),
         "privacy.accountant": draw(mostly("pld", st.sampled_from(["rdp", "rdp", "prv"]), 6)),
         "filter.name": draw(
-            st.sampled_from(["auto", "none", "gauss5", "gauss:3", "gauss-adaptive", "wiener", "doppler", "disk"])
+            st.sampled_from(["auto", "none", "gauss5", "gauss:3", "gauss-adaptive", "wiener", "doppler", "disk", "kalman"])
         ),
     }
     if run["train.optimizer"] == "adamw":

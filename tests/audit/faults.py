@@ -143,4 +143,5 @@ FAULTS: dict[str, Fault] = {
     "a raw step beside the released ones": Fault(Parts(app=with_raw_step), frozenset({REPLY}), {}),
     "a shared noise that is not added": _sum(sums.ShareWithoutNoise, DEVIATION, BOUND, **SHARED),
     "half of a shared noise": _sum(sums.HalfShare, DEVIATION, **SHARED),
+    "a share of the noise on what stays at a site": _sum(sums.KeptWithShare, DEVIATION, **{**SHARED, "strategy": "fedsa-lora"}),
 }

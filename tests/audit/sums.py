@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -212,10 +213,18 @@ class Again:
 
 
 class ShareWithoutNoise(Broken):
-    def release_share(self, ledger: Ledger, source: RandomSource, share: Share) -> dict[str, Tensor]:
-        return super().release_share(ledger, Scaled(source, 0.0), share)
+    def release_share(self, ledger: Ledger, source: RandomSource, share: Share, kept: Collection[str] = ()) -> dict[str, Tensor]:
+        return super().release_share(ledger, Scaled(source, 0.0), share, kept)
 
 
 class HalfShare(Broken):
-    def release_share(self, ledger: Ledger, source: RandomSource, share: Share) -> dict[str, Tensor]:
-        return super().release_share(ledger, Scaled(source, 0.5), share)
+    def release_share(self, ledger: Ledger, source: RandomSource, share: Share, kept: Collection[str] = ()) -> dict[str, Tensor]:
+        return super().release_share(ledger, Scaled(source, 0.5), share, kept)
+
+
+class KeptWithShare(Broken):
+    """What stays at the site has a share of the noise alone, as what is summed has."""
+
+    def release_share(self, ledger: Ledger, source: RandomSource, share: Share, kept: Collection[str] = ()) -> dict[str, Tensor]:
+        self._mechanism = dataclasses.replace(self._mechanism, noise_multiplier=share.multiplier)
+        return super().release_share(ledger, source, share, kept)

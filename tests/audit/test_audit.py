@@ -27,9 +27,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "visual-prompt": {"strategy": "visual-prompt", "lora__alpha": 8.0},
     "server steps": {"strategy": "steady-lora", "train__local_steps": 1, "num_rounds": 10},
     "secure sum": {"strategy": "steady-lora", "trust": "secure-sum", "train__local_steps": 1, "num_rounds": 10},
+    "fedsa-lora": {"strategy": "fedsa-lora"},
+    "fedsa-lora, secure sum": {"strategy": "fedsa-lora", "trust": "secure-sum", "train__local_steps": 1, "num_rounds": 10},
     "ridge head first": {"lora__head": "ridge", "lora__targets": "auto"},
     "auto-s, adamw, doppler": {"privacy__clipping": "auto-s", "train__optimizer": "adamw", "filter__name": "doppler"},
     "A clipped apart": {"strategy": "dp-lora", "privacy__clipping": "apart", "filter__name": "slow-a"},
+    "gradients at two points": {"strategy": "dp-lora", "filter__name": "kalman", "train__max_physical_batch": 1},
     "views and parts": {"train__augmentations": 2, "train__max_physical_batch": 16},
 }
 

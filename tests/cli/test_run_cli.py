@@ -44,6 +44,15 @@ def test_plan_prints_noise_rate_steps_epsilon_and_bytes_and_touches_no_record(
     assert not list(tmp_path.iterdir())
 
 
+def test_plan_prints_the_bytes_of_each_kind_of_sites(lalora: Lalora, tmp_path: Path) -> None:
+    code, out, _ = lalora("plan", "-c", pairs(strategy="hetlora", profiles="rank=1;", num_supernodes=3))
+    weak, whole = make_plan(small(tmp_path, strategy="hetlora", profiles="rank=1;", num_supernodes=3)).traffic
+    words = " ".join(out.split())
+    assert code == 0 and weak.up[0] < whole.up[0]
+    assert f"bytes a round {weak.down:,} down and {weak.up[0]:,} up, a site of profile rank=1 (2 of 3)" in words
+    assert f"{whole.down:,} down and {whole.up[0]:,} up, a site without a profile (1 of 3)" in words
+
+
 def test_plan_warns_of_a_delta_that_is_too_large(lalora: Lalora) -> None:
     assert "not below 1 / 550 records" in lalora("plan", "-c", pairs(privacy__delta=0.01, privacy__accountant="rdp"))[1]
     assert "below 1 /" not in lalora("plan", "-c", pairs(privacy__accountant="rdp"))[1]

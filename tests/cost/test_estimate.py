@@ -61,6 +61,11 @@ def test_parts_of_a_batch_are_passes_and_less_memory() -> None:
     assert parts.worker_bytes < whole.worker_bytes
 
 
+def test_gradients_at_two_points_are_two_passes() -> None:
+    one, two = (estimate(strategy="dp-lora", filter__name=name) for name in ("disk", "kalman"))
+    assert two.pass_seconds == pytest.approx(2 * one.pass_seconds) and two.worker_bytes == one.worker_bytes
+
+
 def test_sites_share_passes_in_the_inline_engine() -> None:
     batch = {"train__batch_size": 10, "num_supernodes": 12}
     assert estimate("inline", **batch).pass_seconds == pytest.approx(estimate("ray", **batch).pass_seconds / 12)

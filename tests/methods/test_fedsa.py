@@ -134,8 +134,7 @@ def test_sharing_a_alone_goes_with_other_schedules_filters_and_merges(finished: 
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a secure sum": ({"trust": "secure-sum", "train__local_steps": 1}, "own share of the noise alone"),
-    "the server's step": ({"train__step_at": "server", "train__local_steps": 1}, "where its step has to be taken"),
+    "a secure sum of several steps": ({"trust": "secure-sum"}, "train.local-steps = 2: must be 1"),
     "a merge of both factors": ({"merge__name": "product-svd"}, "combines lora_B, which stays at the sites"),
     "another travel": ({"merge__travel": "everything"}, "which shares A alone"),
     "an average": ({"merge__average": "ema"}, "no adapter to average"),

@@ -105,6 +105,50 @@ def test_the_sum_over_sites_has_the_noise_that_the_accountant_counts() -> None:
         assert kstest(own.numpy(), "norm").pvalue > 1e-6
 
 
+KEPT = {"a": torch.Size((300, 400)), "b": torch.Size((200, 300)), "c": torch.Size((150, 400))}
+
+
+@pytest.mark.parametrize(("s", "sigma"), [(0.7, 1.3), (2.0, 1.3)])
+def test_what_stays_has_all_of_the_sites_own_noise(s: float, sigma: float) -> None:
+    """Or that of a share, where that is more: an adversary with all other sites on its side is told that all has a share's."""
+    mechanism, part = Mechanism(sigma, 0.5, 0.5, 8.0), Share(s, 0.5, 4)
+    released = PrivateSum(mechanism, KEPT, CPU).release_share(OpenLedger(), SystemRandom(), part, {"b"})
+    assert list(released) == ["a", "b", "c"]
+    assert [released[name].dtype for name in KEPT] == [torch.int64, torch.float32, torch.int64]
+    for name in ("a", "c"):
+        values = released[name].double().flatten() * part.step / (s * 0.5)
+        assert kstest(values.numpy(), "norm").pvalue > 1e-6
+    values = released["b"].double().flatten() * 8.0 / (max(s, sigma) * 0.5)
+    assert kstest(values.numpy(), "norm").pvalue > 1e-6
+    rows = [released[name].double().flatten()[:60_000] for name in KEPT]  # no draw is there twice
+    assert np.abs(np.corrcoef(torch.stack(rows).numpy()) - np.eye(3)).max() < 0.03
+
+
+def test_one_record_moves_what_is_summed_and_what_stays_by_c_together() -> None:
+    part = Share(0.8, MECHANISM.clip_norm, 5)
+    records = gradients([[5.0, 2.0, 1.0], [0.1, 0.1, 0.1], [0.3, 40.0, 0.0], [0.0, 0.0, 9.0]])
+    kept = {list(SHAPES)[1]}
+
+    def let_out(count: int) -> torch.Tensor:
+        total = PrivateSum(MECHANISM, {n: torch.Size(s) for n, s in SHAPES.items()}, CPU)
+        total.add({name: g[:count].clone() for name, g in records.items()})
+        found = total.release_share(OpenLedger(), Signs(1.0), part, kept)  # type: ignore[arg-type]
+        units = {n: MECHANISM.expected_batch if n in kept else part.step for n in found}
+        return torch.cat([value.double().flatten() * units[name] for name, value in found.items()])
+
+    for count in range(4):
+        moved = float((let_out(count + 1) - let_out(count)).norm())
+        assert moved <= MECHANISM.clip_norm * (1 + 1e-4)
+    assert float((let_out(1) - let_out(0)).norm()) > 0.99 * MECHANISM.clip_norm
+
+
+def test_where_nothing_stays_nothing_changes() -> None:
+    part = Share(0.8, MECHANISM.clip_norm, 5)
+    one, other = (PrivateSum(MECHANISM, LARGE, CPU) for _ in range(2))
+    plain, none = share(one, Signs(1.0), part), other.release_share(OpenLedger(), Signs(1.0), part, frozenset({"x"}))  # type: ignore[arg-type]
+    assert all(torch.equal(plain[name], none[name]) for name in LARGE)
+
+
 @given(
     multiplier=st.floats(1e-6, 1e6),
     clip_norm=st.floats(1e-30, 1e30),

@@ -49,6 +49,7 @@ MERGES: dict[str, dict[str, Any]] = {
     "hlora": {"strategy": "hlora"},
     "fedex-lora": {"strategy": "fedex-lora"},
     "flora": {"strategy": "flora"},
+    "flora of several ranks": {"strategy": "flora", "profiles": "rank=1;rank=2;layers=1;rank=2"},
     "fedrot-lora": {"strategy": "fedrot-lora"},
     "fedsvd": {"strategy": "fedsvd"},
     "as-lora": {"strategy": "as-lora"},

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from flwr.app import Context, Message, MetricRecord
 
 from lalora_flwr.privacy.randomness import SeededRandom
@@ -56,9 +57,11 @@ class RealSites:
         return reply
 
 
-def test_real_sites_give_the_simulations_bits(tmp_path: Path, finished: Any) -> None:
-    done: Finished = finished(**FEDSA)
-    settings = small(tmp_path, **FEDSA)
+@pytest.mark.parametrize("who", [{}, {"train__local_steps": 1, "train__step_at": "server"}], ids=["site", "server"])
+def test_real_sites_give_the_simulations_bits(who: dict[str, Any], tmp_path: Path, finished: Any) -> None:
+    """``who``: takes the step on A."""
+    done: Finished = finished(**FEDSA, **who)
+    settings = small(tmp_path, **FEDSA, **who)
     sites = RealSites(settings, tmp_path / "sites")
     run = Finished(run_spied(settings, spy := Spy(sites)), settings, spy)
     assert run.summary["seeded"] is False and run.summary["failures"] == 0

@@ -12,6 +12,8 @@ import pytest
 from lalora_flwr.data import digits
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.server.plan import make_plan
+from lalora_flwr.wire.orders import ARRAYS
+from lalora_flwr.wire.tensors import num_bytes
 from tests.conftest import Finished, small
 from tests.sites import servers_learner
 
@@ -78,6 +80,39 @@ def test_planned_bytes_are_the_runs(strategy: str, head: str, finished: Callable
     for line, up in zip(run.metrics, plan.bytes_up, strict=True):
         assert line["bytes_down"] == plan.bytes_down * line["sites"]
         assert line["bytes_up"] == up * line["sites"]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"strategy": "hetlora", "profiles": "rank=1;;layers=1"},
+        {"strategy": "hlora", "profiles": "rank=1 layers=1;rank=2", "lora__schedule": "round:BA", "lora__head": "trained"},
+        {"strategy": "flora", "profiles": "rank=1;", "privacy__accountant": "rdp"},
+        {"strategy": "hetlora", "profiles": "steps=1;;", "lora__schedule": "step:BA"},
+        {"strategy": "la-lora", "profiles": "batch=3;"},
+    ],
+    ids=str,
+)
+def test_planned_bytes_of_each_profile_are_the_runs(keys: dict[str, Any], finished: Callable[..., Finished]) -> None:
+    """Those of each site, as its messages are, and their sum, as the metrics say it."""
+    run = finished(**keys)
+    kinds = {kind.profile: kind for kind in make_plan(run.settings).traffic}
+    assert sum(kind.sites for kind in kinds.values()) == 3
+    sites = [kinds[run.settings.words_of(site)] for site in range(3)]
+    for line, place in zip(run.metrics, (0, 1), strict=True):
+        for kind, (order, reply) in zip(sites, run.spy.training(line["round"]), strict=True):
+            sizes = [num_bytes(message.content.array_records[ARRAYS]) for message in (order, reply)]
+            assert [kind.down, kind.up[place]] == sizes
+        assert line["bytes_down"] == sum(kind.down for kind in sites)
+        assert line["bytes_up"] == sum(kind.up[place] for kind in sites)
+
+
+def test_a_weak_site_sends_and_receives_less(tmp_path: Path) -> None:
+    weak, whole, short = make_plan(small(tmp_path, strategy="hetlora", profiles="rank=1;;layers=1")).traffic
+    assert weak.down < whole.down == short.down
+    assert weak.up[0] < whole.up[0] and short.up[0] < whole.up[0]
+    plan = make_plan(small(tmp_path, strategy="hetlora", profiles="rank=1;;layers=1", num_supernodes=8))
+    assert [kind.sites for kind in plan.traffic] == [3, 3, 2] and plan.bytes_down == whole.down
 
 
 @pytest.mark.parametrize(("strategy", "trained"), [("la-lora", {"A", "B"}), ("ffa-lora", {"B"}), ("rolora", {"A", "B"})])

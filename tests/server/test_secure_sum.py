@@ -121,6 +121,24 @@ def test_a_site_that_drops_out_spoils_the_attempt_and_the_others_repeat_it(tmp_p
     assert second == pytest.approx(first * math.sqrt(3 / 2))  # three sites, of which one may collude
 
 
+def test_where_b_stays_the_others_go_on_from_what_the_spoilt_attempt_left_them(tmp_path: Path) -> None:
+    """It was paid for. The site that dropped out goes on from the round before."""
+    done = run(tmp_path, drops(2, 2), strategy="fedsa-lora")
+    assert [(line["sites"], line["repeats"]) for line in done.metrics] == [(4, 0), (3, 1), (4, 0), (4, 0)]
+    assert {site: report["steps"] for site, report in done.summary["sites"].items()} == {"0": 5, "1": 5, "2": 4, "3": 5}
+
+    def memories(messages: list[Message]) -> list[dict[str, torch.Tensor]]:
+        return [dict(message.content["memory"].to_torch_state_dict()) for message in messages]  # type: ignore[union-attr]
+
+    replies, orders = (memories([pair[place] for pair in done.spy.training(r)]) for r, place in ((1, 1), (3, 0)))
+    again = memories([order for order, _ in done.spy.training(2)[4:]])
+    spoilt = memories([reply for reply in (r for _, r in done.spy.training(2)[:4]) if reply.has_content()])
+    repeated = memories([reply for _, reply in done.spy.training(2)[4:]])
+    for given, found in ((spoilt, again), (repeated, [orders[0], orders[1], orders[3]]), ([replies[2]], [orders[2]])):
+        for one, other in zip(given, found, strict=True):
+            assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_repeat_has_draws_and_masks_of_its_own(tmp_path: Path) -> None:
     done = run(tmp_path, drops(2, 1))
     pairs = done.spy.training(1)

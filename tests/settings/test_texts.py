@@ -86,7 +86,9 @@ def values_of(key: Key) -> st.SearchStrategy[Any]:
     if key.name == "lora.schedule":
         return st.sampled_from(["auto", "both", "B", "step:BBA", "round:BA"])
     if key.name == "filter.name":
-        return st.sampled_from(["auto", "none", "gauss5", "gauss:7", "gauss-permuted:3", "doppler", "disk:0.25", "wiener"])
+        return st.sampled_from(
+            ["auto", "none", "gauss5", "gauss:7", "gauss-permuted:3", "doppler", "disk:0.25", "kalman:0.6", "wiener"]
+        )
     if key.allowed.startswith("one of "):
         return st.sampled_from(key.allowed.removeprefix("one of ").split(", ")).filter(key.check)
     kinds: dict[type, st.SearchStrategy[Any]] = {
