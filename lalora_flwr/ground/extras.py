@@ -7,7 +7,13 @@ from importlib.util import find_spec
 
 from lalora_flwr.ground.errors import ConfigError
 
-EXTRAS = {"ray": "simulation", "flwr_datasets": "simulation", "sklearn": "simulation", "matplotlib": "plots"}
+EXTRAS = {
+    "ray": "simulation",
+    "flwr_datasets": "simulation",
+    "sklearn": "simulation",
+    "matplotlib": "plots",
+    "bitsandbytes": "4bit",
+}
 NAMES = {"ray": "Ray", "flwr_datasets": "flwr-datasets", "sklearn": "scikit-learn"}
 
 
