@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.ground.extras import need
+from lalora_flwr.ground.extras import need_four_bits
 from lalora_flwr.models.base import BaseModel
 
 NF4 = "nf4"  # value of ``model.dtype``, and bitsandbytes' own name
-LIBRARY = "bitsandbytes"
 BLOCK = 64  # weights that share a scale; a row holds whole blocks, which bitsandbytes' kernel for CPUs takes for granted
 Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -90,8 +89,7 @@ def in_four_bits(base: BaseModel) -> BaseModel:
     Raises:
         ConfigError: bitsandbytes is not installed, or no layer can be kept that way.
     """
-    wanted = f"model.dtype = {NF4!r}"
-    need(LIBRARY, wanted, "model.dtype = 'bfloat16'")
+    need_four_bits()
     import bitsandbytes  # noqa: F401  # registers its operators
 
     linear = {name: module for name, module in base.module.named_modules() if type(module) is nn.Linear}
@@ -99,7 +97,8 @@ def in_four_bits(base: BaseModel) -> BaseModel:
     chosen = [module for name, module in linear.items() if name not in whole and module.in_features % BLOCK == 0]
     if not chosen:
         raise ConfigError(
-            f"{wanted}: {base.name} has no plain linear layer with a multiple of {BLOCK} inputs before its head; take 'bfloat16'"
+            f"model.dtype = {NF4!r}: {base.name} has no plain linear layer with a multiple of {BLOCK} inputs before its head; "
+            "take bfloat16"
         )
     for module in chosen:
         _pack(module)
@@ -133,7 +132,7 @@ def packing(base: BaseModel) -> list[str]:
     condition += f" and not name.endswith({base.whole!r})" if base.whole else ""
     return [
         "import torch",
-        "from bitsandbytes.nn import Linear4bit",
+        "from bitsandbytes.nn import Linear4bit  # without these lines down to PEFT's: on the published weights, for a merge",
         "for name, layer in list(base.named_modules()):",
         f"    if {condition}:",
         f"        four = Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, None, False, {NF4!r})",

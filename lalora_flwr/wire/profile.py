@@ -11,7 +11,7 @@ NAMES = "of at most 64 letters, digits, dots, dashes and underscores, the first 
 PRECISIONS = ("float32", "bfloat16", "nf4")
 _NUMBER = re.compile(r"(rank|layers|steps|batch)=([1-9][0-9]{0,5})", re.ASCII)
 _PRECISION = re.compile(r"(precision)=([a-z0-9]+)", re.ASCII)
-_OWN = ("batch", "precision")  # of the site's machine alone: they change what it sends by rounding
+_OWN = ("batch", "precision")  # of the site's machine alone: they change what it sends by rounding, and in four bits by theirs
 
 
 @dataclass(frozen=True)
