@@ -18,7 +18,7 @@ from lalora_flwr.ground.errors import ConfigError, RunFailed
 from lalora_flwr.ground.processors import processors
 from lalora_flwr.methods.averages import RunningAverage
 from lalora_flwr.methods.method import Method, method_of
-from lalora_flwr.models.four_bits import NF4
+from lalora_flwr.models.four_bits import NF4, unpacked
 from lalora_flwr.server.folder import Checkpoint, read_checkpoint
 from lalora_flwr.server.metrics import RoundMetrics, Summary
 from lalora_flwr.server.place import how_it_ended
@@ -67,7 +67,7 @@ class Opened:
         shapes = {name: slot.shape for name, slot in learner.adapter.layout.items()}
         if shapes != {name: tuple(value.shape) for name, value in self.adapter.items()}:
             raise ConfigError(f"{self.path}: its checkpoint is not of the adapter that its config.toml makes")
-        learner.adapter.model.float()
+        unpacked(learner.adapter.model.float())
         learner.adapter.load(self.adapter)
         return learner, data_set(settings).public(learner.base.encode)
 

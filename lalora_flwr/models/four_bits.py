@@ -124,6 +124,18 @@ def _pack(layer: nn.Linear) -> None:
     layer.register_buffer("like", torch.empty(0, dtype=weight.dtype, device=device), persistent=False)
 
 
+@torch.no_grad()
+def unpacked(model: nn.Module) -> None:
+    """Make all layers in four bits, in place, plain ones of the model's precision, for derivatives with respect to their weights."""
+    for layer in model.modules():
+        if isinstance(layer, FourBitLinear):
+            weight = layer.weight
+            layer.__class__ = nn.Linear  # type: ignore[assignment]
+            for name in ("packed", "scales", "like"):
+                delattr(layer, name)
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
 def packing(base: BaseModel) -> list[str]:
     """Lines of Python that do the same to ``base``, the published model, by bitsandbytes alone; none if it has no four bits."""
     if base.whole is None:

@@ -17,7 +17,7 @@ from lalora_flwr.gradients.precision import full_precision
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.base import BaseModel
-from lalora_flwr.models.four_bits import BLOCK, FourBitLinear, frozen_product, in_four_bits
+from lalora_flwr.models.four_bits import BLOCK, FourBitLinear, frozen_product, in_four_bits, unpacked
 from lalora_flwr.settings import ModelSettings
 from lalora_flwr.training.learner import cast_base
 from tests.models.folders import save_hf
@@ -111,6 +111,17 @@ def test_no_whole_weight_is_kept_for_the_backward_pass() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         frozen_product(x, packed, packed.bias)
     assert not [size for size in kept if size >= 256 * 256 / 2]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_is_a_plain_one_again_with_the_weights_that_it_had(bias: bool) -> None:
+    packed = layer(48, 64, bias=bias)
+    x = torch.randn(5, 64)
+    wanted, weight = packed(x), packed.weight
+    unpacked(packed)
+    assert type(packed) is nn.Linear and torch.equal(packed.weight, weight) and not packed.weight.requires_grad
+    assert set(packed.state_dict()) == ({"weight", "bias"} if bias else {"weight"})
+    assert torch.allclose(packed(x), wanted, rtol=1e-5, atol=1e-6)
 
 
 def names(module: nn.Module) -> tuple[set[str], set[str]]:
