@@ -126,14 +126,14 @@ def _pack(layer: nn.Linear) -> None:
 
 @torch.no_grad()
 def unpacked(model: nn.Module) -> None:
-    """Make all layers in four bits, in place, plain ones of the model's precision, for derivatives with respect to their weights."""
+    """Make all layers in four bits, in place, plain ones with their weights, for derivatives with respect to these."""
     for layer in model.modules():
         if isinstance(layer, FourBitLinear):
             weight = layer.weight
             layer.__class__ = nn.Linear  # type: ignore[assignment]
             for name in ("packed", "scales", "like"):
                 delattr(layer, name)
-            layer.weight = nn.Parameter(weight, requires_grad=False)
+            layer.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
 
 def packing(base: BaseModel) -> list[str]:
