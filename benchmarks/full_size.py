@@ -99,10 +99,7 @@ def peak() -> float:
 def main() -> None:
     for name in sys.argv[1:] or [n for n in ARCHITECTURES if not n.startswith("llama")]:
         begun = time.perf_counter()
-        if name == "llama-nf4":
-            result = four_bits()
-        else:
-            result = step(name) if name.startswith("llama") else check(name)
+        result = four_bits() if name == "llama-nf4" else step(name) if name.startswith("llama") else check(name)
         print(f"{name}: {result}, {time.perf_counter() - begun:.0f} s", flush=True)
 
 
