@@ -1,6 +1,6 @@
 """The engine on full-size architectures with random weights.
 
-    python -m benchmarks.full_size [NAME …]     all but Llama by default; `llama` needs 16 GB, `llama-nf4` 6 GB
+    python -m benchmarks.full_size [NAME …]     all but Llama by default; `llama` needs 16 GB, `llama-nf4` 7 GB
 
 Each is built, adapted, and put through the check before training: the gradients of three made-up records together and
 alone. Llama (the sizes of Llama-2-7B) is built in bfloat16 and takes one step's gradients of B on two examples of 32 tokens.
