@@ -121,31 +121,60 @@ ARCHITECTURES: dict[str, Architecture] = {
         transformers.LlamaConfig, transformers.LlamaForSequenceClassification, "score", _LLAMA_7B, _LLAMA
     ),
 }
+_ENCODERS: dict[str, dict[str, Any]] = {
+    "XLMRoberta": _BERT,
+    "Albert": {**_BERT, "embedding_size": 12, "num_hidden_groups": 1},
+    "Electra": {**_BERT, "embedding_size": 12},
+    "MobileBert": {**_BERT, **_MOBILE},
+    "ModernBert": {**_BERT, "local_attention": 6, "global_attn_every_n_layers": 2},
+}
+_DECODERS: dict[str, dict[str, Any]] = {
+    "GPTNeoX": {**_BERT, "rotary_pct": 0.5},
+    "Bloom": _FALCON,
+    "Falcon": _FALCON,
+    "OPT": {**_OPT, "word_embed_proj_dim": 24},
+    "Mistral": {**_LLAMA, **_LOCAL},
+    "Mixtral": {**_LLAMA, **_LOCAL, **_EXPERTS},
+    "Qwen2": {**_LLAMA, **_LOCAL, **_LAYERS, "use_sliding_window": True},
+    "Qwen3": {**_GEMMA, **_LOCAL, **_LAYERS, "use_sliding_window": True},
+    "Qwen3Moe": {**_GEMMA, **_EXPERTS},
+    "Gemma": _GEMMA,
+    "Gemma2": _GEMMA,
+    "Phi": {**_LLAMA, "partial_rotary_factor": 0.5},
+    "Phi3": {**_LLAMA, "original_max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 3},
+    "Gemma3Text": {**_GEMMA, **_LOCAL, **_LAYERS},
+}
+_WIDER = {"hidden_size": 64, "intermediate_size": 64}
+
+
+def _all(
+    make: Callable[[str, dict[str, Any]], dict[str, Architecture]], families: dict[str, dict[str, Any]], **wider: int
+) -> dict[str, Architecture]:
+    """Those of all families, with other sizes if any are given."""
+    return {name: one for family, config in families.items() for name, one in make(family, {**config, **wider}).items()}
+
+
 SMALL_ONLY: dict[str, Architecture] = {  # admitted too; the engine is held to them at small size
     "swinv2-tiny": _timm("swinv2_tiny_window8_256", 256, **{**_SWIN, "depths": (2, 2), "num_heads": (1, 2)}),
     "beit-base": _timm("beit_base_patch16_224", **_VIT),
     "beitv2-base": _timm("beitv2_base_patch16_224", **_VIT),
     "eva02-tiny": _timm("eva02_tiny_patch14_224", **_VIT),
     "eva02-base": _timm("eva02_base_patch14_224", **_VIT),
-    **_encoder("XLMRoberta", _BERT),
-    **_encoder("Albert", {**_BERT, "embedding_size": 12, "num_hidden_groups": 1}),
-    **_encoder("Electra", {**_BERT, "embedding_size": 12}),
-    **_encoder("MobileBert", {**_BERT, **_MOBILE}),
-    **_encoder("ModernBert", {**_BERT, "local_attention": 6, "global_attn_every_n_layers": 2}),
-    **_decoder("GPTNeoX", {**_BERT, "rotary_pct": 0.5}),
-    **_decoder("Bloom", _FALCON),
-    **_decoder("Falcon", _FALCON),
-    **_decoder("OPT", {**_OPT, "word_embed_proj_dim": 24}),
-    **_decoder("Mistral", {**_LLAMA, **_LOCAL}),
-    **_decoder("Mixtral", {**_LLAMA, **_LOCAL, **_EXPERTS}),
-    **_decoder("Qwen2", {**_LLAMA, **_LOCAL, **_LAYERS, "use_sliding_window": True}),
-    **_decoder("Qwen3", {**_GEMMA, **_LOCAL, **_LAYERS, "use_sliding_window": True}),
-    **_decoder("Qwen3Moe", {**_GEMMA, **_EXPERTS}),
-    **_decoder("Gemma", _GEMMA),
-    **_decoder("Gemma2", _GEMMA),
-    **_decoder("Phi", {**_LLAMA, "partial_rotary_factor": 0.5}),
-    **_decoder("Phi3", {**_LLAMA, "original_max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 3}),
-    **_decoder("Gemma3Text", {**_GEMMA, **_LOCAL, **_LAYERS}),
+    **_all(_encoder, _ENCODERS),
+    **_all(_decoder, _DECODERS),
+}
+WIDE: dict[str, Architecture] = {  # small, with layers of 64 inputs: those that four bits are for
+    "vit": _timm("vit_base_patch16_224", **{**_VIT, "embed_dim": 64}),
+    "swin": _timm("swin_tiny_patch4_window7_224", **{**_SWIN, "embed_dim": 32}),
+    "swinv2": _timm("swinv2_tiny_window8_256", 256, **{**_SWIN, "embed_dim": 64, "depths": (2, 2), "num_heads": (1, 2)}),
+    "beit": _timm("beit_base_patch16_224", **{**_VIT, "embed_dim": 64}),
+    "eva02": _timm("eva02_base_patch14_224", **{**_VIT, "embed_dim": 64}),
+    "distilbert": _transformers(
+        *(transformers.DistilBertConfig, transformers.DistilBertForSequenceClassification, "classifier", {}),
+        {**_DISTIL, "dim": 64, "hidden_dim": 64},
+    ),
+    **_all(_encoder, {"Bert": _BERT, **_ENCODERS}, **_WIDER),
+    **_all(_decoder, {"Llama": _LLAMA, **_DECODERS}, **_WIDER, ffn_dim=64, word_embed_proj_dim=64),
 }
 
 
@@ -154,3 +183,10 @@ def build(name: str, *, small: bool, seed: int = 0) -> BaseModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return {**ARCHITECTURES, **SMALL_ONLY}[name].make(small)
+
+
+def build_wide(name: str, seed: int = 0) -> BaseModel:
+    """As `build`, one of those with wider layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WIDE[name].make(True)

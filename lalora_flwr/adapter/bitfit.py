@@ -17,10 +17,11 @@ from lalora_flwr.adapter.plain import NOT_FACTORS, PlainAdapter, Slots, own_head
 from lalora_flwr.adapter.slots import Slot
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.models.base import BaseModel
+from lalora_flwr.models.four_bits import FourBitLinear
 from lalora_flwr.settings import LoraSettings
 
 BIAS = "bias"
-WITH_BIAS: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D, nn.LayerNorm, TimmLayerNorm)  # exactly of these types
+WITH_BIAS: tuple[type[nn.Module], ...] = (nn.Linear, FourBitLinear, Conv1D, nn.LayerNorm, TimmLayerNorm)  # exactly of these types
 IDLE: dict[str, tuple[str, ...]] = {  # names of keys' layers, by types of models
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "albert", "electra"), ("key",)),
     "mobilebert": ("key", "bottleneck.attention.dense"),  # of which keys and queries are made

@@ -20,6 +20,7 @@ from lalora_flwr.adapter.slots import HEAD, Slot
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import PUBLIC, replace_file
 from lalora_flwr.models.base import BaseModel
+from lalora_flwr.models.four_bits import packing
 from lalora_flwr.settings import LoraSettings, Settings
 
 NOT_FACTORS = frozenset({"rank", "alpha", "dropout"})
@@ -67,6 +68,7 @@ def lines_of_base(base: BaseModel) -> list[str]:
         "from safetensors.torch import load_file",
         'adapter = "."  # this folder',
         *base.published.loading,
+        *packing(base),
         f"model = base.{'bfloat16().' if narrow else ''}float().eval()",
     ]
 

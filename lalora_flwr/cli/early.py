@@ -8,10 +8,12 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
 
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.ground.extras import need_four_bits
 from lalora_flwr.ground.files import expanded
 from lalora_flwr.ground.logs import wants_json
 from lalora_flwr.ground.processors import check_threads
@@ -23,11 +25,13 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvmap", "/dev/dxg", "/
 HUB, HUB_SECONDS = "https://huggingface.co", 3.0
 
 
-def check_machine(settings: Settings, gpu_devices: tuple[str, ...] = GPU_DEVICES) -> None:
+def check_machine(
+    settings: Settings, gpu_devices: tuple[str, ...] = GPU_DEVICES, find: Callable[[str], object] = find_spec
+) -> None:
     """Refuse what this machine has not.
 
     Raises:
-        ConfigError: more threads than processors, or a GPU where there is none.
+        ConfigError: more threads than processors, a GPU where there is none, or four bits without their library.
     """
     if not os.environ.get("RAY_ADDRESS"):  # on a cluster other machines compute
         check_threads(settings.train.num_threads)
@@ -35,6 +39,8 @@ def check_machine(settings: Settings, gpu_devices: tuple[str, ...] = GPU_DEVICES
     wanted = wanted or (f"train.num-gpus = {settings.train.num_gpus:g}" if settings.train.num_gpus else "")
     if wanted and sys.platform == "linux" and not any(Path(device).exists() for device in gpu_devices):
         raise ConfigError(f"{wanted}: this machine has no GPU")
+    if settings.model.dtype == "nf4" or "precision=nf4" in settings.profiles:
+        need_four_bits(find)
 
 
 def check_early(settings: Settings) -> None:

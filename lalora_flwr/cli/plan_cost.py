@@ -90,7 +90,7 @@ def memory_advice(cost: Estimate, room: float) -> str:
         return ""
     return (
         f"a process that trains needs {size(cost.worker_bytes)}, and there are {size(room)}: lower train.max-physical-batch, set "
-        "train.gradient-checkpointing = true or model.dtype = 'bfloat16'"
+        "train.gradient-checkpointing = true or model.dtype = 'bfloat16' or 'nf4'"
     )
 
 

@@ -200,6 +200,7 @@ def _model(settings: Settings, caps: Caps) -> tuple[BaseModel | None, Finding]:
         return None, Finding(FAULT, "model", str(error) or type(error).__name__)
     base = learner.base
     found = f"loads, and a record's gradient is its own; in its precision it is off by {off:.1%}"
+    found += " (that of its four bits)" if base.whole is not None else ""
     return base, Finding(OK, "model", f"{found}; digest {base.provenance.digest[:16]}")
 
 

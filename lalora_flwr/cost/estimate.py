@@ -27,6 +27,7 @@ from lalora_flwr.ground.hardware import choose_dtype
 from lalora_flwr.methods.method import Method, method_of
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.base import BaseModel
+from lalora_flwr.models.four_bits import NF4
 from lalora_flwr.models.text import TextModel
 from lalora_flwr.privacy.counting import RunLedger
 from lalora_flwr.privacy.events import Target
@@ -102,11 +103,11 @@ class Model:
 
     @classmethod
     def of(cls, settings: Settings, dtype: torch.dtype) -> Model:
-        """The model with its frozen weights in ``dtype``."""
+        """The model with its frozen weights in ``dtype``, those apart that the settings keep in four bits."""
         base = load_base_model(settings.model, facts(settings), settings.data.max_tokens, weights=False)
         base.module.requires_grad_(False)
         remove_dropout(base.module)
-        base = cast_base(base, next(base.module.parameters()).device, dtype)
+        base = cast_base(base, next(base.module.parameters()).device, dtype, four_bits=settings.model.dtype == NF4)
         if settings.train.gradient_checkpointing:
             base.checkpoint_activations()
         method = method_of(settings)
@@ -186,7 +187,8 @@ class Estimator:
         site = train.local_steps * (pass_seconds + release) + message
         waves = 1 if engine == "sites" else sites / min(workers, sites)
         a_round = waves * site + server + (PROCESS_MESSAGE if engine == "sites" else 0.0)
-        frozen = sum(p.numel() * p.element_size() for p in model.adapter.model.parameters())
+        network = model.adapter.model
+        frozen = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
         widest = max(one.peak for one in passes.values())
         return Estimate(
             on=self.prices.name,

@@ -18,6 +18,7 @@ from lalora_flwr.ground.errors import ConfigError, RunFailed
 from lalora_flwr.ground.processors import processors
 from lalora_flwr.methods.averages import RunningAverage
 from lalora_flwr.methods.method import Method, method_of
+from lalora_flwr.models.four_bits import NF4, unpacked
 from lalora_flwr.server.folder import Checkpoint, read_checkpoint
 from lalora_flwr.server.metrics import RoundMetrics, Summary
 from lalora_flwr.server.place import how_it_ended
@@ -52,16 +53,21 @@ class Opened:
     def model(self) -> tuple[Learner, RecordSet]:
         """The run's model with its adapter, in float32, and the public records that the run was evaluated on.
 
+        Its weights are the published ones, or those that four bits make of them.
+
         Raises:
             ConfigError: the model or the records cannot be loaded, or are not those of the run.
         """
-        model = dataclasses.replace(self.settings.model, dtype=FULL)
+        model = self.settings.model
+        if model.dtype != NF4:
+            model = dataclasses.replace(model, dtype=FULL)
         settings = dataclasses.replace(self.settings, model=model)
         torch.set_num_threads(min(settings.train.num_threads, processors()))
         learner = ModelStore().learner(settings)
         shapes = {name: slot.shape for name, slot in learner.adapter.layout.items()}
         if shapes != {name: tuple(value.shape) for name, value in self.adapter.items()}:
             raise ConfigError(f"{self.path}: its checkpoint is not of the adapter that its config.toml makes")
+        unpacked(learner.adapter.model.float())
         learner.adapter.load(self.adapter)
         return learner, data_set(settings).public(learner.base.encode)
 

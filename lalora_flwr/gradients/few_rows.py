@@ -7,10 +7,14 @@ next to nothing there.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lalora_flwr.gradients.products import KERNELS
+from lalora_flwr.models.four_bits import FourBitLinear, frozen_product
 
 FEWEST = 4  # rows from which on the kernels for matrices are taken
 
@@ -19,15 +23,29 @@ class SteadyLinear(nn.Linear):
     """A linear layer that never sees fewer rows than `FEWEST`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        rows = input.numel() // self.in_features
-        if rows >= FEWEST or not rows:
-            return KERNELS.linear(input, self.weight, self.bias)
-        filled = F.pad(input.reshape(rows, -1), (0, 0, 0, FEWEST - rows))
-        return KERNELS.linear(filled, self.weight, self.bias)[:rows].view(*input.shape[:-1], -1)
+        return _steadily(input, lambda rows: KERNELS.linear(rows, self.weight, self.bias))
+
+
+class SteadyFourBitLinear(FourBitLinear):
+    """The same in four bits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _steadily(input, lambda rows: frozen_product(rows, self, self.bias, KERNELS.product))
+
+
+STEADY: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SteadyLinear, FourBitLinear: SteadyFourBitLinear}
+
+
+def _steadily(x: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
+    """What the layer says of x, (…, in), with rows of zeros where it has too few."""
+    rows = math.prod(x.shape[:-1])
+    if rows >= FEWEST or not rows:
+        return layer(x)
+    filled = F.pad(x.reshape(rows, -1), (0, 0, 0, FEWEST - rows))
+    return layer(filled)[:rows].view(*x.shape[:-1], -1)
 
 
 def keep_steady(model: nn.Module) -> None:
-    """Make all plain linear layers of a model, in place, `SteadyLinear`."""
+    """Make all plain linear layers of a model, in place, steady ones."""
     for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = SteadyLinear
+        module.__class__ = STEADY.get(type(module), type(module))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lalora_flwr.gradients.products import KERNELS
 from lalora_flwr.gradients.records import RecordPass, Whose
+from lalora_flwr.models.four_bits import FourBitLinear
 
 
 class LoraFunction(torch.autograd.Function):
@@ -38,7 +39,8 @@ class LoraFunction(torch.autograd.Function):
         y = KERNELS.product(rows, base.weight, base.bias)
         u = whose.times(rows, A.transpose(1, 2))  # (rows, r)
         whose.add(y, u, B.transpose(1, 2), scaling)
-        ctx.save_for_backward(None if views_A is None else rows, None if views_B is None else u, base.weight, A, B)
+        ctx.save_for_backward(None if views_A is None else rows, None if views_B is None else u, A, B)
+        ctx.base = base  # not its weight: one in four bits is made anew
         ctx.scaling, ctx.records, ctx.shape, ctx.whose = scaling, records, x.shape, whose
         ctx.dtype_A = None if views_A is None else views_A.dtype
         ctx.dtype_B = None if views_B is None else views_B.dtype
@@ -46,8 +48,8 @@ class LoraFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        rows, u, weight, A, B = ctx.saved_tensors
-        dy = outputs[0].reshape(-1, weight.shape[0])  # (rows, out)
+        rows, u, A, B = ctx.saved_tensors
+        dy = outputs[0].reshape(-1, ctx.base.out_features)  # (rows, out)
         dx = grad_A = grad_B = None
         if u is not None:
             grad_B = (_of_each_record(dy, u, ctx.records) * ctx.scaling).to(ctx.dtype_B)  # (records, out, r)
@@ -56,7 +58,7 @@ class LoraFunction(torch.autograd.Function):
         if rows is not None:
             grad_A = _of_each_record(du, rows, ctx.records).to(ctx.dtype_A)  # (records, r, in)
         if ctx.needs_input_grad[0]:
-            dx = ctx.whose.add(KERNELS.product(dy, weight.t()), du, A, 1.0).view(ctx.shape)
+            dx = ctx.whose.add(KERNELS.product(dy, ctx.base.weight.t()), du, A, 1.0).view(ctx.shape)
         return dx, None, None, None, grad_A, grad_B, None, None, None
 
 
@@ -102,7 +104,7 @@ def can_fuse(layer: nn.Module) -> bool:
     """Whether a layer is a plain PEFT LoRA layer on a linear layer: one adapter, no variant such as DoRA."""
     return (
         type(layer) is PeftLoraLinear
-        and type(layer.base_layer) is nn.Linear
+        and type(layer.base_layer) in (nn.Linear, FourBitLinear)
         and len(layer.lora_A) == 1
         and not layer.lora_variant
         and not layer.fan_in_fan_out

@@ -21,6 +21,7 @@ from lalora_flwr.gradients.fused import FusedLoraLinear, can_fuse
 from lalora_flwr.gradients.products import KERNELS
 from lalora_flwr.gradients.records import RecordPass
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.models.four_bits import FourBitLinear, frozen_product
 
 L = TypeVar("L", bound=type[nn.Module])
 
@@ -69,6 +70,20 @@ class PerSampleLinear(PerSampleLayer, nn.Linear):
             y = KERNELS.linear(rows, self.weight)
         if self.bias is not None:
             y = y + (self._pass.view(self.bias).unsqueeze(1) if self._pass.each(self.bias) else self.bias).to(y.dtype)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+@per_sample_rule(FourBitLinear)
+class PerSampleFourBitLinear(PerSampleLayer, FourBitLinear):
+    """A layer in four bits whose bias trains."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input.to(self.like.dtype)
+        if not self._pass.records or not self._pass.each(self.bias):
+            return frozen_product(x, self, multiply=KERNELS.product) + self.bias.to(x.dtype)
+        self._pass.check(x)
+        rows = x.reshape(self._pass.records, -1, x.shape[-1])
+        y = frozen_product(rows, self, multiply=KERNELS.product) + self._pass.view(self.bias).unsqueeze(1).to(x.dtype)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

@@ -72,8 +72,10 @@ def rounding(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) -> f
     return worst
 
 
-def check_precision(base: BaseModel, adapter: Adapter, engine: PerSampleGradients) -> float:
-    """`rounding`, if training can bear it. Privacy does not rest on it: each gradient is clipped and noised as it is.
+def check_precision(base: BaseModel, adapter: Adapter, engine: PerSampleGradients, dtype: str) -> float:
+    """`rounding`, if training can bear it in the ``dtype`` that somebody chose.
+
+    Privacy does not rest on it: each gradient is clipped and noised as it is.
 
     Raises:
         ConfigError: it is above `MOST_ROUNDING`.
@@ -81,7 +83,7 @@ def check_precision(base: BaseModel, adapter: Adapter, engine: PerSampleGradient
     found = rounding(base, adapter, engine)
     if not found <= MOST_ROUNDING:
         raise ConfigError(
-            f"model.dtype = 'bfloat16': gradients of {base.name!r} are off by {found:.0%} of their norm, above "
+            f"model.dtype = {dtype!r}: gradients of {base.name!r} are off by {found:.0%} of their norm, above "
             f"{MOST_ROUNDING:.0%}; take float32"
         )
     return found

@@ -57,8 +57,11 @@ def choose_device(wanted: str, machine: Machine | None = None) -> torch.device:
 
 
 def choose_dtype(wanted: str, device: torch.device, machine: Machine | None = None) -> torch.dtype:
-    """The precision of the frozen weights for ``model.dtype``: ``auto`` takes bfloat16 where the hardware computes in it."""
-    if wanted != "auto":
+    """The precision of the frozen weights for ``model.dtype``: ``auto`` takes bfloat16 where the hardware computes in it.
+
+    So does ``nf4``, for products and for all that is not kept in four bits.
+    """
+    if wanted not in ("auto", "nf4"):
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -23,7 +23,9 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.travel import Travel, Turn
 from lalora_flwr.wire.profile import Profile
 
-WORDS = "rank=<R>, layers=<N>, steps=<K>, batch=<N>, whole numbers from 1, and precision=float32 or bfloat16, each at most once"
+WORDS = (
+    "rank=<R>, layers=<N>, steps=<K>, batch=<N>, whole numbers from 1, and precision=float32, bfloat16 or nf4, each at most once"
+)
 
 
 class Parts(Travel):

@@ -51,7 +51,7 @@ class Travel:
         """
         if profile.told.wrong:
             raise ConfigError(
-                f"profile = {profile.words!r}: batch must be a whole number from 1, and precision {' or '.join(PRECISIONS)}"
+                f"profile = {profile.words!r}: batch must be a whole number from 1, and precision one of {', '.join(PRECISIONS)}"
             )
 
     def held(self, layout: Layout, profile: Profile) -> Layout:

@@ -40,6 +40,7 @@ class BaseModel:
         fresh_head: the head is random and not part of the published weights; if it is trained, the run's seed draws it.
         provenance: which weights these are.
         head_weights: the modules of a trained head as they were loaded, by name, if the network's own were rounded since.
+        whole: the last layers of a network whose others are in four bits, by name; None: none are.
         labels: names of the classes in order; empty if there are none.
         problem: what a label is; of no account for a language model.
         published: how it is loaded elsewhere.
@@ -54,6 +55,7 @@ class BaseModel:
     fresh_head: bool = False
     provenance: Provenance = field(default_factory=Provenance)
     head_weights: dict[str, dict[str, Tensor]] = field(default_factory=dict, kw_only=True)
+    whole: tuple[str, ...] | None = field(default=None, kw_only=True)
     labels: tuple[str, ...] = field(default=(), kw_only=True)
     problem: Problem = field(default_factory=SingleLabel, kw_only=True)
     published: Published = field(default_factory=Published, kw_only=True)

@@ -188,6 +188,11 @@ def _config(source: str, place: HubPlace, weights: bool) -> PretrainedConfig:
     for kernel in (config._attn_implementation, config._experts_implementation):
         if "/" in str(kernel):  # a repository of the hub with compiled code, which transformers would fetch and run
             raise ConfigError(f"model.name = 'hf/{source}': its config.json asks for code of {kernel}, which is never run")
+    if getattr(config, "quantization_config", None):
+        raise ConfigError(
+            f"model.name = 'hf/{source}': its weights are quantised already; take those that they were made from, and "
+            "model.dtype = 'nf4' for four bits"
+        )
     if config._attn_implementation not in ATTENTION:
         raise ConfigError(
             f"model.name = 'hf/{source}': its config.json asks for the attention {config._attn_implementation!r}, which may pack "

@@ -11,6 +11,7 @@ from lalora_flwr.adapter.form import Adapter
 from lalora_flwr.adapter.slots import LORA_A
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.models.base import BaseModel
+from lalora_flwr.models.four_bits import packing
 from lalora_flwr.models.published import CAUSAL_LM
 from lalora_flwr.server.metrics import HEADLINES, Summary
 from lalora_flwr.settings import Settings
@@ -55,13 +56,13 @@ def model_card(summary: Summary, settings: Settings, base: BaseModel, adapter: A
 
 def loading(base: BaseModel) -> list[str]:
     """Lines of Python that make ``model``, the run's own, from the adapter's folder and the published base model."""
-    cast = "float()"
+    cast, packed = "float()", packing(base)
     if next(base.module.parameters()).dtype == torch.bfloat16:
         cast = (
             "bfloat16()" if base.published.task_type == CAUSAL_LM else "bfloat16().float()"
         )  # a classifier's head is kept in float32
     load = f"model = PeftModel.from_pretrained(base.{cast}, adapter).eval()"
-    return ["from peft import PeftModel", 'adapter = "."  # this folder', *base.published.loading, load]
+    return ["from peft import PeftModel", 'adapter = "."  # this folder', *base.published.loading, *packed, load]
 
 
 def _front(summary: Summary, settings: Settings, base: BaseModel, adapter: Adapter) -> str:

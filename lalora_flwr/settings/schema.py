@@ -38,9 +38,11 @@ class ModelSettings:
     revision: str = key("", "commit, tag or branch of a model from the hub; empty: its main branch")
     dtype: str = choice(
         "float32",
-        "precision of the frozen weights (factors, norms, clip and noise stay float32); auto: bfloat16 where it is fast",
+        "precision of the frozen weights (factors, norms, clip and noise stay float32); auto: bfloat16 where it is fast; nf4: "
+        "linear layers in four bits, the rest as auto (needs the extra 4bit)",
         "float32",
         "bfloat16",
+        "nf4",
         "auto",
     )
     pretrained: bool = key(True, "load the published weights (from a folder, or once from the hub); false: random weights")

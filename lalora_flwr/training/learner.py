@@ -24,10 +24,12 @@ from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.methods.method import method_of
 from lalora_flwr.models import load_base_model
 from lalora_flwr.models.base import BaseModel
+from lalora_flwr.models.four_bits import NF4, in_four_bits
 from lalora_flwr.settings import LoraSettings, ModelSettings, Settings
 from lalora_flwr.settings.choices import FORMS
 
 log = logging.getLogger("lalora_flwr.site")
+CHOSEN = ("bfloat16", NF4)  # by somebody; auto takes low precision where it is known to do
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,9 @@ class ModelStore:
         adapter.model.train()  # all of its parts, so that from here on its own mode is theirs
         if wanted not in self._checked:
             self_check(base, adapter, engine)
-            if wanted.model.dtype == "bfloat16":  # by somebody's choice; auto takes it where it is known to do
-                off = check_precision(base, adapter, engine)
-                log.info("bfloat16: gradients of made-up records are off by %.1f %% of their norm", 100 * off)
+            if wanted.model.dtype in CHOSEN:
+                off = check_precision(base, adapter, engine, wanted.model.dtype)
+                log.info("%s: gradients of made-up records are off by %.1f %% of their norm", wanted.model.dtype, 100 * off)
             self._checked.add(wanted)
         return Learner(base, adapter, engine, adapter.state())
 
@@ -148,12 +150,23 @@ def wanted(settings: Settings, device: str) -> Wanted:
 def _load_base(model: ModelSettings, about: Facts, max_tokens: int, answer: str, device: torch.device) -> BaseModel:
     base = load_base_model(model, about, max_tokens, answer)
     base.module.requires_grad_(False)
-    return cast_base(base, device, choose_dtype(model.dtype, device))
+    return cast_base(base, device, choose_dtype(model.dtype, device), four_bits=model.dtype == NF4)
 
 
-def cast_base(base: BaseModel, device: torch.device, dtype: torch.dtype) -> BaseModel:
-    """The base on a device and in a precision; a trained head starts from the published values all the same."""
+def cast_base(base: BaseModel, device: torch.device, dtype: torch.dtype, *, four_bits: bool = False) -> BaseModel:
+    """The base on a device and in a precision; a trained head starts from the published values all the same.
+
+    Args:
+        base: as it was loaded.
+        device, dtype: where, and what its weights are kept in.
+        four_bits: its linear layers are kept in four bits, and ``dtype`` is that of the rest and of all products.
+
+    Raises:
+        ConfigError: it has no layers that can be.
+    """
     kept = {name: _in_full(module) for name, module in head_modules(base).items()}
+    if four_bits:
+        base = in_four_bits(base)  # before it goes to a device that may have no room for the rest
     base.module.to(device, dtype)  # before the adapter, whose factors stay float32
     return dataclasses.replace(base, head_weights=kept)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a site in the owners' rosters
 NAMES = "of at most 64 letters, digits, dots, dashes and underscores, the first a letter or a digit"
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "nf4")
 _NUMBER = re.compile(r"(rank|layers|steps|batch)=([1-9][0-9]{0,5})", re.ASCII)
 _PRECISION = re.compile(r"(precision)=([a-z0-9]+)", re.ASCII)
-_OWN = ("batch", "precision")  # of the site's machine alone: they change what it sends by rounding
+_OWN = ("batch", "precision")  # of the site's machine alone: they change what it sends by rounding, and in four bits by theirs
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,16 @@ def test_a_gpu_where_there_is_none_is_refused(overrides: dict[str, Any], tmp_pat
     check_machine(small(tmp_path), gpu_devices=())
 
 
+@pytest.mark.parametrize("overrides", [{"model__dtype": "nf4"}, {"profiles": "batch=2;batch=3 precision=nf4;"}])
+def test_four_bits_without_their_library_are_refused(overrides: dict[str, Any], tmp_path: Path) -> None:
+    settings = small(tmp_path, **overrides)
+    line = r"^model\.dtype = 'nf4': needs bitsandbytes; pip install \"lalora-flwr\[4bit\]\"; model\.dtype = 'bfloat16' works"
+    with pytest.raises(ConfigError, match=line):
+        check_machine(settings, find=lambda module: None)
+    check_machine(settings)
+    check_machine(small(tmp_path), find=lambda module: None)
+
+
 def test_a_place_for_results_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
     check_output(small(tmp_path / "a" / "b"))
     assert not list(tmp_path.iterdir())

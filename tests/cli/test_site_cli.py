@@ -61,11 +61,14 @@ def test_a_good_site_is_told_what_it_has_and_counts_nothing(config: dict[str, An
     assert Path(config["ledger-path"]).read_bytes() == before
 
 
-@pytest.mark.parametrize(("precision", "off"), [("float32", r"0\.0%"), ("bfloat16", r"(0\.[1-9]|[1-9]\.\d)%")])
+@pytest.mark.parametrize(
+    ("precision", "off"),
+    [("float32", r"0\.0%;"), ("bfloat16", r"(0\.[1-9]|[1-9]\.\d)%;"), ("nf4", r"\d\.\d% \(that of its four bits\);")],
+)
 def test_a_check_says_how_far_a_gradient_in_the_sites_precision_is_off(
     precision: str, off: str, config: dict[str, Any], tmp_path: Path
 ) -> None:
-    save_hf(tmp_path / "model", "bert", "base")
+    save_hf(tmp_path / "model", "bert", "base", hidden_size=64)
     config |= {"model-path": str(tmp_path / "model"), "max-tokens": 16, "profile": f"precision={precision}"}
     model = found(config)["model"]
     assert model.state == "ok" and re.search(f"in its precision it is off by {off}", model.detail), model

@@ -114,6 +114,16 @@ def test_a_model_of_7_billion_is_planned_without_its_weights() -> None:
     assert found.pass_seconds > products / 989e12
 
 
+def test_four_bits_hold_it_on_a_small_card() -> None:
+    found = Estimator(KNOWN["l4"], clock=lambda: 0.0).estimate(of_7_billion(**{"model.dtype": "nf4"}), "sites")
+    half = Estimator(KNOWN["l4"], clock=lambda: 0.0).estimate(of_7_billion(), "sites")
+    layers, rest = 6.476e9, 0.262e9  # parameters
+    held = layers * (1 / 2 + 4 / 64) + 2 * rest
+    assert held < found.worker_bytes < held + 3e9
+    assert half.worker_bytes - found.worker_bytes == pytest.approx(layers * (2 - 1 / 2 - 4 / 64), rel=0.1)
+    assert found.pass_seconds > half.pass_seconds  # a weight is made anew for each product
+
+
 def test_texts_are_as_long_as_they_are_said_to_be() -> None:
     model = Model.of(of_7_billion(), torch.bfloat16)
     short, middle, long = (model.traced(model.layout.names, 2, tokens).flops for tokens in (6, 12, 24))

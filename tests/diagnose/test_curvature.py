@@ -71,10 +71,20 @@ def test_hessian_vector_products_are_those_of_the_full_hessian() -> None:
     assert found.value == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-6)
 
 
-@pytest.fixture(scope="module")
-def model(finished: Callable[..., Finished]) -> tuple[Learner, MeanLoss]:
-    learner, records = again(finished(strategy="dp-lora", num_rounds=1).path)
+FOUR_BITS = {"model__dtype": "nf4", "lora__targets": "mlp.fc2"}  # whose rows are whole blocks
+
+
+@pytest.fixture(scope="module", params=[{}, FOUR_BITS], ids=["float32", "four bits"])
+def model(finished: Callable[..., Finished], request: pytest.FixtureRequest) -> tuple[Learner, MeanLoss]:
+    learner, records = again(finished(strategy="dp-lora", num_rounds=1, **request.param).path)
     return learner, MeanLoss(learner, records, 12)
+
+
+def test_a_run_in_four_bits_is_diagnosed_on_their_weights(finished: Callable[..., Finished]) -> None:
+    learner, _ = again(finished(strategy="dp-lora", num_rounds=1, **FOUR_BITS).path)
+    weights = merged_weights(learner.adapter)
+    assert len(weights) == 2 and {weight.dtype for weight in weights} == {torch.float32}
+    assert all(len(block.unique()) <= 16 for weight in weights for block in weight.reshape(-1, 64))
 
 
 def test_the_curvature_of_merged_weights_is_that_of_a_model_with_merged_weights(model: tuple[Learner, MeanLoss]) -> None:

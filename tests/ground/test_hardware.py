@@ -43,7 +43,8 @@ def test_a_hidden_gpu_is_named_with_the_key_that_shows_it(caplog: pytest.LogCapt
 @pytest.mark.parametrize("fast", [False, True])
 def test_auto_takes_bfloat16_only_where_the_cpu_computes_in_it(fast: bool) -> None:
     cpu, machine = torch.device("cpu"), Machine(gpu=False, hidden_gpu=False, cpu_bfloat16=fast)
-    assert choose_dtype("auto", cpu, machine) == (torch.bfloat16 if fast else torch.float32)
+    for wanted in ("auto", "nf4"):  # which is the rest's in four bits
+        assert choose_dtype(wanted, cpu, machine) == (torch.bfloat16 if fast else torch.float32)
     assert choose_dtype("float32", cpu, machine) == torch.float32
     assert choose_dtype("bfloat16", cpu, machine) == torch.bfloat16
 

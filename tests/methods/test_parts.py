@@ -132,7 +132,7 @@ def test_a_profile_that_says_nothing_known_is_refused_in_one_line(wrong: str) ->
     [
         ({"strategy": "la-lora", "profiles": "rank=1"}, "profiles = 'rank=1': sites of la-lora do not differ but in"),
         ({"strategy": "la-lora", "profiles": "batch=0"}, "profile = 'batch=0': batch must be a whole number from 1"),
-        ({"strategy": "la-lora", "profiles": "precision=float16"}, "precision float32 or bfloat16"),
+        ({"strategy": "la-lora", "profiles": "precision=float16"}, "precision one of float32, bfloat16, nf4"),
         (
             {"strategy": "hetlora", "merge__name": "mean"},
             "merge.name = 'mean': takes whole adapters, but hetlora lets sites differ",

@@ -36,7 +36,7 @@ CONFIGS: dict[str, Any] = {
         vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=40, bos_token_id=CLS, eos_token_id=SEP, **more
     ),
     "llama": lambda **more: transformers.LlamaConfig(
-        **ENCODER, num_key_value_heads=1, max_position_embeddings=128, bos_token_id=CLS, eos_token_id=SEP, **more
+        **{**ENCODER, "num_key_value_heads": 1, "max_position_embeddings": 128, "bos_token_id": CLS, "eos_token_id": SEP, **more}
     ),
 }
 KINDS: dict[str, Any] = {
