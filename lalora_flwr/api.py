@@ -74,6 +74,25 @@ def plan(settings: Settings) -> Plan:
     return make_plan(settings)
 
 
+def align(settings: Settings, texts: Place, folder: Place) -> int:
+    """Write an adapter for ``lora.start-from`` whose lora_A lie along public texts; as ``lalora align``.
+
+    Args:
+        settings: of the run that is to start from it.
+        texts: a file with one a line.
+        folder: a new one, for the adapter.
+
+    Returns:
+        How many texts were read.
+    """
+    from lalora_flwr.training.align import align as write
+    from lalora_flwr.training.align import read_texts
+
+    found = read_texts(expanded(texts))
+    write(settings, found, expanded(folder))
+    return len(found)
+
+
 def run(settings: Settings, engine: str = "inline", on_round: OnRound | None = None, num_actors: int = 0) -> Result:
     """Run a federation of virtual sites; as ``lalora run``.
 

@@ -72,6 +72,7 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     [
         (lambda folder: api.run(api.settings(), engine="cloud"), "engine = 'cloud': must be one of inline, ray"),
         (lambda folder: api.opened(folder), "holds no finished run"),
+        (lambda folder: api.align(api.settings(), folder / "none.txt", folder / "start"), "none.txt: cannot be read"),
         (lambda folder: api.compare({}, folder), "nothing to compare"),
         (lambda folder: api.compare({"seed": [0]}, folder, {"seed": 1}), "name it in one place"),
         (lambda folder: api.compare({"strategy": "la-lora"}, folder), "^strategy: must be a list of values"),
