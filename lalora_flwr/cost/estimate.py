@@ -44,7 +44,7 @@ MESSAGE_CALLS, MESSAGE_BYTE = 720.0, 2e-9  # a site's message
 ROUND_CALLS, ROUND_BYTE = 4700.0, 1.4e-9  # the server's round, and a site's reply in it
 RAY_MESSAGE = 0.03  # seconds that Ray needs for a message beside all that
 PROCESS_MESSAGE = 5.1  # seconds of a round of real sites beside their work (docs/results.md, "Rounds of real sites")
-PROCESS_BYTES = 700e6  # of a process with torch, transformers and this package
+PROCESS_BYTES = 850e6  # of a process with torch, transformers, this package and free memory that it keeps
 GPU_BYTES = 0.5e9  # of a CUDA context
 
 
