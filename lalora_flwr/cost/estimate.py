@@ -42,7 +42,7 @@ from lalora_flwr.training.together import MOST_RECORDS, WORTH_IT
 STEP_CALLS = 500.0  # a step's sample, filter and optimizer
 MESSAGE_CALLS, MESSAGE_BYTE = 720.0, 2e-9  # a site's message
 ROUND_CALLS, ROUND_BYTE = 4700.0, 1.4e-9  # the server's round, and a site's reply in it
-RAY_MESSAGE = 0.03  # seconds that Ray needs for a message beside all that
+RAY_MESSAGE = 0.003  # seconds of a site's part of a parcel through Ray beside all that (docs/scale.md, ten sites, K = 1)
 PROCESS_MESSAGE = 5.1  # seconds of a round of real sites beside their work (docs/results.md, "Rounds of real sites")
 PROCESS_BYTES = 850e6  # of a process with torch, transformers, this package and free memory that it keeps
 GPU_BYTES = 0.5e9  # of a CUDA context
@@ -170,8 +170,8 @@ class Estimator:
         masks = model.masks(settings)
         distinct = {mask: masks.count(mask) / len(masks) for mask in dict.fromkeys(masks)}
         steps = settings.num_rounds * settings.sites_per_round * train.local_steps
-        sharing = engine == "inline" and train.share_passes != "off" and steps >= WORTH_IT and not settings.lora.dropout
-        at_once = settings.sites_per_round if sharing else 1
+        sharing = engine != "sites" and train.share_passes != "off" and steps >= WORTH_IT and not settings.lora.dropout
+        at_once = math.ceil(settings.sites_per_round / workers) if sharing else 1
         passes = {mask: self._pass(model, mask, batch * train.augmentations, at_once, tokens) for mask in distinct}
         pass_seconds = parts * sum(share * passes[mask].seconds for mask, share in distinct.items())
         pass_seconds *= 2 if model.method.filter.ahead_share else 1

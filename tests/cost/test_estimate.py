@@ -56,7 +56,7 @@ def test_real_sites_work_side_by_side() -> None:
 
 
 def test_parts_of_a_batch_are_passes_and_less_memory() -> None:
-    whole, parts = estimate(), estimate(train__max_physical_batch=10)
+    whole, parts = (estimate(train__share_passes="off", train__max_physical_batch=most) for most in (0, 10))
     assert parts.pass_seconds == pytest.approx(4 * whole.pass_seconds)
     assert parts.worker_bytes < whole.worker_bytes
 
@@ -66,11 +66,19 @@ def test_gradients_at_two_points_are_two_passes() -> None:
     assert two.pass_seconds == pytest.approx(2 * one.pass_seconds) and two.worker_bytes == one.worker_bytes
 
 
-def test_sites_share_passes_in_the_inline_engine() -> None:
+def test_sites_of_one_process_share_passes() -> None:
     batch = {"train__batch_size": 10, "num_supernodes": 12}
-    assert estimate("inline", **batch).pass_seconds == pytest.approx(estimate("ray", **batch).pass_seconds / 12)
-    alone = estimate("inline", train__share_passes="off", **batch)
-    assert alone.pass_seconds == pytest.approx(estimate("ray", **batch).pass_seconds)
+    alone = estimate("sites", **batch).pass_seconds
+    assert estimate("inline", **batch).pass_seconds == pytest.approx(alone / 12)
+    assert estimate("ray", workers=3, **batch).pass_seconds == pytest.approx(alone / 4)
+    assert estimate("inline", train__share_passes="off", **batch).pass_seconds == pytest.approx(alone)
+
+
+def test_runs_too_short_to_find_out_share_none() -> None:
+    batch = {"train__batch_size": 10, "num_supernodes": 12, "train__local_steps": 1}
+    alone = estimate("sites", **batch).pass_seconds
+    assert estimate("inline", num_rounds=16, **batch).pass_seconds == pytest.approx(alone)
+    assert estimate("inline", num_rounds=17, **batch).pass_seconds == pytest.approx(alone / 12)
 
 
 def test_a_step_of_b_and_a_step_of_a_both_count() -> None:
