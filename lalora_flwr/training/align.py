@@ -60,6 +60,23 @@ def align(settings: Settings, texts: Sequence[str], folder: Path) -> None:
         raise ConfigError(f"{folder}: is there already; name a new folder")
     if (form := method_of(settings).form) != "lora":
         raise ConfigError(f"lora.form = {form!r}: has no lora_A to align; take lora")
+    if settings.lora.start_from:
+        raise ConfigError(f"lora.start-from = {settings.lora.start_from!r}: what is aligned is a new adapter; leave it empty")
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        part.mkdir(parents=True)  # before the work: a place that cannot be written is told at once
+        _write(settings, texts, part)
+        if folder.exists():
+            folder.rmdir()
+        part.replace(folder)
+    except OSError as fault:
+        raise ConfigError(f"{folder}: cannot be written: {fault.strerror or fault}; name another folder") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write(settings: Settings, texts: Sequence[str], folder: Path) -> None:
     torch.set_num_threads(min(settings.train.num_threads, processors()))
     learner = ModelStore().learner(settings)
     base = learner.base
@@ -71,12 +88,4 @@ def align(settings: Settings, texts: Sequence[str], folder: Path) -> None:
             yield base.padded(texts[first : first + AT_ONCE])
 
     learner.adapter.load(along_inputs(learner.adapter, base, batches))
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        learner.adapter.save(part)
-        if folder.exists():
-            folder.rmdir()
-        part.replace(folder)
-    except OSError as fault:
-        raise ConfigError(f"{folder}: cannot be written: {fault.strerror}; name another folder") from None
+    learner.adapter.save(folder)

@@ -132,6 +132,7 @@ def test_other_models_of_texts(tmp_path: Path, lalora: Any, family: str, kind: s
         (lambda file: file.unlink(), {}, "cannot be read: No such file"),
         (lambda file: (file.parent / "start").write_text("mine"), {}, "is there already"),
         (lambda file: None, {"strategy": "bitfit", "lora.rank": 4}, "has no lora_A to align"),
+        (lambda file: None, {"lora.start-from": "."}, "what is aligned is a new adapter"),
         (
             lambda file: None,
             {"model.name": "embedded/vit-digits", "data.name": "digits", "data.test": "auto", "data.labels": ""},
@@ -149,4 +150,12 @@ def test_what_cannot_be_aligned_is_refused_in_one_line(
     given, file = keys(tmp_path, **more), save_public(tmp_path)
     spoil(file)
     assert_one_line(lalora("align", "--texts", file, "--out", tmp_path / "start", *overrides(given)), said)
-    assert not (tmp_path / "start").is_dir()
+    assert not (tmp_path / "start").is_dir() and not (tmp_path / ".start.part").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, lalora: Any) -> None:  # noqa: F811
+    given = keys(tmp_path)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")  # what the work would fail at
+    (tmp_path / "file").write_text("mine")
+    outcome = lalora("align", "--texts", save_public(tmp_path), "--out", tmp_path / "file" / "start", *overrides(given))
+    assert_one_line(outcome, "cannot be written: Not a directory; name another folder")
