@@ -23,6 +23,7 @@ from benchmarks.clocks import BEGUN, Marks, Numbers
 
 VARIANTS = {  # what runs the job, by name
     "bare": "benchmarks.loops:bare",
+    "bare, spread": "benchmarks.loops:bare_spread",
     "inline": "benchmarks.loops:inline",
     "one by one": "benchmarks.loops:one_by_one",
     "ray": "benchmarks.loops:ray",
@@ -34,6 +35,7 @@ VARIANTS = {  # what runs the job, by name
     "blazefl": "benchmarks.peers.blaze_fl:run",
     "nvflare": "benchmarks.peers.nvidia_flare:run",
 }
+SPREAD = ("bare, spread", "ray")  # over a worker a processor, whose clocks are coarse
 PEERS = ("pfl", "fluke", "blazefl", "nvflare")  # each needs an environment of its own
 LOOK_EVERY = 1.0  # seconds between looks at the memory of all processes
 
@@ -47,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(1)
     job = Job.of(text)
     module, function = VARIANTS[variant].split(":")
-    marks = Marks(job.rounds, late=variant == "ray")
+    marks = Marks(job.rounds, late=variant in SPREAD)
     left = getattr(importlib.import_module(module), function)(job, marks)
     if state:
         from safetensors.torch import save_file

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,42 @@ def bare(job: Job, mark: Mark) -> State:
         state = mean(ends)
         mark()
     return state
+
+
+def bare_spread(job: Job, mark: Mark) -> State:
+    """The floor of engines with a worker a processor: the same loop, a round's sites dealt out to as many processes."""
+    spawn = multiprocessing.get_context("spawn")
+    pipes = [spawn.Pipe() for _ in range(os.cpu_count() or 1)]
+    workers = [spawn.Process(target=_bare_worker, args=(job, theirs), daemon=True) for _, theirs in pipes]
+    for worker in workers:
+        worker.start()
+    state = LocalTraining(job).adapter.state()
+    for server_round in range(job.rounds):
+        cohort = list(cohort_of(job, server_round))
+        for k, (ours, _) in enumerate(pipes):
+            ours.send((server_round, cohort[k :: len(pipes)], {name: value.numpy() for name, value in state.items()}))
+        ends: dict[int, State] = {}
+        for ours, _ in pipes:
+            ends |= {site: {name: torch.from_numpy(value) for name, value in end.items()} for site, end in ours.recv().items()}
+        state = mean([ends[site] for site in cohort])
+        mark()
+    for worker in workers:
+        worker.terminate()
+    return state
+
+
+def _bare_worker(job: Job, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    training = LocalTraining(job)
+    while True:
+        server_round, sites, arrays = pipe.recv()
+        state = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        ends = {}
+        for site in sites:
+            training.adapter.load(state)
+            training.train(server_round, site)
+            ends[site] = {name: value.numpy() for name, value in training.adapter.state().items()}
+        pipe.send(ends)
 
 
 def opacus(job: Job, mark: Mark) -> State:

@@ -20,7 +20,7 @@ from benchmarks.job import Job, State, settings_of
 from lalora_flwr.training.learner import ModelStore
 
 TOLERANCE = 2e-5  # of the largest change of the adapter: float32 sums in another order, over 20 steps
-DRAWN = ("pfl", "fluke", "blazefl")  # take the job's own sites, batches and noise
+DRAWN = ("bare, spread", "pfl", "fluke", "blazefl")  # take the job's own sites, batches and noise
 ALL_SITES = ("nvflare",)  # picks its sites by itself
 OPACUS = ("opacus", "textbook", "textbook, model kept")
 OURS = ("inline", "one by one", "ray")  # without noise they do not clip either

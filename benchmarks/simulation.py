@@ -10,6 +10,7 @@ One federated job (`benchmarks.job`): made-up records, LoRA of rank 4, per-recor
 its own, run in turns ``--repeats`` times; the fastest counts.
 
     bare         a loop by hand: this package's gradients, clip and noise in float32, mean; no messages, ledger or files
+    bare, spread  the same in a process for each processor, which slow each other: what Ray can be held to
     inline       ``lalora run --engine inline``: sites share passes where that pays
     one by one   the same, each site's passes alone
     ray          ``lalora run``: Flower's simulation, one worker a processor
@@ -44,7 +45,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.child import PEERS, VARIANTS, Failed, measured
+from benchmarks.child import PEERS, SPREAD, VARIANTS, Failed, measured
 from benchmarks.clocks import Numbers
 from benchmarks.job import MODELS, STRATEGIES, Job, save_minilm
 from benchmarks.machine import processor
@@ -56,9 +57,9 @@ HEADS = ("sites", "a round", "K", "b", "", "CPU-s a round", "of bare", "s a roun
 
 
 def rounds_of(variant: str, model: str, steps: int) -> int:
-    """More under Ray, whose rounds are seen with a delay."""
+    """More with several workers, whose clocks are coarse and whose rounds Ray shows with a delay."""
     usual = ROUNDS[model].get(steps, max(4, 60 // steps))
-    return usual * 3 if variant == "ray" else usual
+    return usual * 3 if variant in SPREAD else usual
 
 
 def row(job: Job, variant: str, found: Numbers, floor: float) -> str:
