@@ -19,10 +19,9 @@ import numpy as np
 from lalora_flwr.adapter.lora_residual import LORA_D, residuals_of
 from lalora_flwr.adapter.slots import Layout, factors_of
 from lalora_flwr.ground.errors import ConfigError
-from lalora_flwr.methods.keeping import MOST_LOOKED_AT
 from lalora_flwr.methods.merges import Mean, Memory, Merged, Now
 from lalora_flwr.methods.method import Method
-from lalora_flwr.methods.schedules import BOTH
+from lalora_flwr.methods.schedules import BOTH, MOST_LOOKED_AT
 from lalora_flwr.methods.travel import EVERYTHING_DOWN
 from lalora_flwr.methods.updates import Tensors, Updates, factors_sent, sum_of_products
 from lalora_flwr.settings import Settings

@@ -29,10 +29,9 @@ from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.seeds import derive_seed
 from lalora_flwr.methods.fedex import Folding
 from lalora_flwr.methods.hetlora import PerEntry
-from lalora_flwr.methods.keeping import MOST_LOOKED_AT
 from lalora_flwr.methods.merges import Memory, Merged, Now
 from lalora_flwr.methods.parts import PARTS
-from lalora_flwr.methods.schedules import BOTH
+from lalora_flwr.methods.schedules import BOTH, MOST_LOOKED_AT
 from lalora_flwr.methods.updates import Factors, Tensors, Updates, factors_sent, sum_of_products
 from lalora_flwr.settings import Settings
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.filters import State
-from lalora_flwr.methods.keeping import MOST_LOOKED_AT
 from lalora_flwr.methods.over_time import Disk
+from lalora_flwr.methods.schedules import MOST_LOOKED_AT
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 from lalora_flwr.adapter.slots import HEAD, Layout
 from lalora_flwr.ground.errors import ConfigError
+from lalora_flwr.methods.schedules import MOST_LOOKED_AT
 
 if TYPE_CHECKING:
     from lalora_flwr.methods.method import Method
     from lalora_flwr.settings import Settings
-
-MOST_LOOKED_AT = 1000  # rounds of a schedule
 
 
 def check_keeps(method: Method, settings: Settings) -> None:

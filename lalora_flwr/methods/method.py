@@ -8,9 +8,9 @@ from lalora_flwr.adapter.form import AdapterForm
 from lalora_flwr.adapter.slots import LORA_A, LORA_B, Layout, Mask
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.methods.filters import NONE, Filter, filter_of
-from lalora_flwr.methods.keeping import MOST_LOOKED_AT, check_keeps, check_shares
+from lalora_flwr.methods.keeping import check_keeps, check_shares
 from lalora_flwr.methods.merges import MEAN, Merge
-from lalora_flwr.methods.schedules import Later, Schedule, schedule_of
+from lalora_flwr.methods.schedules import MOST_LOOKED_AT, Later, Schedule, schedule_of
 from lalora_flwr.methods.secure_sum import SECURE_SUM
 from lalora_flwr.methods.transport import PLAIN, Transport
 from lalora_flwr.methods.travel import EVERYTHING, EVERYTHING_DOWN, GradientsUp, Travel, Turn

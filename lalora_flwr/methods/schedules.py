@@ -23,6 +23,7 @@ from lalora_flwr.wire.public import Public
 
 FACTORS = {"A": LORA_A, "B": LORA_B}
 STEP, ROUND = "step", "round"
+MOST_LOOKED_AT = 1000  # rounds of a schedule, before a run
 
 
 class Schedule:
