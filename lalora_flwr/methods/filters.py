@@ -6,7 +6,7 @@ Values of the run-config key ``filter.name``:
     none                 the gradient as it is
     gauss5  gauss:W      low-pass filter along the features, of W taps (`smoothing`); …-permuted: its control
     gauss-adaptive       the same of a width that follows the noise (`adaptive`)
-    wiener               each rank component shrunk by how much of it is noise (`wiener`)
+    wiener               each rank component shrunk by how much more of it is noise than of the best (`wiener`)
     precondition         the step of LA-LoRA's Theorem 2 (`precondition`)
     slow-a  slow-a:S     S times the gradient of lora_A, which so has a learning rate of its own (`slower`)
     doppler  doppler:β   low-pass filter over the steps; disk, disk:κ: an average over them (`over_time`)

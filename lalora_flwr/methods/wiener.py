@@ -2,16 +2,19 @@
 
     rank component c of a slot, n features, at its step t:
         s_t = β s_{t-1} + (1 - β)(‖g_c‖² / n - ν²)  from 0;   w_t likewise of 1;   ŝ = max(s_t / w_t, 0)
-    step along g_c · max(ŝ / (ŝ + ν²), 1/64)
+    γ_c = max(ŝ / (ŝ + ν²), 1/64);   step along g_c · γ_c / max over the slot's components of γ
 
 ν is the standard deviation of the noise on an entry, of the site's own gradient or, where the server steps, of the mean; β = 0.9.
-ŝ estimates a component's mean square without noise, and the gain is the best linear one for a signal of that size. A whole
+ŝ estimates a component's mean square without noise, and γ is the best linear gain for a signal of that size. A whole
 component is one number because an estimate over n entries is off by ν² √(2/n) alone, which over the steps falls further; an
-entry by itself says nothing. What has no feature axis is one component. The least gain keeps a slot that trains moving. No gain
-is above 1, so that noise is never amplified. Without privacy nothing is changed.
+entry by itself says nothing. What has no feature axis is one component, and left as it is. The least gain keeps a slot that
+trains moving. Without privacy nothing is changed.
 
-Post-processing of released gradients: safe under record-level DP. The rate by rule does not know the gain: where gradients are
-nearly all noise, steps are far shorter than without the filter, and ``train.lr`` has to be chosen.
+γ is the best gain of one gradient by itself, about 1/50 where it is nearly all noise. Of a sum of many steps, in which noise
+averages out, it would only make all steps shorter. How long they are is the learning rate's business; what is left to the
+filter is how the components compare, so the largest gain is 1. None is above it: noise is never amplified.
+
+Post-processing of released gradients: safe under record-level DP.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ SIGNAL, WEIGHT = "signal", "weight"  # what is remembered
 
 
 class Wiener(Filter):
-    """Shrinks each rank component by the estimated share of signal in it."""
+    """Shrinks each rank component by the estimated share of signal in it, against the slot's best."""
 
     name = "wiener"
     remembers = True
@@ -48,7 +51,8 @@ class Wiener(Filter):
         state[SIGNAL] = REMEMBERED * remembered(state, SIGNAL, signal) + (1 - REMEMBERED) * signal
         state[WEIGHT] = REMEMBERED * state[WEIGHT].to(signal) + (1 - REMEMBERED)
         found = (state[SIGNAL] / state[WEIGHT]).clamp(min=0)
-        shrunk = rows * (found / (found + floor)).clamp(min=LEAST).unsqueeze(1)
+        gains = (found / (found + floor)).clamp(min=LEAST)
+        shrunk = rows * (gains / gains.max()).unsqueeze(1)
         return along_features(slot, gradient, shrunk) if slot.feature_axis is not None else shrunk.reshape(gradient.shape)
 
 

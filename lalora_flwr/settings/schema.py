@@ -107,9 +107,9 @@ class FilterSettings:
         "auto",
         "auto (the strategy's own); none; gauss5 (5-tap binomial along the features), gauss:W (W taps), gauss5-permuted and "
         "gauss-permuted:W (their control: along the features in a fixed random order), gauss-adaptive (a width that follows the "
-        "noise); wiener (rank components shrunk by their share of noise); doppler, disk (low-pass over the steps: doppler:0.9, "
-        "disk:0.7); kalman (disk as published, of gradients at two points, in two passes a step: kalman:0.7); precondition (the "
-        "step of LA-LoRA's Theorem 2; needs a train.lr)",
+        "noise); wiener (rank components shrunk by their share of noise, against the best); doppler, disk (low-pass over the "
+        "steps: doppler:0.9, disk:0.7); kalman (disk as published, of gradients at two points, in two passes a step: "
+        "kalman:0.7); precondition (the step of LA-LoRA's Theorem 2; needs a train.lr)",
         FILTERS,
         "auto",
     )
