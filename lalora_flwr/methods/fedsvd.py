@@ -36,6 +36,7 @@ class Turned(Mean):
             split: whether both factors get a root of the singular values, or B all of them.
         """
         self.name, self._split = name, split
+        self.stride = 0.5 if split else 1.0  # A grows and shrinks with B, as if both trained
 
     def __call__(self, current: Tensors, updates: Updates, memory: Memory, now: Now) -> Merged:
         tensors = dict(super().__call__(current, updates, memory, now).tensors)
