@@ -42,6 +42,7 @@ class Stacked(PerEntry):
     name = "stack"
     needs_parts = frozenset({LORA_D})
     moves_frozen = True
+    stride_A = 1.8  # it begins anew in each round: what noise made of it before meets no later B; read off the digits
     rewrites = True
 
     def __call__(self, current: Tensors, updates: Updates, memory: Memory, now: Now) -> Merged:

@@ -89,7 +89,8 @@ class Merge:
         needs_parts: the parts of slots that it combines in a way of their own.
         moves_frozen: whether it changes slots that do not train, so that all must go down.
         steers: whether its directives say what trains.
-        stride: how much longer or shorter than with a mean B likes to be moved by the noise, for the learning rate's rule.
+        stride_A, stride: how much longer than with a mean lora_A, and all else, like to be moved by the noise, for the
+            learning rate's rule.
         robust: whether a minority of updates, however long, leaves the result between what the others say.
     """
 
@@ -101,6 +102,7 @@ class Merge:
     moves_frozen: bool = False
     takes_parts: bool = False
     steers: bool = False
+    stride_A: float = 1.0
     stride: float = 1.0
     robust: bool = False
 

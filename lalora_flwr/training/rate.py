@@ -7,8 +7,7 @@ on the embedded digits is best, whatever ε, the number of sites and who adds th
     η = min over the kinds that train of  WALK / (ν √T),  T being the steps in which the kind trains;
         at most MOST / C, since a clipped gradient is no longer than C, or MOST_WITH_A / C;  without privacy PLAIN
 
-A form or a merge may stretch the walk of what is no lora_A (`AdapterForm.stride`, `Merge.stride`): half as long where two
-matrices in a row move.
+A form or a merge may stretch the walk (`AdapterForm.stride`, `Merge.stride`): half as long where two matrices in a row move.
 
 A momentum makes steps longer and a filter shorter; the rate makes up for both, of each kind by the slot that the filter smooths
 least. A filter over time spreads noise over steps and leaves the walk as long; one whose gain depends on the gradients is not
@@ -72,7 +71,7 @@ def rate_for(settings: Settings, method: Method, layout: Layout, noise: float) -
     bound = min(MOST, MOST_WITH_A / _scale(method, layout, ever & of_a)) if with_a else MOST
     rate = min(bound / settings.privacy.clip_norm / _longer(settings, method), LARGEST)
     if with_a:
-        rate = min(rate, WALK_A / (noise * math.sqrt(with_a)) * shorter_a)
+        rate = min(rate, method.merge.stride_A * WALK_A / (noise * math.sqrt(with_a)) * shorter_a)
     if others:
         walk = method.form_of.stride * method.merge.stride * (WALK_AVERAGED if method.average else WALK)
         rate = min(rate, walk / (noise * math.sqrt(others)) * shorter)

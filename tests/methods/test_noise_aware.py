@@ -98,12 +98,22 @@ def test_adaptive_takes_the_width_of_least_estimated_error() -> None:
         now = [sum(((S @ row - row) ** 2).sum() / noise**2 + 2 * np.trace(S) - n for row in y) for S in matrices]
         risks = 0.9 * risks + 0.1 * np.array(now)
         chosen.add(best := int(risks.argmin()))
-        want = torch.from_numpy(y @ matrices[best].T)
+        want = torch.from_numpy(y @ matrices[best].T / np.linalg.norm(binomial(WIDTHS[best])))
         torch.testing.assert_close(ADAPTIVE(A, torch.from_numpy(y), state, Around(noise)), want, rtol=0, atol=1e-10)
     assert len(chosen) > 2
     of_b = ADAPTIVE(B, slow.T.contiguous(), {}, Around(0.1))
     torch.testing.assert_close(of_b.T, ADAPTIVE(A, slow, {}, Around(0.1)))
     assert ADAPTIVE(BIAS, slow, {}, Around(0.1)) is slow
+
+
+def test_adaptive_leaves_as_much_noise_as_there_was() -> None:
+    """Widest on noise alone, whose size it keeps, within the bound that the server has for a filter."""
+    state: State = {}
+    (white,) = draws(1, 50, 400, seed=3)
+    out = ADAPTIVE(A, white, state, Around(1.0))
+    assert WIDTHS[int(state["risks"].argmin())] == 33
+    assert float(out.square().mean()) == pytest.approx(1.0, rel=0.1)
+    assert torch.linalg.norm(ADAPTIVE(A, torch.ones(1, 400), {}, Around(100.0))) == pytest.approx(ADAPTIVE.stretch * 20, rel=1e-5)
 
 
 @pytest.mark.parametrize("width", [1, 3, 9, 33])

@@ -51,6 +51,11 @@ def test_where_a_moves_with_b_the_walk_of_b_is_half_as_long() -> None:
     assert rate(0.1, strategy="fedsvd") == pytest.approx(WALK / (0.1 * math.sqrt(20)))
 
 
+def test_an_a_that_begins_anew_may_walk_longer() -> None:
+    assert rate(0.1, strategy="flora") == pytest.approx(1.8 * WALK_A / (0.1 * math.sqrt(20)))
+    assert rate(0.1, strategy="fedex-lora") == pytest.approx(WALK_A / (0.1 * math.sqrt(20)))
+
+
 def test_a_filter_and_a_momentum_are_made_up_for() -> None:
     plain, mu = rate(0.1), 0.9
     site = sum((1 - mu**k) / (1 - mu) for k in range(1, 6)) / 5  # an optimizer of five steps
