@@ -25,6 +25,7 @@ def values_of(array: Array) -> NDArray[Any]:
     """What ``array.numpy()`` gives.
 
     Raises:
+        ValueError: values of no bytes each, of which a short message holds any number; a copy would take years, or all memory.
         Exception: whatever numpy makes of bytes that are no array.
     """
     data = array.data
@@ -32,6 +33,8 @@ def values_of(array: Array) -> NDArray[Any]:
     if array.stype != STYPE or not data.startswith(MAGIC) or end > LONGEST:
         return array.numpy()
     dtype, shape, by_columns = _read(data[:end])
+    if not dtype.itemsize:
+        raise ValueError(f"values of no bytes: {dtype}")
     if dtype.hasobject or by_columns or dtype.itemsize * math.prod(shape) > len(data) - end:
         return array.numpy()
     return np.ndarray(shape, dtype, data, end).copy()
