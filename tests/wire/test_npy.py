@@ -64,6 +64,12 @@ def test_what_flower_cannot_read_is_not_read(what: str) -> None:
             values_of(made(BROKEN[what]))
 
 
+def test_an_archive_of_arrays_is_no_array() -> None:
+    np.savez(stream := io.BytesIO(), np.zeros(6, np.float32))
+    with pytest.raises(ValueError, match="no array: NpzFile"):
+        values_of(made(stream.getvalue()))
+
+
 def test_another_kind_of_bytes_is_not_read() -> None:
     with pytest.raises(TypeError, match="Unsupported"):
         values_of(made(GOOD, "pickle"))
