@@ -21,6 +21,7 @@ from lalora_flwr.settings import LoraSettings
 from lalora_flwr.wire.tensors import LARGEST
 
 KEY = "lora.start-from"
+OTHERWISE = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")  # by which PEFT's scale is not alpha / rank everywhere
 
 
 def weights_of(folder: Path) -> Path:
@@ -89,8 +90,8 @@ def _named(file: Path, base: BaseModel, adapter: Adapter) -> Iterator[tuple[str,
     """The tensors of a folder under the names of the run's slots: those of a wrapped model leave out where it is wrapped."""
     inside, head = base.published.inside, base.head
     try:
-        tensors = load_file(file)
-        heads = load_file(path) if (path := file.parent / HEAD_FILE).is_file() else {}
+        tensors = _widened(load_file(file))
+        heads = _widened(load_file(path)) if (path := file.parent / HEAD_FILE).is_file() else {}
     except Exception as error:  # safetensors has its own, of no common class
         raise ConfigError(f"{KEY}: {file.parent} is damaged: {type(error).__name__}") from None
     if wrong := [name for name, value in (*tensors.items(), *heads.items()) if not value.is_floating_point()]:
@@ -99,11 +100,16 @@ def _named(file: Path, base: BaseModel, adapter: Adapter) -> Iterator[tuple[str,
         bare = name.removeprefix(WRAPPED)
         start = name.removesuffix(bare)
         longer = f"{start}{inside}{bare}"
-        yield (longer if inside and longer in adapter.layout else name), value.float()
+        yield (longer if inside and longer in adapter.layout else name), value
     for name, value in heads.items():
         own = name if name.startswith(f"{head}.") else f"{head}.{name}"
         wrapped = f"{WRAPPED}{own}"
-        yield (wrapped if wrapped in adapter.layout else own), value.float()
+        yield (wrapped if wrapped in adapter.layout else own), value
+
+
+def _widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point numbers as float32, which torch does not make of all that safetensors holds."""
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
 def _check_scale(config: Path, lora: LoraSettings) -> None:
@@ -114,14 +120,14 @@ def _check_scale(config: Path, lora: LoraSettings) -> None:
         return
     try:
         about = json.loads(config.read_text(encoding="utf-8"))
-        kind, scaled = about["peft_type"], about.get("use_rslora") or about.get("use_dora") or about.get("rank_pattern")
+        kind, scaled = about["peft_type"], any(about.get(key) for key in OTHERWISE)
         scale = about["lora_alpha"] / about["r"] if kind == "LORA" else 0.0
         if not math.isfinite(scale):
             raise ValueError("no scale")
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError):
         raise ConfigError(f"{KEY}: {config} is no configuration of an adapter") from None
     if kind == "LORA" and scaled:
-        raise ConfigError(f"{KEY} = {lora.start_from!r}: no plain LoRA of one rank, so no start for a run")
+        raise ConfigError(f"{KEY} = {lora.start_from!r}: no plain LoRA of one rank and scale, so no start for a run")
     if kind == "LORA" and abs(scale - lora.alpha / lora.rank) > 1e-6 * abs(scale):
         raise ConfigError(
             f"{KEY} = {lora.start_from!r}: is scaled by alpha / rank = {scale:g}, the run by {lora.alpha / lora.rank:g}; "

@@ -34,7 +34,7 @@ from lalora_flwr.ledger.node_values import (
 )
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import KEYS, Settings
-from lalora_flwr.settings.choices import FORMS, METHODS
+from lalora_flwr.settings.choices import FORMS, METHODS, passes_of
 
 log = logging.getLogger("lalora_flwr.site")
 LEAST_DELTA = 1e-12  # below it the PRV accountant understates ε
@@ -236,9 +236,9 @@ def at_once(caps: Caps, settings: Settings) -> int:
 
 
 def _physical_batches(caps: Caps, settings: Settings) -> int:
-    """Passes through the model for an expected batch; each view of a record is one."""
+    """Passes through the model for an expected batch; each view of a record is one, or two where the filter looks ahead."""
     passes = math.ceil(min(settings.train.batch_size, caps.num_records) / at_once(caps, settings))
-    return passes * settings.train.augmentations
+    return passes * settings.train.augmentations * passes_of(settings)
 
 
 RATE_OUTSIDE = "the run's train.lr is outside the site's lr-range"

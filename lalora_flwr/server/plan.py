@@ -37,6 +37,7 @@ class Plan:
         head, new_head: whether the classification head is ``trained`` or ``frozen`` (empty if there is none), and whether the
             published weights lack it, as far as that is known without them.
         sharing, colluders: sites that share one noise in a round, and how many of them may side with the server; 0: none.
+        keeps: whether something that trains stays at the sites, with the noise of its site alone.
         rate: the learning rate, as named or by rule.
         head_noise: noise multiplier of the round that releases a ridge head, whose sites are all; 0: there is none.
         ridge_steps: the most that a site may take for it; ``steps`` holds them too.
@@ -58,6 +59,7 @@ class Plan:
     traffic: tuple[Traffic, ...]
     sharing: int = 0
     colluders: int = 0
+    keeps: bool = False
     rate: float = 0.0
     head_noise: float = 0.0
     ridge_steps: int = 0
@@ -68,11 +70,16 @@ class Plan:
         return share_for(self.mechanism.noise_multiplier, self.sharing, self.colluders)
 
     def collusion(self, settings: Settings) -> list[float]:
-        """ε of a site after all its steps, if 0, 1, … all other sites of each sum side with the server and add no noise."""
+        """ε of a site after all its steps, if 0, 1, … all other sites of each sum side with the server and add no noise.
+
+        Fewer colluders leave more noise in the sum, and no more in what stays at the site, on which its later gradients depend.
+        """
         return [self._epsilon_against(colluders, settings) for colluders in range(self.sharing)]
 
     def _epsilon_against(self, colluders: int, settings: Settings) -> float:
         left = self.share * math.sqrt(self.sharing - colluders)
+        if self.keeps:
+            left = min(left, max(self.mechanism.noise_multiplier, self.share))
         events = [SampledGaussian(left, self.mechanism.sample_rate, self.steps - self.ridge_steps)]
         if self.ridge_steps:
             share = share_for(self.head_noise, settings.num_supernodes, self.colluders)
@@ -134,6 +141,7 @@ def make_plan(settings: Settings) -> Plan:
         sharing=sharing,
         rate=rate_for(settings, method, layout, noise),
         colluders=settings.colluders,
+        keeps=bool(method.travel.kept(layout)),
         head_noise=head_event(settings).noise_multiplier if settings.ridge_first else 0.0,
         ridge_steps=settings.ridge_rounds,
     )

@@ -30,6 +30,22 @@ class HasForm(Protocol):
     def form(self) -> str: ...
 
 
+@runtime_checkable
+class HasAhead(Protocol):
+    """A filter, as far as the points at which its gradients are taken go."""
+
+    @property
+    def ahead_share(self) -> float: ...
+
+
+@runtime_checkable
+class HasFilter(Protocol):
+    """A method, as far as its filter goes."""
+
+    @property
+    def filter(self) -> HasAhead: ...
+
+
 _METHODS, _ADAPTER = "lalora_flwr.methods", "lalora_flwr.adapter"
 METHODS = Registry(
     "strategy",
@@ -160,3 +176,14 @@ def strategys_form(settings: Settings) -> str:
         ConfigError: an unknown strategy.
     """
     return METHODS.get(settings.strategy, HasForm).form
+
+
+def passes_of(settings: Settings) -> int:
+    """How often a record goes through the model in a step: twice where the filter takes its gradients at two points.
+
+    Raises:
+        ConfigError: an unknown strategy or filter.
+    """
+    name = settings.filter.name.partition(":")[0]
+    chosen = METHODS.get(settings.strategy, HasFilter).filter if name == "auto" else FILTERS.get(name, HasAhead)
+    return 2 if chosen.ahead_share else 1

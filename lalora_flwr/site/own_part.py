@@ -105,7 +105,7 @@ class OwnPart:
         self._start: Path | None = None
 
     def prepare(self) -> None:
-        """Make the run's folder before anything is spent.
+        """Make the run's folder before anything is spent; one that is there, as from a backup, is closed to others.
 
         Raises:
             SiteRefusal: nothing can be written there.
@@ -113,6 +113,7 @@ class OwnPart:
         try:
             for folder in (self._all, self._folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
+                folder.chmod(0o700)
                 sync_folder(folder.parent)
             check_place(self._folder / "state")
         except OSError as error:

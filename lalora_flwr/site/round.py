@@ -208,11 +208,11 @@ def _start(
         remembered = memory.from_record((content if site.host.simulated else site.context.state).get(MEMORY))
     kept = method.travel.kept(layout)
     own = own_part(site, order.model_digest) if kept else None
-    if own:
-        own.prepare()
     stayed = own_slots(site, own, content, order.own, order.server_round, layout.only(kept))
     start_from(learner, layout, tensors_of(content), method.travel.down(turn), stayed)
     check_start(learner, order.adapter_digest, kept)
+    if own:  # not sooner: an order that is refused leaves no folder
+        own.prepare()
     sender = Sender(site.profile.site, secrets)
     return _Start(settings, order, method, learner, layout, masks, method.travel.up(turn), remembered, kept, own, sender)
 

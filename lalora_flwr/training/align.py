@@ -62,6 +62,7 @@ def align(settings: Settings, texts: Sequence[str], folder: Path) -> None:
         raise ConfigError(f"lora.form = {form!r}: has no lora_A to align; take lora")
     if settings.lora.start_from:
         raise ConfigError(f"lora.start-from = {settings.lora.start_from!r}: what is aligned is a new adapter; leave it empty")
+    folder = folder.absolute()  # "." has no name
     part = folder.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed

@@ -25,16 +25,27 @@ def values_of(array: Array) -> NDArray[Any]:
     """What ``array.numpy()`` gives.
 
     Raises:
+        ValueError: an archive of arrays, which numpy opens too; or values of no bytes each, of which a short message holds any
+            number: a copy would take years, or all memory.
         Exception: whatever numpy makes of bytes that are no array.
     """
     data = array.data
     end = len(MAGIC) + 2 + int.from_bytes(data[len(MAGIC) : len(MAGIC) + 2], "little")
     if array.stype != STYPE or not data.startswith(MAGIC) or end > LONGEST:
-        return array.numpy()
+        return _by_numpy(array)
     dtype, shape, by_columns = _read(data[:end])
+    if not dtype.itemsize:
+        raise ValueError(f"values of no bytes: {dtype}")
     if dtype.hasobject or by_columns or dtype.itemsize * math.prod(shape) > len(data) - end:
-        return array.numpy()
+        return _by_numpy(array)
     return np.ndarray(shape, dtype, data, end).copy()
+
+
+def _by_numpy(array: Array) -> NDArray[Any]:
+    found = array.numpy()
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"no array: {type(found).__name__}")
+    return found
 
 
 def array_of(values: NDArray[Any]) -> Array:

@@ -156,6 +156,12 @@ def _as(dtype: torch.dtype) -> Callable[[Path], None]:
     return change
 
 
+def _four_bits(folder: Path) -> None:
+    """Two numbers of a type that safetensors holds and torch computes nothing with."""
+    header = b'{"x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}'
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(1))
+
+
 def _says(**about: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         config = json.loads((folder / CONFIG).read_text())
@@ -186,6 +192,8 @@ def _no_config(folder: Path) -> None:
         (_says(use_rslora=True), "no plain LoRA"),
         (_says(use_dora=True), "no plain LoRA"),
         (_says(rank_pattern={"qkv": 1}), "no plain LoRA"),
+        (_says(alpha_pattern={"qkv": 64}), "no plain LoRA"),
+        (_four_bits, "is damaged"),
         (_says(lora_alpha=8), "set lora.alpha = 8"),
     ],
 )

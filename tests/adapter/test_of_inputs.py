@@ -159,3 +159,12 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, 
     (tmp_path / "file").write_text("mine")
     outcome = lalora("align", "--texts", save_public(tmp_path), "--out", tmp_path / "file" / "start", *overrides(given))
     assert_one_line(outcome, "cannot be written: Not a directory; name another folder")
+
+
+def test_it_is_written_into_the_folder_one_is_in(tmp_path: Path, lalora: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    given, file = keys(tmp_path), save_public(tmp_path)
+    (place := tmp_path / "here").mkdir()
+    monkeypatch.chdir(place)
+    code, _, err = lalora("align", "--texts", file, "--out", ".", *overrides(given))
+    assert (code, err) == (0, "")
+    assert (place / WEIGHTS).is_file() and not list(tmp_path.glob(".*"))

@@ -41,6 +41,5 @@ NAMED: dict[str, dict[str, Any]] = {
     "nearly all for a ridge head first": {"lora.head": "ridge", "num-rounds": 3, "privacy.ridge-share": 1 - 1e-9},
     "a ridge head first and a tiny clip norm": {"lora.head": "ridge", "num-rounds": 3, "privacy.clip-norm": 1e-36},
     "half-precision base": {"model.dtype": "bfloat16"},
-    "four-bit base": {"model.dtype": "nf4", "lora.targets": "attn.qkv,mlp.fc2"},
     "half-precision base, tiny alpha": {"model.dtype": "bfloat16", "lora.alpha": 1e-25, "privacy.clip-norm": 1e-30},
 }

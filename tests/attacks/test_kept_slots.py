@@ -79,6 +79,25 @@ def test_a_name_that_is_no_digest_is_refused(name: Any, tmp_path: Path, context:
     assert steps_in(held) == 0 and not folder_of(held).parent.exists()
 
 
+def test_an_order_that_is_refused_leaves_no_folder(tmp_path: Path, context: MakeContext) -> None:
+    """It costs the server nothing, and any number of run ids would fill the disk with them."""
+    settings = small(tmp_path, **FEDSA)
+    held = owned(context(settings), tmp_path)
+    assert "differs from the server's" in REAL(fedsa_order(settings, adapter_digest="0" * 64), held).error.reason
+    assert steps_in(held) == 0 and not folder_of(held).parent.exists()
+
+
+def test_folders_that_others_may_enter_are_closed_to_them(tmp_path: Path, context: MakeContext) -> None:
+    """As they are after a backup was put back without their modes."""
+    settings = small(tmp_path, **FEDSA)
+    held = owned(context(settings), tmp_path)
+    folder_of(held).mkdir(parents=True)
+    for folder in (places := (folder_of(held), folder_of(held).parent)):
+        folder.chmod(0o755)
+    assert not REAL(fedsa_order(settings), held).has_error()
+    assert [folder.stat().st_mode & 0o777 for folder in places] == [0o700, 0o700]
+
+
 def test_a_run_cannot_spoil_what_another_runs_rounds_left(tmp_path: Path, context: MakeContext) -> None:
     """Two runs of the same settings by turns, each told to go on from the other's: what each run left stays there."""
     settings = small(tmp_path, **FEDSA)

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from numpy.typing import NDArray
 
 from lalora_flwr.settings import Settings
+from lalora_flwr.wire.npy import MAGIC
 from lalora_flwr.wire.orders import ARRAYS
 from tests.attacks.attacker import RUN, Draws, Site, table, text_model
 from tests.attacks.orders import order
@@ -65,11 +66,15 @@ def test_a_tensor_that_no_server_sends_is_refused_and_changes_nothing(name: str,
     assert not after.reason and all(torch.equal(after.tensors[n], value) for n, value in before.tensors.items())
 
 
+HEADER = b"{'descr': '|V0', 'fortran_order': False, 'shape': (1000000000000,), }"
+NO_BYTES = MAGIC + (118).to_bytes(2, "little") + HEADER.ljust(117) + b"\n"  # 10^12 values of no bytes each in 128 bytes
+
 JUNK = [
     Array("float32", (2, 3), "numpy.ndarray", b"no array"),
     Array("float32", (2, 3), "other", b""),
     Array(np.zeros(3, dtype=np.uint16)),
     Array(np.array(["text"])),
+    Array("float32", (2, 3), "numpy.ndarray", NO_BYTES),
 ]
 
 

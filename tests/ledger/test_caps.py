@@ -240,6 +240,7 @@ CAPS = replace(
     max_physical_batches=4,
     records_at_once=10,
 )
+PASSES = {"train__max_physical_batch": 9, "train__augmentations": 2, "filter__name": "kalman:0.5"}
 
 
 @pytest.mark.parametrize(
@@ -253,8 +254,7 @@ CAPS = replace(
         *[({"privacy__clip_norm": bad}, "clip-norm is outside the site's clip-norm-range$") for bad in (0.49, 2.01, 1e-6, 1e6)],
         *[({"lora__alpha": bad}, "lora.alpha is outside the site's alpha-range$") for bad in (1.9, 8.1, 1e-3, 1e5)],
         *[({"train__lr": bad}, "train.lr is outside the site's lr-range$") for bad in (0.09, 1.1, 1e-8, 1e4)],
-        ({"train__max_physical_batch": 9}, "more passes in a step than the site's max-physical-batches$"),
-        ({"train__augmentations": 2}, "more passes in a step than the site's max-physical-batches$"),
+        *[({key: more}, "more passes in a step than the site's max-physical-batches$") for key, more in PASSES.items()],
         ({"lora__dropout": 0.1}, "lora.dropout must be 0 on a real site$"),
     ],
 )

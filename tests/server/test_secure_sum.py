@@ -95,6 +95,20 @@ def test_both_epsilons_stand_everywhere(finished: MakeFinished) -> None:
     assert "epsilon_alone" not in finished(**OWN).summary and "trust" not in finished(**OWN).summary
 
 
+def test_what_stays_at_a_site_is_no_better_hidden_if_nobody_colludes(tmp_path: Path) -> None:
+    """Later gradients depend on B, which has the noise of its site alone, however many others add theirs to the sum of A."""
+    found = []
+    for strategy in ("dp-lora", "fedsa-lora"):
+        settings = small(tmp_path, **SHARED, strategy=strategy, colluders=2)
+        found.append((make_plan(settings), make_plan(settings).collusion(settings)))
+    (plan, of_all), (_, of_a) = found
+    events = [SampledGaussian(plan.mechanism.noise_multiplier, plan.mechanism.sample_rate, plan.steps)]
+    whole = epsilon_spent(events, 1e-4)
+    assert of_all[0] < of_all[1] < 0.9 * whole
+    assert of_a[:3] == pytest.approx([whole] * 3, rel=5e-3) and min(of_a[:2]) == whole
+    assert of_a[3] == of_all[3] > whole
+
+
 def drops(site: int, server_round: int, attempts: tuple[int, ...] = (1,)) -> Callable[[Message, Context, AppCall], Message]:
     """A site that answers some attempts of a round with an error."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +75,13 @@ def test_a_site_without_privacy_may_report_an_infinite_epsilon() -> None:
     assert read_reply(reply(epsilon=math.inf, noise_multiplier=0.0), SHAPES)[1].epsilon == math.inf
 
 
+def archive() -> bytes:
+    """What ``numpy.load`` opens, and gives no array for."""
+    stream = io.BytesIO()
+    np.savez(stream)
+    return stream.getvalue()
+
+
 BAD: dict[str, Callable[[], RecordDict]] = {
     "an extra record": lambda: RecordDict({**reply(), "loss": MetricRecord({"loss": 1.0})}),
     "an extra config record": lambda: RecordDict({**reply(), "notes": ConfigRecord({"note": "record 17"})}),
@@ -105,6 +113,9 @@ BAD: dict[str, Callable[[], RecordDict]] = {
     "an infinite sample rate": lambda: reply(sample_rate=math.inf),
     "an array that cannot be read": lambda: reply(
         ArrayRecord({**arrays(), "x.lora_A.weight": Array("float32", (2, 3), "numpy.ndarray", b"not an array")})
+    ),
+    "an archive of arrays": lambda: reply(
+        ArrayRecord({**arrays(), "x.lora_A.weight": Array("float32", (2, 3), "numpy.ndarray", archive())})
     ),
 }
 

@@ -10,6 +10,7 @@ from flwr.app import Array
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from numpy.lib import format as npy_format
 
 from lalora_flwr.wire.npy import array_of, values_of
 
@@ -63,6 +64,12 @@ def test_what_flower_cannot_read_is_not_read(what: str) -> None:
             values_of(made(BROKEN[what]))
 
 
+def test_an_archive_of_arrays_is_no_array() -> None:
+    np.savez(stream := io.BytesIO(), np.zeros(6, np.float32))
+    with pytest.raises(ValueError, match="no array: NpzFile"):
+        values_of(made(stream.getvalue()))
+
+
 def test_another_kind_of_bytes_is_not_read() -> None:
     with pytest.raises(TypeError, match="Unsupported"):
         values_of(made(GOOD, "pickle"))
@@ -79,3 +86,14 @@ def test_no_bytes_are_read_otherwise(junk: bytes, place: int) -> None:
         return
     found = values_of(made(data))
     assert found.dtype == wanted.dtype and found.shape == wanted.shape and found.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["|V0", "|S0", "<U0"])
+@pytest.mark.parametrize("count", [1, 10**13])
+def test_values_of_no_bytes_are_not_read(kind: str, count: int) -> None:
+    """128 bytes: a copy of so many would take years or terabytes, at a site and at a server alike."""
+    stream = io.BytesIO()
+    npy_format.write_array_header_1_0(stream, {"descr": kind, "fortran_order": False, "shape": (count,)})
+    assert len(stream.getvalue()) == 128
+    with pytest.raises(ValueError, match="values of no bytes"):
+        values_of(made(stream.getvalue()))
