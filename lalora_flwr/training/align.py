@@ -54,12 +54,12 @@ def align(settings: Settings, texts: Sequence[str], folder: Path) -> None:
         folder: a new or empty one.
 
     Raises:
-        ConfigError: a folder that is there, a form without lora_A or a model that takes images.
+        ConfigError: a folder that is there, another form than ``lora`` or a model that takes images.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is there already; name a new folder")
     if (form := method_of(settings).form) != "lora":
-        raise ConfigError(f"lora.form = {form!r}: has no lora_A to align; take lora")
+        raise ConfigError(f"lora.form = {form!r}: an adapter of the form lora alone can be aligned; take a strategy of that form")
     if settings.lora.start_from:
         raise ConfigError(f"lora.start-from = {settings.lora.start_from!r}: what is aligned is a new adapter; leave it empty")
     part = folder.with_name(f".{folder.name}.part")
