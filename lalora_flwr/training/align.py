@@ -46,7 +46,7 @@ def read_texts(file: Path) -> list[str]:
 def align(settings: Settings, texts: Sequence[str], folder: Path) -> None:
     """Write the adapter's folder, which ``lora.start-from`` takes.
 
-    Guarantee: no private record is read.
+    Guarantee: no private record decides a value; where the settings declare no classes, they are read for the names of these.
 
     Args:
         settings: of the run that is to start from it.
