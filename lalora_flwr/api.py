@@ -205,7 +205,7 @@ def verify(folder: Place, ledgers: Sequence[Place] = ()) -> list[str]:
     """Recompute every number and digest of a finished run; as ``lalora verify``. A line for each thing that is good.
 
     Raises:
-        ConfigError: there is no certificate.
+        ConfigError: there is no certificate, or no such ledger.
         RunFailed: naming the first difference.
     """
     from lalora_flwr.audit.verify import verify as lines

@@ -34,10 +34,13 @@ def verify(folder: Path, ledgers: Sequence[Path] = ()) -> Iterator[str]:
         ledgers: of its sites, each of which must hold the run.
 
     Raises:
-        ConfigError: there is no certificate.
+        ConfigError: there is no certificate, or no such ledger.
         RunFailed: naming the first difference.
     """
     whole = _read(folder)
+    for path in ledgers:  # a mistyped name is no difference
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file; name the ledgers of the run's sites")
     try:
         yield from _folder(folder, whole)
         files = Files.of(folder)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lalora_flwr.cli.early import check_log, check_machine, check_output, without_hub
+from lalora_flwr.cli.early import check_folder, check_log, check_machine, without_hub
 from lalora_flwr.cli.options import ConfigFile, Override
 from lalora_flwr.cli.plan import print_advice
 from lalora_flwr.compare.cells import TRACK, Plan
@@ -40,7 +40,7 @@ def compare(
     if not plan_grid.over and not plan_grid.tune:
         raise ConfigError("nothing to compare: name keys and values in [over] of --grid or with --over")
     folder = expanded(out) if out else _fresh_folder(plan_grid)
-    check_output(Settings(output_dir=str(folder)))
+    check_folder(f"--out {out}" if out else f"output-dir = {str(folder.parent)!r}", folder)
     check_trackers(Settings(track=str(plan_grid.base.get(TRACK, ""))))
     check_log()
     plan = Plan(plan_grid, folder / "runs", check_machine)

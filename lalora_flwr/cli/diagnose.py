@@ -21,6 +21,7 @@ def diagnose(
     points: Annotated[int, typer.Option(help="Points of a side of the loss landscape, odd; 0: no landscape.")] = 11,
 ) -> None:
     """Diagnose finished runs: agreement of sites, signal and noise, sharpness, cost. Asks no site and spends no budget."""
+    from lalora_flwr.cli.early import check_folder
     from lalora_flwr.cli.plan import print_advice
     from lalora_flwr.diagnose.diagnosis import Effort
     from lalora_flwr.diagnose.diagnosis import diagnose as of
@@ -30,6 +31,8 @@ def diagnose(
     from lalora_flwr.ground.extras import missing
     from lalora_flwr.ground.figures import MODULE
 
+    if out is not None:
+        check_folder(f"--out {out}", out)  # not after hours of work
     effort, console = Effort(records, points), Console(highlight=False)
     results, left_out = chosen(runs)
     names = named(results, over_seeds=over_seeds)

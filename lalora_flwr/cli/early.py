@@ -110,20 +110,33 @@ def check_output(settings: Settings) -> None:
         folder_for(settings)
     if settings.metrics_file and not settings.resume and not _can_be_written(expanded(settings.metrics_file)):
         raise ConfigError(f"metrics-file = {settings.metrics_file!r}: must be a file in a folder that exists and can be written")
+    check_folder(f"output-dir = {settings.output_dir!r}", expanded(settings.output_dir))
+
+
+def check_folder(named: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to. Leaves nothing.
+
+    Args:
+        named: how the user said it, for the message.
+        folder: in which something is to be written.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     made: list[Path] = []
     try:
-        for folder in reversed([path := expanded(settings.output_dir).absolute(), *path.parents]):
-            if not folder.exists():
-                folder.mkdir()
-                made.append(folder)
+        for place in reversed([path := folder.absolute(), *path.parents]):
+            if not place.exists():
+                place.mkdir()
+                made.append(place)
         if not os.access(path, os.W_OK | os.X_OK) or not path.is_dir():
-            raise ConfigError(f"output-dir = {settings.output_dir!r}: cannot be written")
+            raise ConfigError(f"{named}: cannot be written")
     except OSError as error:
-        raise ConfigError(f"output-dir = {settings.output_dir!r}: {error.strerror}") from None
+        raise ConfigError(f"{named}: {error.strerror}") from None
     finally:
         with suppress(OSError):  # another run has written there meanwhile
-            for folder in reversed(made):
-                folder.rmdir()
+            for place in reversed(made):
+                place.rmdir()
 
 
 def without_hub(settings: Settings, reach: Callable[[], bool] | None = None, *, weights: bool = True) -> bool:

@@ -13,7 +13,7 @@ def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
     ledgers: Annotated[list[Path] | None, typer.Argument(metavar="[LEDGER]...", help="Ledgers of its sites.")] = None,
 ) -> None:
-    """Recompute every number and every digest of a run's certificate. Exit 1: something differs; 2: there is none."""
+    """Recompute every number and every digest of a run's certificate. Exit 1: something differs; 2: a file is not there."""
     from lalora_flwr.audit.verify import verify as lines
 
     console = Console(highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 
 from lalora_flwr.adapter.form import AdapterForm
@@ -123,11 +124,21 @@ class Method:
         if not directive:  # else later rounds may train other slots than the first
             steps, rounds = settings.train.local_steps, range(1, min(settings.num_rounds, MOST_LOOKED_AT) + 1)
             trained = frozenset().union(*(self.schedule.trained_in(layout, t, steps, directive) for t in rounds))
+            if settings.private and settings.privacy.clipping == "apart":
+                self._check_apart(layout, {mask for t in rounds for mask in self.schedule.masks(layout, t, steps, directive)})
         if gate and not trained & gate:
             part = layout[min(gate)].part
             raise ConfigError(
                 f"lora.schedule = {self.schedule.text!r}: no step of the run trains {part}, which starts at zero: what depends "
                 "on it has no gradient and takes on noise alone; let it train too"
+            )
+
+    def _check_apart(self, layout: Layout, steps: Set[Mask]) -> None:
+        lora_A = layout.of(LORA_A)
+        if not any(mask & lora_A and mask - lora_A for mask in steps):
+            raise ConfigError(
+                f"privacy.clipping = 'apart': no step of {self.schedule.text!r} trains lora_A beside anything else, so "
+                "nothing is clipped apart; set lora.schedule = 'both', or take norm"
             )
 
     def check(self, settings: Settings) -> None:

@@ -123,7 +123,7 @@ FILTERS = Registry(
         "disk": f"{_METHODS}.over_time:DISK",
         "kalman": f"{_METHODS}.kalman:KALMAN",
     },
-    arguments="gauss and gauss-permuted as gauss:<width>",
+    arguments="with an argument as gauss:9, gauss-permuted:9, slow-a:0.1, doppler:0.9, disk:0.7, kalman:0.7",
 )
 MERGES = Registry(
     "merge.name",

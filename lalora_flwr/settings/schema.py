@@ -109,7 +109,7 @@ class FilterSettings:
         "gauss-permuted:W (their control: along the features in a fixed random order), gauss-adaptive (a width that follows the "
         "noise); wiener (rank components shrunk by their share of noise, against the best); doppler, disk (low-pass over the "
         "steps: doppler:0.9, disk:0.7); kalman (disk as published, of gradients at two points, in two passes a step: "
-        "kalman:0.7); precondition (the step of LA-LoRA's Theorem 2; needs a train.lr)",
+        "kalman:0.7); slow-a (lora_A at a tenth of the rate); precondition (LA-LoRA's Theorem 2; needs a train.lr)",
         FILTERS,
         "auto",
     )
@@ -122,7 +122,7 @@ class MergeSettings:
     name: str = named(
         "auto",
         "auto (the strategy's own), mean, or of each coordinate over the sites: median or trimmed-mean, which a few lying sites "
-        "cannot move far",
+        "cannot move far; the others are those of hetlora, flexlora and hlora",
         MERGES,
         "auto",
     )

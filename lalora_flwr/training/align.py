@@ -46,7 +46,7 @@ def read_texts(file: Path) -> list[str]:
 def align(settings: Settings, texts: Sequence[str], folder: Path) -> None:
     """Write the adapter's folder, which ``lora.start-from`` takes.
 
-    Guarantee: no private record is read.
+    Guarantee: no private record decides a value; where the settings declare no classes, they are read for the names of these.
 
     Args:
         settings: of the run that is to start from it.
@@ -54,12 +54,12 @@ def align(settings: Settings, texts: Sequence[str], folder: Path) -> None:
         folder: a new or empty one.
 
     Raises:
-        ConfigError: a folder that is there, a form without lora_A or a model that takes images.
+        ConfigError: a folder that is there, another form than ``lora`` or a model that takes images.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is there already; name a new folder")
     if (form := method_of(settings).form) != "lora":
-        raise ConfigError(f"lora.form = {form!r}: has no lora_A to align; take lora")
+        raise ConfigError(f"lora.form = {form!r}: an adapter of the form lora alone can be aligned; take a strategy of that form")
     if settings.lora.start_from:
         raise ConfigError(f"lora.start-from = {settings.lora.start_from!r}: what is aligned is a new adapter; leave it empty")
     folder = folder.absolute()  # "." has no name

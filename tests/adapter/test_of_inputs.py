@@ -131,7 +131,8 @@ def test_other_models_of_texts(tmp_path: Path, lalora: Any, family: str, kind: s
         (lambda file: file.write_text("one\n" * 99), {}, "has 99 texts; 100 are the fewest"),
         (lambda file: file.unlink(), {}, "cannot be read: No such file"),
         (lambda file: (file.parent / "start").write_text("mine"), {}, "is there already"),
-        (lambda file: None, {"strategy": "bitfit", "lora.rank": 4}, "has no lora_A to align"),
+        (lambda file: None, {"strategy": "bitfit", "lora.rank": 4}, "of the form lora alone"),
+        (lambda file: None, {"strategy": "flora"}, "of the form lora alone"),
         (lambda file: None, {"lora.start-from": "."}, "what is aligned is a new adapter"),
         (
             lambda file: None,

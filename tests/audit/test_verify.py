@@ -185,6 +185,11 @@ def test_a_folder_without_a_certificate_is_wrong_input(tmp_path: Path) -> None:
         list(verify(tmp_path))
 
 
+def test_a_ledger_that_is_not_there_is_wrong_input_and_no_difference(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="gone: no such file"):
+        next(verify(run, [tmp_path / "gone"]))
+
+
 def test_the_code_is_known_by_every_file(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     one = code_digest(tmp_path)

@@ -99,6 +99,11 @@ def test_no_run_is_one_line(lalora: Lalora, tmp_path: Path) -> None:
     assert not files_in(tmp_path)
 
 
+def test_a_place_that_cannot_be_written_is_told_before_any_run_is_read(lalora: Lalora, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    assert_one_line(lalora("diagnose", "missing", "--out", "taken"), "--out taken: cannot be written")
+
+
 def test_an_unfinished_run_is_one_line(run: Path, lalora: Lalora) -> None:
     (run / "summary.json").unlink()
     assert_one_line(lalora("diagnose", str(run)), "whose process was killed", code=1)

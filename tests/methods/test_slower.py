@@ -35,3 +35,14 @@ def test_lora_a_alone_is_slowed() -> None:
 def test_where_it_could_do_nothing_it_is_refused(overrides: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_plan(small(Path("x"), **{"filter__name": "slow-a", **overrides}))
+
+
+@pytest.mark.parametrize("strategy", ["ffa-lora", "la-lora", "fed-sb"])
+def test_clipping_apart_where_nothing_trains_beside_lora_a_is_refused(strategy: str) -> None:
+    with pytest.raises(ConfigError, match="so nothing is clipped apart"):
+        make_plan(small(Path("x"), strategy=strategy, privacy__clipping="apart"))
+
+
+def test_clipping_apart_is_taken_where_lora_a_trains_beside_a_head_or_without_noise() -> None:
+    make_plan(small(Path("x"), privacy__clipping="apart", lora__head="trained"))
+    make_plan(small(Path("x"), privacy__clipping="apart", privacy__epsilon=float("inf")))
