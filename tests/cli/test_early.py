@@ -96,7 +96,7 @@ def test_a_plan_looks_for_the_files_that_it_has_to_read(data: dict[str, Any], re
     [
         (("-c", "train.num-threads=999"), "lalora: train.num-threads = 999: this machine has"),
         (("--over", "merge.name=mean,foo"), "lalora: merge.name = 'foo': must be one of"),
-        (("--out", "taken/x"), "lalora: output-dir = 'taken/x': "),
+        (("--out", "taken/x"), "lalora: --out taken/x: "),
         (("-c", "track=tensorbord"), "lalora: track = 'tensorbord': must be one of"),
     ],
     ids=["machine", "names", "place", "trackers"],
