@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ Mask = frozenset[str]  # names of slots
 
 
 class Layout(Mapping[str, Slot]):
-    """The slots of an adapter by name, in the order in which they are clipped, noised and stepped."""
+    """The slots of an adapter by name, in the order in which they are clipped, noised and stepped. Never changes.
+
+    What is asked of it in every step, or for every site, is worked out once.
+    """
 
     def __init__(self, slots: Iterable[Slot]) -> None:
         """
@@ -51,6 +55,7 @@ class Layout(Mapping[str, Slot]):
                 raise ValueError(f"two slots are called {slot.name}")
             self._slots[slot.name] = slot
         self._hash = hash(tuple(self._slots.values()))
+        self._of: dict[tuple[str, ...], Mask] = {}
 
     def __getitem__(self, name: str) -> Slot:
         return self._slots[name]
@@ -61,29 +66,37 @@ class Layout(Mapping[str, Slot]):
     def __len__(self) -> int:
         return len(self._slots)
 
+    def items(self) -> ItemsView[str, Slot]:
+        return self._slots.items()
+
+    def values(self) -> ValuesView[Slot]:
+        return self._slots.values()
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and list(self.values()) == list(other.values())
 
     def __hash__(self) -> int:
         return self._hash
 
-    @property
+    @cached_property
     def names(self) -> Mask:
         return frozenset(self._slots)
 
-    @property
+    @cached_property
     def trainable(self) -> Mask:
         """The slots that may train."""
         return frozenset(name for name, slot in self.items() if not slot.frozen)
 
-    @property
+    @cached_property
     def parts(self) -> frozenset[str]:
         """The roles that there are."""
         return frozenset(slot.part for slot in self.values())
 
     def of(self, *parts: str) -> Mask:
         """The slots with one of these roles."""
-        return frozenset(name for name, slot in self.items() if slot.part in parts)
+        if parts not in self._of:
+            self._of[parts] = frozenset(name for name, slot in self.items() if slot.part in parts)
+        return self._of[parts]
 
     def only(self, mask: Iterable[str]) -> Layout:
         """Some of the slots, in the same order.
