@@ -13,28 +13,15 @@ from torch import Tensor
 
 from lalora_flwr.adapter.form import Adapter
 from lalora_flwr.adapter.lora_export import OF_LORA
-from lalora_flwr.adapter.peft_folder import CONFIG, HEAD_FILE, PLAIN, WEIGHTS, WRAPPED, head_tensors
+from lalora_flwr.adapter.peft_folder import WRAPPED, head_tensors
+from lalora_flwr.adapter.saved import CONFIG, HEAD_FILE, KEY, WEIGHTS, weights_of
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import expanded, file_digest
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.settings import LoraSettings
 from lalora_flwr.wire.tensors import LARGEST
 
-KEY = "lora.start-from"
 OTHERWISE = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")  # by which PEFT's scale is not alpha / rank everywhere
-
-
-def weights_of(folder: Path) -> Path:
-    """The file with an adapter's tensors; ``folder`` is the adapter's own, or a run's that has one.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for place in (folder, folder / "adapter"):
-        for name in (WEIGHTS, PLAIN):
-            if (place / name).is_file():
-                return place / name
-    raise ConfigError(f"{KEY} = {str(folder)!r}: no adapter's folder; it must hold {WEIGHTS} or {PLAIN}")
 
 
 def load_earlier(adapter: Adapter, base: BaseModel, lora: LoraSettings) -> str:

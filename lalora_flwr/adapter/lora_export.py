@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lalora_flwr.adapter.peft_folder import CONFIG, WEIGHTS, WRAPPED
+from lalora_flwr.adapter.peft_folder import WRAPPED
+from lalora_flwr.adapter.saved import CONFIG, WEIGHTS
 from lalora_flwr.adapter.slots import LORA_A, LORA_B
 from lalora_flwr.ground.files import PUBLIC, replace_file
 

@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from lalora_flwr.adapter.saved import CONFIG, HEAD_FILE, WEIGHTS
 from lalora_flwr.ground.files import PUBLIC, replace_file
 from lalora_flwr.models.base import BaseModel
 from lalora_flwr.models.published import SEQ_CLS
 
-WEIGHTS, CONFIG, HEAD_FILE = "adapter_model.safetensors", "adapter_config.json", "head.safetensors"
-PLAIN = "adapter.safetensors"  # of a form that PEFT does not know
 WRAPPED = "base_model.model."  # where PEFT keeps the base model, and what its tensor names begin with
 
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from lalora_flwr.adapter.form import Adapter, AdapterForm
 from lalora_flwr.adapter.lora import TRAINED_HEADS, redrawn, refuse_batch_norm, trains_head
-from lalora_flwr.adapter.peft_folder import HEAD_FILE, PLAIN, head_modules, head_tensors
+from lalora_flwr.adapter.peft_folder import head_modules, head_tensors
+from lalora_flwr.adapter.saved import HEAD_FILE, PLAIN
 from lalora_flwr.adapter.slots import HEAD, Slot
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import PUBLIC, replace_file

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 
 from lalora_flwr.adapter.form import Adapter, AdapterForm
 from lalora_flwr.adapter.lora import refuse_batch_norm
-from lalora_flwr.adapter.peft_folder import HEAD_FILE, head_tensors
+from lalora_flwr.adapter.peft_folder import head_tensors
+from lalora_flwr.adapter.saved import HEAD_FILE
 from lalora_flwr.adapter.slots import Slot
 from lalora_flwr.data.inputs import Inputs, to_device
 from lalora_flwr.data.records import RecordSet

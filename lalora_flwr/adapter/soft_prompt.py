@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from lalora_flwr.adapter.form import Adapter, AdapterForm
 from lalora_flwr.adapter.lora import refuse_batch_norm
-from lalora_flwr.adapter.peft_folder import WEIGHTS, finish_folder
+from lalora_flwr.adapter.peft_folder import finish_folder
 from lalora_flwr.adapter.plain import NOT_FACTORS, Slots, own_head
+from lalora_flwr.adapter.saved import WEIGHTS
 from lalora_flwr.adapter.slots import Slot
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import PUBLIC, replace_file

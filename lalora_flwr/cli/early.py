@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
 
+from lalora_flwr.adapter.saved import weights_of
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.extras import need_four_bits
 from lalora_flwr.ground.files import expanded
@@ -83,8 +84,10 @@ def check_places(settings: Settings, *, data: bool = True) -> None:
         raise ConfigError(f"{whole}: no such folder, and no name of a repository")
     if kind == "timm" and "/" in name and not (folder / "config.json").is_file():
         raise ConfigError(f"{whole}: timm has no such model and it is no folder with a config.json")
-    if (start := settings.lora.start_from) and not expanded(start).is_dir():
-        raise ConfigError(f"lora.start-from = {start!r}: no such folder")
+    if start := settings.lora.start_from:
+        if not expanded(start).is_dir():
+            raise ConfigError(f"lora.start-from = {start!r}: no such folder")
+        weights_of(expanded(start))
     for key, value in (("data.name", settings.data.name), ("data.test", settings.data.test)):
         pattern = value.removeprefix("file:")
         if data and pattern != value and not _names_something(pattern):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lalora_flwr.adapter.peft_folder import CONFIG, WEIGHTS
+from lalora_flwr.adapter.saved import CONFIG, WEIGHTS
 from lalora_flwr.engines.inline import run_inline
 from lalora_flwr.ground.errors import ConfigError
 from lalora_flwr.ground.files import file_digest

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lalora_flwr.adapter.of_inputs import along_inputs
-from lalora_flwr.adapter.peft_folder import WEIGHTS
+from lalora_flwr.adapter.saved import WEIGHTS
 from lalora_flwr.adapter.slots import LORA_A
 from lalora_flwr.engines.inline import run_inline
 from lalora_flwr.models.text import TextModel

@@ -56,6 +56,8 @@ def imported(done: subprocess.CompletedProcess[str], name: str) -> bool:
         ("metrics-file=out", "lalora: metrics-file = 'out': must be a file"),
         ("metrics-file=~nobody-here/a.prom", "lalora: '~nobody-here/a.prom': ~nobody-here has no home folder"),
         ("train.optimizer=adamw train.momentum=0.5", "lalora: train.momentum = 0.5: "),
+        ("lora.start-from=gone", "lalora: lora.start-from = 'gone': no such folder"),
+        ("lora.start-from=.", "lalora: lora.start-from = "),
         ("run-name=taken output-dir=.", "lalora: run-name = 'taken': "),
         (f"run-name={'é' * 101}", f"lalora: run-name = {'é' * 101!r}: must be a name of at most 200 bytes"),
         ("run-name=a\x01b", r"lalora: run-name = 'a\x01b': must be a name of at most 200 bytes without slashes and control"),
