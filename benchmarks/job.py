@@ -160,7 +160,6 @@ class LocalTraining:
     """A site's K steps, in place: this package's gradients, clip and noise in float32, and no more. Peers call the same."""
 
     def __init__(self, job: Job) -> None:
-        KERNELS.onednn = frozenset()  # PyTorch's own choice, as in any loop by hand
         self.job, self.data = job, made_up(job)
         self.learner: Learner = ModelStore().learner(settings_of(job, "unused"))
         self.adapter = self.learner.adapter
@@ -189,7 +188,8 @@ class LocalTraining:
         std = self.job.noise * CLIP
         if not len(chosen):
             return {name: std * torch.randn(p.shape, generator=generator) for name, p in active.items()}
-        gradients, _ = self.learner.gradients(rows(self.data.inputs, chosen), self.data.labels[chosen])
+        with KERNELS.left_to_pytorch():  # as in any loop by hand
+            gradients, _ = self.learner.gradients(rows(self.data.inputs, chosen), self.data.labels[chosen])
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
         factors = (self.job.clip / norms).clamp(max=1.0)
         sums = {name: torch.tensordot(factors, g, 1) for name, g in gradients.items()}
