@@ -7,8 +7,8 @@
 ν is the standard deviation of the noise on an entry, of the site's own gradient or, where the server steps, of the mean; β = 0.9.
 ŝ estimates a component's mean square without noise, and γ is the best linear gain for a signal of that size. A whole
 component is one number because an estimate over n entries is off by ν² √(2/n) alone, which over the steps falls further; an
-entry by itself says nothing. What has no feature axis is one component, and left as it is. The least gain keeps a slot that
-trains moving. Without privacy nothing is changed.
+entry by itself says nothing. The least gain keeps a slot that trains moving. Without privacy, and for what has no feature axis
+and so one component only, nothing is changed.
 
 γ is the best gain of one gradient by itself, about 1/50 where it is nearly all noise. Of a sum of many steps, in which noise
 averages out, it would only make all steps shorter. How long they are is the learning rate's business; what is left to the
@@ -41,9 +41,9 @@ class Wiener(Filter):
     stretch = 1.0
 
     def __call__(self, slot: Slot, gradient: Tensor, state: State, around: Around) -> Tensor:
-        if not around.noise:
+        if slot.feature_axis is None or not around.noise:
             return gradient
-        rows = rows_of(slot, gradient) if slot.feature_axis is not None else gradient.reshape(1, -1)
+        rows = rows_of(slot, gradient)
         floor = around.noise**2
         signal = rows.square().mean(1) - floor
         if SIGNAL not in state or state[SIGNAL].shape != signal.shape:
@@ -53,7 +53,7 @@ class Wiener(Filter):
         found = (state[SIGNAL] / state[WEIGHT]).clamp(min=0)
         gains = (found / (found + floor)).clamp(min=LEAST)
         shrunk = rows * (gains / gains.max()).unsqueeze(1)
-        return along_features(slot, gradient, shrunk) if slot.feature_axis is not None else shrunk.reshape(gradient.shape)
+        return along_features(slot, gradient, shrunk)
 
 
 WIENER = Wiener()

@@ -23,7 +23,7 @@ from functools import lru_cache
 from lalora_flwr.adapter.slots import LORA_A, Layout, Mask
 from lalora_flwr.methods.merges import Merge
 from lalora_flwr.methods.method import Method
-from lalora_flwr.methods.schedules import Schedule
+from lalora_flwr.methods.schedules import MOST_LOOKED_AT, Schedule
 from lalora_flwr.privacy.mechanism import Mechanism
 from lalora_flwr.settings import Settings
 
@@ -33,7 +33,6 @@ WALK_AVERAGED = 0.42  # of all else where the adapters of the rounds are average
 MOST, MOST_WITH_A = 8.0, 2.0  # over C; beyond it steps overshoot even where there is little noise
 LARGEST = 100.0  # at all; an owner's range of rates ends there if nothing else is said
 PLAIN = 0.3  # without privacy, where nothing bounds a gradient
-LOOKED_AT = 1000  # rounds of a schedule
 
 
 def noise_at_one(mechanism: Mechanism) -> float:
@@ -104,7 +103,7 @@ def _steps(settings: Settings, method: Method, layout: Layout) -> tuple[float, f
 @lru_cache(maxsize=16)  # every site asks in every round
 def _counted(schedule: Schedule, merge: Merge, layout: Layout, first: int, rounds: int, steps: int) -> tuple[float, float]:
     own, directive = layout.of(LORA_A), merge.start(layout)
-    with_a, others, seen = 0, 0, min(rounds, LOOKED_AT)
+    with_a, others, seen = 0, 0, min(rounds, MOST_LOOKED_AT)
     for server_round in range(first, first + seen):
         foreseen = schedule.foreseen(layout, server_round, directive)
         masks = schedule.masks(layout, server_round, steps, foreseen)
